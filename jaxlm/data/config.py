@@ -1,0 +1,100 @@
+"""DataConfig, SourceConfig, TokenizerConfig: what a run reads. Imports no JAX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxlm.config import check_choice
+from jaxlm.types import UserError
+
+ON_EXHAUSTED = ("repeat", "stop", "error")
+PACKINGS = ("concat", "best_fit")
+EVAL_SPLITS = ("hash", "tail")
+INVALID_UTF8 = ("strict", "replace", "skip")
+DOCUMENTS = ("file", "paragraph", "line")
+TOKENIZER_KINDS = ("bpe", "unigram", "char")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One named source of text in the mixture: `data.sources.<name>.<field>`."""
+
+    path: str = ""
+    """A file, folder or glob (.txt, .jsonl[.gz|.zst], .parquet, .arrayrecord), a folder made by `jaxlm corpus build`,
+    or `embedded:topics`, `embedded:docstrings`, `embedded:licences`: English prose that ships with Python."""
+    weight_tokens: float = 1.0
+    """Share of the *tokens* trained on, not of documents. Weights are normalised to 1, with a warning."""
+    on_exhausted: str | None = None
+    """When every token has been seen once: `repeat` (a new order each epoch), `stop` the run, or `error`. Must be
+    chosen where the plan passes one epoch."""
+    max_epochs: float | None = None
+    """A plan that reads the source more often than this is refused before training."""
+    text_key: str = "text"
+    """Key (JSONL) or column (Parquet) that holds the text."""
+    document: str = "file"
+    """What one document of a .txt file is: the whole file, a paragraph (blank line between) or a line."""
+
+    def __post_init__(self):
+        if not self.path:
+            raise UserError("data.sources.<name>.path is empty: give a file, a folder or embedded:topics.")
+        if not self.weight_tokens >= 0:
+            raise UserError(f"data.sources.<name>.weight_tokens={self.weight_tokens} must not be negative.")
+        if self.on_exhausted is not None:
+            check_choice("data.sources.<name>.on_exhausted", self.on_exhausted, ON_EXHAUSTED)
+        if self.max_epochs is not None and self.max_epochs <= 0:
+            raise UserError(f"data.sources.<name>.max_epochs={self.max_epochs} must be positive.")
+        check_choice("data.sources.<name>.document", self.document, DOCUMENTS)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The mixture and how it becomes batches: `data.<field>`."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    seq_len: int = 256
+    global_batch_size: int = 8
+    """Sequences in the batch of one step, over all hosts and microbatches."""
+    packing: str = "concat"
+    """`concat`: documents end to end, cut every seq_len tokens. `best_fit`: whole documents where they fit, fewest
+    truncations (Ding et al. 2024, arXiv:2404.10830). Documents in a row never see each other."""
+    eval_fraction: float = 0.02
+    """Share held out of every source for evaluation; never trained on."""
+    eval_split: str = "hash"
+    """`hash`: whole documents, chosen by the hash of their text (stable when files are added). `tail`: the last
+    part of every document (for sources that are one long text)."""
+    invalid_utf8: str = "strict"
+    """`strict`: an error that names file and line. `replace` with U+FFFD, or `skip` the document: counted."""
+    cache_dir: str | None = None
+    """Where raw sources are tokenised to, once; unset: $JAXLM_CACHE or ~/.cache/jaxlm."""
+
+    def __post_init__(self):
+        check_choice("data.packing", self.packing, PACKINGS)
+        check_choice("data.eval_split", self.eval_split, EVAL_SPLITS)
+        check_choice("data.invalid_utf8", self.invalid_utf8, INVALID_UTF8)
+        if self.seq_len < 2:
+            raise UserError(
+                f"data.seq_len={self.seq_len} must be at least 2: a target needs a token before it."
+            )
+        if self.global_batch_size < 1:
+            raise UserError(f"data.global_batch_size={self.global_batch_size} must be at least 1.")
+        if not 0.0 <= self.eval_fraction < 1.0:
+            raise UserError(f"data.eval_fraction={self.eval_fraction} must be in [0, 1).")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Which tokenizer: `tokenizer.<field>`."""
+
+    path: str | None = None
+    """A sentencepiece .model file. Unset: one is trained on the run's own sources, once, into the cache."""
+    kind: str = "bpe"
+    """Of a tokenizer that is trained: `bpe`, `unigram` or `char`, all with byte fallback."""
+    vocab_size: int = 4096
+    """Of a tokenizer that is trained; `char` takes as many as there are characters."""
+
+    def __post_init__(self):
+        check_choice("tokenizer.kind", self.kind, TOKENIZER_KINDS)
+        if self.vocab_size < 260:
+            raise UserError(
+                f"tokenizer.vocab_size={self.vocab_size} must be at least 260: 256 bytes and the special tokens."
+            )

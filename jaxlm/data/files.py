@@ -1,0 +1,58 @@
+"""Writing files so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+
+from etils import epath
+
+from jaxlm.types import UserError
+
+
+def is_local(path: epath.PathLike) -> bool:
+    """Whether the path is on this machine's file system (and not gs://, s3://)."""
+    return "://" not in os.fspath(path)
+
+
+def disk_error(path: epath.PathLike, error: BaseException) -> UserError | None:
+    """A one-line UserError for a disk that is full or may not be written to; None for any other error."""
+    code = getattr(error, "errno", None)
+    text = str(error)
+    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "quota exceeded" in text:
+        return UserError(
+            f"{path}: the disk is full; nothing half-written was kept. Free some space and run again."
+        )
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"{path}: not allowed to write here ({os.strerror(code)}); choose another folder.")
+    return None
+
+
+def write_atomic(path: epath.PathLike, content: bytes) -> None:
+    """Writes a file so that a reader sees the old content, the new content, or no file; never a part."""
+    target = epath.Path(path)
+    if not is_local(target):
+        target.write_bytes(content)  # an object store shows an object when its upload is complete
+        return
+    partial = f"{os.fspath(target)}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+        sync_folder(os.path.dirname(os.fspath(target)))
+    except BaseException as error:
+        if os.path.exists(partial):
+            os.unlink(partial)
+        raise (disk_error(path, error) or error) from None
+
+
+def sync_folder(path: str) -> None:
+    """Makes renames inside the folder survive a power cut."""
+    descriptor = os.open(path or ".", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,254 @@
+"""make_iterator: from a config, stores of tokens and a seed to batches. The only door into this folder.
+
+The batch of step s is a pure function of (config, seed, s): its row i is row s B + i of the run, which the
+mixture maps to a row of a source (`mixture.py`), which the packing reads (`packing.py`). Nothing depends on what
+was read before, nor on how many processes share the work: each computes the rows it is asked for. So the
+position of a run is its step. Grain is given one element per batch and brings threads, prefetch and order.
+
+    rows = Rows(config.data, stores, config.seed)
+    plan = rows.plan(config.train.num_steps)
+    with make_iterator(rows, start_step=0, num_steps=plan.num_steps) as batches: ...
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from jaxlm.data.config import DataConfig
+from jaxlm.data.files import is_local
+from jaxlm.data.mixture import (
+    Mixture,
+    Plan,
+    SourceSize,
+    make_plan,
+    mix64,
+    normalise_weights,
+    permute,
+    seed_key,
+)
+from jaxlm.data.packing import ConcatPacking, TokenReader, open_packing
+from jaxlm.types import Batch
+
+if TYPE_CHECKING:
+    import grain
+
+NUM_THREADS = 2
+PREFETCH_BATCHES = 4
+DTYPES = {
+    "tokens": np.int32,
+    "targets": np.int32,
+    "weights": np.float32,
+    "segments": np.int32,
+    "positions": np.int32,
+}
+
+
+class Rows:
+    """Any rows of any batch of a run, read when asked for. Thread-safe.
+
+    Args:
+      stores: the training split of every source with a positive weight, by name; others are not touched.
+      seed: of the run.
+    """
+
+    def __init__(self, data: DataConfig, stores: Mapping[str, TokenReader], seed: int):
+        self.data = data
+        self.seed = seed
+        shares, _ = normalise_weights({name: source.weight_tokens for name, source in data.sources.items()})
+        self._packings = tuple(
+            open_packing(data.packing, stores[name], data.seq_len, name=name, cache=index_folder(data))
+            for name in shares
+        )
+        sizes = {n: SourceSize(p.num_rows, p.num_tokens_per_epoch) for n, p in zip(shares, self._packings)}
+        self.mixture = Mixture(shares, sizes, seed)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Sources in the order of `batch["source"]`."""
+        return self.mixture.names
+
+    def plan(self, num_steps: int) -> Plan:
+        """What `num_steps` steps take from each source; UserError where the config forbids it."""
+        return make_plan(
+            self.data.sources,
+            dict(zip(self.names, self.mixture.sizes)),
+            global_batch_size=self.data.global_batch_size,
+            num_steps=num_steps,
+            seed=self.seed,
+        )
+
+    def batch(self, step: int, row_ids: np.ndarray | None = None) -> Batch:
+        """Rows `row_ids` (None: all, in order) of the global batch of this step."""
+        B = self.data.global_batch_size
+        row_ids = np.arange(B) if row_ids is None else np.asarray(row_ids, np.int64)
+        source, row = self.mixture.lookup(step * B + row_ids)
+        batch = _empty(len(row_ids), self.data.seq_len)
+        for number in np.unique(source).tolist():
+            here = np.flatnonzero(source == number)
+            for key, field in self._packings[number].rows(row[here]).items():
+                batch[key][here] = field
+        batch["source"] = source.astype(np.int32)
+        batch["fingerprint"] = fingerprint(batch, row_ids)
+        return batch
+
+
+class Batches(Iterator[Batch]):
+    """Batches in the order of their steps, read ahead by threads; see `make_iterator`.
+
+    Used up, closed or failed, it leaves no thread behind; `with` closes it.
+    """
+
+    def __init__(self, rows: Rows, steps: range, row_ids: np.ndarray | None, options: grain.ReadOptions):
+        import grain
+
+        self.rows = rows
+        self.step = steps.start
+        """The step whose batch comes next: all there is to save."""
+        self.stall_s = 0.0
+        """Seconds that `next` has waited, in all."""
+        dataset = grain.MapDataset.source(_Steps(rows, steps, row_ids)).to_iter_dataset(options)
+        batches = iter(dataset)
+        batches.start_prefetch()
+        self._batches: grain.DatasetIterator | None = batches
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            raise StopIteration
+        start = time.perf_counter()
+        try:
+            batch = next(self._batches)
+        except BaseException:
+            self.close()
+            raise
+        self.stall_s += time.perf_counter() - start
+        self.step += 1
+        return batch
+
+    def close(self) -> None:
+        """Stops reading ahead; no more batches come. Harmless when called again."""
+        batches, self._batches = self._batches, None
+        if batches is not None:
+            batches.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class _Steps:
+    """What Grain reads from: element i is this process's part of the batch of step `steps[i]`."""
+
+    def __init__(self, rows: Rows, steps: range, row_ids: np.ndarray | None):
+        self._rows, self._steps, self._row_ids = rows, steps, row_ids
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, i) -> Batch:
+        return self._rows.batch(self._steps[int(i)], self._row_ids)
+
+
+def make_iterator(
+    rows: Rows,
+    *,
+    start_step: int = 0,
+    num_steps: int,
+    row_ids: np.ndarray | None = None,
+    num_threads: int = NUM_THREADS,
+    prefetch_batches: int = PREFETCH_BATCHES,
+) -> Batches:
+    """Batches of steps start_step..num_steps - 1, as numpy arrays, read ahead from now on.
+
+    Args:
+      start_step: 0, or the step a checkpoint was saved at.
+      num_steps: exclusive end, from `rows.plan(...)`: a source with on_exhausted=stop may end the run early.
+      row_ids: the rows of the global batch that this process needs, ascending; None: all.
+      num_threads: that read; one is enough for local files, more hide the latency of remote ones.
+      prefetch_batches: kept ready, each of 20 bytes per token.
+    """
+    import grain
+
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
+    return Batches(rows, range(start_step, num_steps), row_ids, options)
+
+
+def make_eval_batches(
+    store: TokenReader,
+    *,
+    seq_len: int,
+    batch_size: int,
+    num_batches: int,
+    source: int = 0,
+    row_ids: np.ndarray | None = None,
+) -> Iterator[Batch]:
+    """Batches of one source's held-out split: the same rows in the same order at every call and in every run.
+
+    Documents lie end to end (whatever the packing trained on, so that evaluations compare). Rows come in a fixed
+    scattered order: a few of them stand for the whole split, and more of them include the few. Every batch has
+    the same shape: where rows run out, weights, segments and tokens are 0. A split without a target gives none.
+
+    Args:
+      batch_size: rows of the global batch.
+      num_batches: at most; fewer when the split is smaller.
+      source: what `batch["source"]` says.
+      row_ids: the rows of the global batch that this process needs, ascending; None: all.
+    """
+    packing = ConcatPacking(store, seq_len)
+    num_rows = min(num_batches * batch_size, packing.num_rows) if packing.num_tokens_per_epoch else 0
+    row_ids = np.arange(batch_size) if row_ids is None else np.asarray(row_ids, np.int64)
+    for first in range(0, num_rows, batch_size):
+        batch = _empty(len(row_ids), seq_len)
+        real = np.flatnonzero(first + row_ids < num_rows)
+        if len(real):
+            row = permute(first + row_ids[real], packing.num_rows, seed_key("eval"))
+            for key, field in packing.rows(row).items():
+                batch[key][real] = field
+        batch["source"] = np.full(len(row_ids), source, np.int32)
+        batch["fingerprint"] = fingerprint(batch, row_ids)
+        yield batch
+
+
+def _empty(num_rows: int, seq_len: int) -> Batch:
+    return {key: np.zeros((num_rows, seq_len), dtype) for key, dtype in DTYPES.items()}
+
+
+def fingerprint(batch: Batch, row_ids: np.ndarray) -> np.ndarray:
+    """uint32 [b]: identifies each row by its tokens, targets, weights, segments and place in the global batch.
+
+    Summed over the rows of all processes, mod 2^32, it identifies the global batch (`batch_hash`), however the
+    rows are shared out.
+
+    Source: Lemire and Kaser 2014, Strongly universal string hashing is fast, arXiv:1202.4961 (multilinear).
+    """
+    ids_RT = batch["tokens"].astype(np.uint64) | (batch["targets"].astype(np.uint64) << np.uint64(32))
+    mask_RT = batch["segments"].astype(np.uint64) << np.uint64(1) | (batch["weights"] > 0)
+    by_ids_T, by_mask_T = _multipliers(ids_RT.shape[1])
+    hash_R = (ids_RT * by_ids_T + mask_RT * by_mask_T).sum(axis=1, dtype=np.uint64)
+    place_R = mix64(np.asarray(row_ids).astype(np.uint64) + np.uint64(1))
+    return (mix64(hash_R + place_R) >> np.uint64(32)).astype(np.uint32)
+
+
+@functools.cache
+def _multipliers(seq_len: int) -> np.ndarray:
+    return mix64(np.arange(1, 2 * seq_len + 1, dtype=np.uint64)).reshape(2, seq_len)
+
+
+def batch_hash(fingerprints: np.ndarray) -> int:
+    """The hash of a batch from the fingerprints of its rows, in any order."""
+    return int(np.sum(fingerprints, dtype=np.uint64) & np.uint64(0xFFFFFFFF))
+
+
+def index_folder(data: DataConfig) -> Path:
+    """Where `best_fit` keeps its indices: below the cache of tokenised sources if that is on this machine."""
+    home = os.path.expanduser("~/.cache/jaxlm")
+    cache = data.cache_dir or os.environ.get("JAXLM_CACHE") or home
+    return Path(cache if is_local(cache) else home) / "packing"  # memory-mapped, so never on an object store

@@ -1,0 +1,333 @@
+"""Text to ids and back: one small protocol, sentencepiece behind it.
+
+A tokenizer we train never changes the text: no normalisation, no added or removed space, and every byte has
+an id of its own for what the vocabulary lacks. So decode(encode(x)) == x for every valid Unicode string,
+and the bytes that ids stand for add up to those of the text, which makes bits per byte exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import sentencepiece
+from etils import epath
+
+from jaxlm.data.files import write_atomic
+from jaxlm.types import UserError
+
+SPACE = "\u2581"
+"""Sentencepiece writes a space as this character, and so cannot tell one from the other by itself."""
+NUM_RESERVED = 259
+"""<unk>, <s>, </s> and 256 bytes: ids 0 to 258 of the tokenizers we train."""
+CHARACTER_COVERAGE = 0.9995
+"""The rarest 0.05% of characters are spelt in bytes and leave their places in the vocabulary to words."""
+CHUNK_CHARS = 4000
+CACHED_WORDS = 200_000
+CACHED_WORD_CHARS = 48
+
+_WORD = re.compile(r" *+[^ ]*+")
+_PIECE_ACROSS_WORDS = re.compile(f"[^{SPACE}]{SPACE}")
+_UNTRAINABLE = re.compile("[\0\u2581\u2585\u2047]+")
+
+
+class Tokenizer(Protocol):
+    """What the rest of jaxlm asks of a tokenizer."""
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int
+    """Fills what is masked by position anyway; may be a real token."""
+    sha256: str
+    """Of the model file: goes into every manifest and checkpoint."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without BOS and EOS."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts."""
+        ...
+
+    def document(self, text: str) -> list[int]:
+        """Ids of a whole document: BOS and EOS around it, where the tokenizer has them."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; special ids add nothing, bytes that are not UTF-8 become U+FFFD."""
+        ...
+
+    def piece(self, token_id: int) -> str:
+        """What one id looks like, for people: its text, or a name such as <s> or <0x0A>."""
+        ...
+
+    def bytes_per_id(self) -> np.ndarray:
+        """int32 [vocab_size]: UTF-8 bytes each id adds to decoded text; 0 for special ids."""
+        ...
+
+    def save(self, path: epath.PathLike) -> None:
+        """Writes the model file."""
+        ...
+
+
+class _WordCache(dict[str, tuple[int, ...]]):
+    """Ids of words seen before. A lookup is many times faster than sentencepiece's BPE."""
+
+    def __init__(self, processor):
+        super().__init__()
+        self._processor = processor
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        ids = tuple(self._processor.encode(word))
+        if len(word) <= CACHED_WORD_CHARS:
+            if len(self) >= CACHED_WORDS:
+                self.clear()
+            self[word] = ids
+        return ids
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece model: one of ours, or any other .model file (Llama 2, Mistral, Gemma, T5, ...).
+
+    `exact` says whether decode(encode(x)) == x is promised: the model normalises nothing, adds no space and
+    has all 256 bytes. `bytes_per_id` of other models is right up to the text their normaliser changes.
+    """
+
+    def __init__(self, model_bytes: bytes):
+        self.model_bytes = model_bytes
+        self.sha256 = hashlib.sha256(model_bytes).hexdigest()
+        self._sp = processor = sentencepiece.SentencePieceProcessor()
+        processor.LoadFromSerializedProto(model_bytes)
+        self.vocab_size = processor.vocab_size()
+        self.unk_id: int = processor.unk_id()
+        self.bos_id = processor.bos_id() if processor.bos_id() >= 0 else None
+        self.eos_id = processor.eos_id() if processor.eos_id() >= 0 else None
+        self.pad_id: int = processor.pad_id() if processor.pad_id() >= 0 else (self.eos_id or 0)
+        pieces = [processor.id_to_piece(i) for i in range(self.vocab_size)]
+        self._pieces = pieces
+        self._bytes = [self._bytes_of(i, piece) for i, piece in enumerate(pieces)]
+        byte_ids = {value[0]: i for i, value in enumerate(self._bytes) if processor.is_byte(i)}
+        spec = _normalizer(model_bytes)
+        self.normalizer: str = spec["name"]
+        self.exact = spec["exact"] and len(byte_ids) == 256
+        # The literal U+2581 must not be read as a space: it is spelt in bytes.
+        self._literal_space = [byte_ids[b] for b in SPACE.encode()] if self.exact else []
+        # No piece of the vocabulary crosses from a word into the space before the next, so that words can be
+        # encoded one by one. Not for unigram, where sentencepiece alone is as fast as the cache.
+        separable = self.exact and not any(_PIECE_ACROSS_WORDS.search(piece) for piece in pieces)
+        self._words = _WordCache(processor) if separable and spec["bpe"] else None
+
+    def _bytes_of(self, token_id: int, piece: str) -> bytes:
+        if self._sp.is_control(token_id) or self._sp.is_unknown(token_id) or self._sp.is_unused(token_id):
+            return b""
+        if self._sp.is_byte(token_id):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(SPACE, " ").encode()
+
+    def __reduce__(self):
+        return SentencePieceTokenizer, (self.model_bytes,)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without BOS and EOS."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts, in one thread: parallel builds use processes."""
+        try:
+            if not self.exact:
+                return self._sp.encode(list(texts), num_threads=1)
+            plain = [text for text in texts if SPACE not in text]
+            if len(plain) == len(texts):
+                return self._encode_plain(texts)
+            encoded = iter(self._encode_plain(plain))
+            return [self._encode_pieces(t) if SPACE in t else next(encoded) for t in texts]
+        except (UnicodeEncodeError, RuntimeError, TypeError):  # which one depends on sentencepiece's version
+            for text in texts:
+                check_unicode(text)
+            raise
+
+    def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._words is None:
+            return self._sp.encode(list(texts), num_threads=1)
+        chain, find, ids_of = itertools.chain.from_iterable, _WORD.findall, self._words.__getitem__
+        return [list(chain(map(ids_of, find(text)))) for text in texts]
+
+    def _encode_pieces(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for i, part in enumerate(self._encode_plain(text.split(SPACE))):
+            ids += self._literal_space * (i > 0) + part
+        return ids
+
+    def document(self, text: str) -> list[int]:
+        """[BOS] + ids + [EOS], each where the tokenizer has it: exactly one BOS, whatever the text says."""
+        bos = [] if self.bos_id is None else [self.bos_id]
+        eos = [] if self.eos_id is None else [self.eos_id]
+        return bos + self.encode(text) + eos
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; special ids add nothing, bytes that are not UTF-8 become U+FFFD."""
+        ids = [int(i) for i in ids]
+        if ids and not (0 <= min(ids) and max(ids) < self.vocab_size):
+            raise ValueError(f"token ids must be in [0, {self.vocab_size}); found {min(ids)} and {max(ids)}")
+        if self.exact:
+            return b"".join([self._bytes[i] for i in ids]).decode("utf-8", "replace")
+        return self._sp.decode(ids)
+
+    def piece(self, token_id: int) -> str:
+        """The text of one id, or a name such as <s> or <0x0A>."""
+        return self._pieces[token_id].replace(SPACE, " ")
+
+    def bytes_per_id(self) -> np.ndarray:
+        """int32 [vocab_size]: UTF-8 bytes each id adds to decoded text; 0 for special ids."""
+        return np.array([len(b) for b in self._bytes], np.int32)
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether the id stands for a single byte of a character that the vocabulary lacks."""
+        return self._sp.is_byte(token_id)
+
+    def save(self, path: epath.PathLike) -> None:
+        """Writes the model file, whose hash is `sha256`."""
+        write_atomic(path, self.model_bytes)
+
+
+def _normalizer(model_bytes: bytes) -> dict[str, Any]:
+    """What the model does to text before it looks for pieces."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    messages: Any = sentencepiece_model_pb2  # generated at import: invisible to type checkers
+    proto = messages.ModelProto.FromString(model_bytes)
+    spec, trainer = proto.normalizer_spec, proto.trainer_spec
+    untouched = not spec.precompiled_charsmap and not proto.denormalizer_spec.precompiled_charsmap
+    exact = (
+        untouched
+        and spec.escape_whitespaces
+        and not spec.add_dummy_prefix
+        and not spec.remove_extra_whitespaces
+    )
+    name = "identity" if exact else spec.name or "unnamed"
+    return {"name": name, "exact": exact, "bpe": trainer.model_type == trainer.BPE}
+
+
+def check_unicode(text: str, where: str = "the text") -> None:
+    """Raises UserError at a lone surrogate, which JSON escapes and odd terminals can smuggle in."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where} has a lone surrogate {text[error.start]!r} at character {error.start}: not valid "
+            "Unicode. Replace it with U+FFFD or drop it."
+        ) from None
+
+
+def load_tokenizer(path: epath.PathLike) -> SentencePieceTokenizer:
+    """Reads a sentencepiece .model file; a UserError says what is wrong with any other."""
+    file = epath.Path(path)
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"tokenizer {path} does not exist: give a sentencepiece .model file.") from None
+    except IsADirectoryError:
+        raise UserError(f"tokenizer {path} is a folder: give the sentencepiece .model file in it.") from None
+    try:
+        if content:
+            return SentencePieceTokenizer(content)
+        reason = "it is empty"
+    except Exception:  # sentencepiece and protobuf raise several unrelated types
+        reason = "it is JSON" if content[:1] == b"{" else "other content, or cut short"
+    raise UserError(
+        f"tokenizer {path} is not a sentencepiece model ({reason}): give a .model file, or make one with "
+        "`jaxlm tokenizer train`."
+    )
+
+
+def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> bytes:
+    """Learns a vocabulary; returns the model file. The same texts give the same bytes.
+
+    Args:
+      texts: documents; held in memory while training.
+      kind: "bpe", "unigram" or "char".
+      vocab_size: NUM_RESERVED special and byte ids included; `char` takes one per character instead.
+
+    Source: Sennrich et al. 2016, arXiv:1508.07909 (BPE); Kudo 2018, arXiv:1804.10959 (unigram).
+    """
+    chunks = [chunk for text in texts for chunk in _chunks(text)]
+    counts = _character_counts(chunks)
+    if not counts.any():
+        raise UserError("A tokenizer cannot be trained on no text: every input was empty.")
+    num_chars = int((counts > 0).sum())
+    if kind == "char":
+        vocab_size = NUM_RESERVED + num_chars
+        options: dict[str, Any] = {"character_coverage": 1.0, "use_all_vocab": True}
+        if counts[ord("\n")]:  # the trainer strips a newline that ends a chunk
+            options["required_chars"] = "\n"
+    else:
+        # At most half of the free places go to single characters, however many the script has.
+        places = max(1, (vocab_size - NUM_RESERVED) // 2)
+        order = np.argsort(-counts, kind="stable")
+        common = float(counts[order[:places]].sum() / counts.sum()) - 1e-6
+        options = {"character_coverage": min(CHARACTER_COVERAGE, common)}
+        if common < 0.98:  # sentencepiece accepts no less: take the others out of the text instead
+            rare = dict.fromkeys(order[places:num_chars].tolist(), "\0")
+            chunks = [part for chunk in chunks for part in chunk.translate(rare).split("\0") if part]
+            options = {"character_coverage": 1.0}
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(chunks),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=1 << 20,
+            num_threads=8,  # unigram adds up in as many parts: another number would give other last digits
+            minloglevel=2,
+            **options,
+        )
+    except RuntimeError as error:
+        raise _training_error(error, kind, vocab_size, num_chars) from None
+    return model.getvalue()
+
+
+def _training_error(error: RuntimeError, kind: str, vocab_size: int, num_chars: int) -> UserError:
+    largest = re.search(r"value <= (\d+)", str(error))
+    if largest:
+        return UserError(
+            f"tokenizer.vocab_size={vocab_size} is more than this text can fill: {kind} finds {largest[1]}. "
+            f"Try vocab_size={largest[1]} or less, or train on more text."
+        )
+    reason = str(error).splitlines()[0].strip()
+    return UserError(
+        f"A {kind} tokenizer of vocab_size={vocab_size} cannot be trained on this text of {num_chars} "
+        f"different characters ({reason}). Try vocab_size={NUM_RESERVED + 2 * num_chars}."
+    )
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """The text in parts of a few kilobytes, cut before spaces, without what the trainer keeps for itself."""
+    check_unicode(text, "a training text")
+    for part in _UNTRAINABLE.split(text):
+        start = 0
+        while start < len(part):
+            cut = part.find(" ", start + CHUNK_CHARS)
+            # Scripts without spaces are cut anywhere: the trainer skips what is too long.
+            stop = min(cut if cut >= 0 else len(part), start + 4 * CHUNK_CHARS)
+            yield part[start:stop]
+            start = stop
+
+
+def _character_counts(chunks: Sequence[str]) -> np.ndarray:
+    counts = np.zeros(0x110000, np.int64)
+    for start in range(0, len(chunks), 256):
+        codes = np.frombuffer("".join(chunks[start : start + 256]).encode("utf-32-le"), "<u4")
+        counts += np.bincount(codes, minlength=len(counts))
+    return counts

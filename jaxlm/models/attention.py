@@ -1,0 +1,208 @@
+"""Grouped-query attention: RoPE, masks, the choice of kernel, and the KV cache."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxlm.models.attention_chunked import attend_chunked
+from jaxlm.models.config import ModelConfig
+from jaxlm.models.layers import Constrain, Norm, normal, project, residual_stddev, softcap, weight
+
+NEG_INF = -1e30
+"""Large enough that exp underflows to 0 in float32 and bfloat16, small enough that a fully masked row is no NaN."""
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of RoPE's angles, [B, T, 1, H // 2], float32; shared by all layers of a kind."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rope_frequencies(config: ModelConfig, *, local: bool) -> tuple[jax.Array, float]:
+    """Angle per position of each channel pair [H // 2], and a factor on cos and sin (1 except for YaRN).
+
+    Sources: RoFormer, arXiv:2104.09864, section 3.4; linear: arXiv:2306.15595; llama3: the Llama 3.1 release's
+    smooth band between wavelengths of original_len / 4 and original_len / 1; YaRN: arXiv:2309.00071, sections 3.2
+    and 3.4 (beta 32 and 1). Local layers with a base of their own are never scaled (Gemma 3, arXiv:2503.19786).
+    """
+    H = config.head_width
+    own_base = local and config.rope_local_theta is not None
+    theta = config.rope_local_theta if local and config.rope_local_theta is not None else config.rope_theta
+    exponents = jnp.arange(0, H, 2, dtype=jnp.float32) / H
+    freqs = theta**-exponents
+    factor, original = config.rope_scaling_factor, config.rope_original_len or 0
+    if own_base or config.rope_scaling == "none":
+        return freqs, 1.0
+    if config.rope_scaling == "linear":
+        return freqs / factor, 1.0
+    if config.rope_scaling == "llama3":
+        low, high = 1.0, 4.0
+        turns = original * freqs / (2 * math.pi)  # rotations within the original context
+        smooth = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        return freqs * smooth + freqs / factor * (1.0 - smooth), 1.0
+
+    def channel(num_turns: float) -> float:  # the (fractional) channel that turns this often in original_len
+        return H * math.log(original / (num_turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = max(math.floor(channel(32.0)), 0), min(math.ceil(channel(1.0)), H - 1)
+    ramp = jnp.clip((jnp.arange(H // 2, dtype=jnp.float32) - first) / max(last - first, 1e-3), 0.0, 1.0)
+    return freqs / factor * ramp + freqs * (1.0 - ramp), 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def rotation(config: ModelConfig, positions_BT: jax.Array, *, local: bool) -> Rotation:
+    """RoPE's angles at these positions, in float32: bfloat16 cannot tell position 256 from 257."""
+    freqs, factor = rope_frequencies(config, local=local)
+    angles = positions_BT.astype(jnp.float32)[:, :, None, None] * freqs[None, None, None, :]
+    return Rotation(jnp.cos(angles) * factor, jnp.sin(angles) * factor)
+
+
+def rope(x_BTNH: jax.Array, turn: Rotation) -> jax.Array:
+    """Rotates pairs of channels by an angle that grows with position.
+
+    Channel i pairs with i + H // 2 (not with i + 1), as in Llama checkpoints of Hugging Face layout. Positions
+    restart at 0 in each packed document. Source: Su et al. 2021, RoFormer, arXiv:2104.09864, section 3.4.
+    """
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    turned = (first * turn.cos - second * turn.sin, second * turn.cos + first * turn.sin)
+    return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
+
+
+def attend_masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, scale: float, cap: float | None = None) -> jax.Array:
+    """Textbook attention under any mask: every KV head serves G = N // K query heads. -> o_BTNH.
+
+    The reference for the kernels, and what decoding with a cache runs. Softmax in float32.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = (q_BTNH * jnp.asarray(scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H)
+    logits_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    logits_BKGTS = jnp.where(mask_BTS[:, None, None], softcap(logits_BKGTS, cap), NEG_INF)
+    probs_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).reshape(B, T, N, H)
+
+
+def attend_dense(
+    q_BTNH, k_BSKH, v_BSKH, *, segments_BT, window: int | None, softcap: float | None, scale: float
+) -> jax.Array:
+    """Causal attention with the whole [T, T] table of logits; the twin that every other kernel is tested against.
+
+    segments_BT: documents of a packed row never see each other; None: one document. window: keys a query sees, its
+    own included; None: all before it.
+    """
+    T = q_BTNH.shape[1]
+    query, key = jnp.arange(T)[:, None], jnp.arange(T)[None, :]
+    mask = key <= query
+    if window is not None:
+        mask &= key > query - window
+    mask_BTS = mask[None]
+    if segments_BT is not None:
+        mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+    return attend_masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale, cap=softcap)
+
+
+def pick_attention(name: str, platform: str) -> str:
+    """What `model.attention` stands for on this platform: `auto` is `chunked` on a CPU, else `dense`.
+
+    On two CPU cores chunks of queries halve the time and the memory of the [T, T] table (`make bench` measures it).
+    """
+    if name != "auto":
+        return name
+    return "chunked" if platform == "cpu" else "dense"
+
+
+class Cache(NamedTuple):
+    """Keys and values of all layers, [L, B, S, K, H]; slot s holds the token at position s of its row."""
+
+    k_LBSKH: jax.Array
+    v_LBSKH: jax.Array
+
+
+def init_cache(config: ModelConfig, batch_size: int, max_len: int) -> Cache:
+    """An empty cache for `batch_size` rows of up to `max_len` positions, in the compute dtype."""
+    shape = (config.num_layers, batch_size, max_len, config.kv_heads, config.head_width)
+    return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+
+class Places(NamedTuple):
+    """Where the tokens of a batch stand: what all layers share. With a cache, slots and layer say where to write."""
+
+    positions_BT: jax.Array
+    segments_BT: jax.Array | None
+    turns: dict[str, Rotation]
+    """Layer kind (`g`, `l`) -> RoPE angles; empty for models without RoPE."""
+
+
+def attend_cached(q_BTNH, k_BTKH, v_BTKH, cache: Cache, layer, places: Places, *, window, cap, scale):
+    """Writes the new keys and values at slot = position, then attends to the slots up to the query's position.
+
+    Slots after a row's own length may hold padding of a shorter prompt: they are masked until decoding reaches and
+    overwrites them. layer: index into the cache, static or traced. -> (o_BTNH, cache).
+    """
+    positions_BT, B = places.positions_BT, q_BTNH.shape[0]
+    rows_B1 = jnp.arange(B)[:, None]
+    k_LBSKH = cache.k_LBSKH.at[layer, rows_B1, positions_BT].set(k_BTKH.astype(cache.k_LBSKH.dtype))
+    v_LBSKH = cache.v_LBSKH.at[layer, rows_B1, positions_BT].set(v_BTKH.astype(cache.v_LBSKH.dtype))
+    k_BSKH = jax.lax.dynamic_index_in_dim(k_LBSKH, layer, 0, keepdims=False)
+    v_BSKH = jax.lax.dynamic_index_in_dim(v_LBSKH, layer, 0, keepdims=False)
+    slot_11S = jnp.arange(k_BSKH.shape[1])[None, None, :]
+    mask_BTS = slot_11S <= positions_BT[:, :, None]
+    if window is not None:
+        mask_BTS &= slot_11S > positions_BT[:, :, None] - window
+    return attend_masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale, cap=cap), Cache(k_LBSKH, v_LBSKH)
+
+
+class Attention(nn.Module):
+    """Multi-head, grouped-query or multi-query attention (arXiv:1706.03762, 2305.13245, 1911.02150)."""
+
+    config: ModelConfig
+    kind: str
+    kernel: str
+    constrain: Constrain
+
+    @nn.compact
+    def __call__(self, x_BTD, places: Places, cache: Cache | None = None, layer=0):
+        config = self.config
+        D, N, K, H = config.embed_dim, config.num_heads, config.kv_heads, config.head_width
+        qkv_bias = config.bias in ("qkv", "all")
+
+        def heads(name: str, num: int, axis: str) -> jax.Array:
+            w = weight(self, name, (D, num, H), ("embed", axis, "head_dim"), normal())
+            b = None
+            if qkv_bias:
+                b = weight(self, f"{name}_bias", (num, H), (axis, "head_dim"), nn.initializers.zeros)
+            return self.constrain(project(x_BTD, w, b), "batch", "length", axis, "head_dim")
+
+        q_BTNH, k_BTKH, v_BTKH = heads("q", N, "heads"), heads("k", K, "kv_heads"), heads("v", K, "kv_heads")
+        if config.qk_norm:
+            q_BTNH = Norm(config, axis="head_dim", name="q_norm")(q_BTNH)
+            k_BTKH = Norm(config, axis="head_dim", name="k_norm")(k_BTKH)
+        if self.kind in places.turns:
+            q_BTNH = rope(q_BTNH, places.turns[self.kind])
+            k_BTKH = rope(k_BTKH, places.turns[self.kind])
+        scale = (config.query_scale_dim or H) ** -0.5
+        window = config.sliding_window if self.kind == "l" else None
+        cap = config.attention_softcap
+        if cache is not None:
+            o_BTNH, cache = attend_cached(
+                q_BTNH, k_BTKH, v_BTKH, cache, layer, places, window=window, cap=cap, scale=scale
+            )
+        else:
+            attend = {"dense": attend_dense, "chunked": attend_chunked}[self.kernel]
+            o_BTNH = attend(
+                q_BTNH, k_BTKH, v_BTKH, segments_BT=places.segments_BT, window=window, softcap=cap, scale=scale
+            )
+        o_BTNH = checkpoint_name(self.constrain(o_BTNH, "batch", "length", "heads", "head_dim"), "attention")
+        w_o = weight(
+            self, "o", (N, H, D), ("heads", "head_dim", "embed"), normal(residual_stddev(config))
+        )
+        b_o = None
+        if config.bias == "all":
+            b_o = weight(self, "o_bias", (D,), ("embed",), nn.initializers.zeros)
+        return project(o_BTNH, w_o, b_o, num_in=2), cache

@@ -1,0 +1,131 @@
+"""build(ModelConfig) -> LM: all that the rest of jaxlm ever sees of a model. Flax stays in this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.models.attention import Cache, init_cache, pick_attention
+from jaxlm.models.config import ModelConfig
+from jaxlm.models.decoder import Block, Ends, head_logits, make_places, run_blocks
+from jaxlm.models.layers import Constrain, dropout
+from jaxlm.types import Batch, Params, PyTree, UserError
+
+
+class LM(NamedTuple):
+    """A language model as pure functions of its weights."""
+
+    init: Callable[[jax.Array], Params]
+    hidden: Callable[..., jax.Array]
+    """hidden(params, batch, dropout_key=None) -> x_BTD after the final norm."""
+    head: Callable[[Params, jax.Array], jax.Array]
+    """head(params, x_...D) -> logits_...V in float32; params may be just the groups in `head_keys`."""
+    axes: PyTree
+    """Shaped like params; a leaf is a tuple of logical axes, such as ("layers", "embed", "mlp")."""
+    head_keys: tuple[str, ...]
+    """Top-level groups of params that `head` reads."""
+    init_cache: Callable[[int, int], Cache]
+    """init_cache(batch_size, max_len) -> an empty KV cache."""
+    extend: Callable[[Params, jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
+    """extend(params, tokens_BT, positions_BT, cache) -> (x_BTD, cache): prefill and decode."""
+
+
+def no_constraint(x: jax.Array, *axes: str) -> jax.Array:
+    """The `constrain` of a model on one device."""
+    return x
+
+
+def is_axes(leaf: Any) -> bool:
+    """Whether a node of `LM.axes` is a leaf."""
+    return isinstance(leaf, tuple)
+
+
+def build(
+    config: ModelConfig,
+    seq_len: int,
+    *,
+    platform: str | None = None,
+    constrain: Constrain = no_constraint,
+) -> LM:
+    """Makes the model's functions; no weight is made yet.
+
+    Args:
+      config: with vocab_size filled in.
+      seq_len: rows of a learned position table where config.max_seq_len is unset.
+      platform: cpu, gpu or tpu, for `attention="auto"`; unset: the default backend.
+      constrain: where activations live on a mesh, by logical axes.
+    """
+    if config.vocab_size is None:
+        raise UserError("model.vocab_size is unset: take the tokenizer's vocabulary size.")
+    kernel = pick_attention(config.attention, platform or jax.default_backend())
+    ends = Ends(config, num_positions=config.max_seq_len or seq_len)
+    blocks = {kind: Block(config, kind, kernel, constrain) for kind in set(config.layer_kinds)}
+    # Initialisation and sampling see batches too small for the mesh's batch axes, so nothing is prescribed there.
+    free_blocks = {kind: Block(config, kind, kernel, no_constraint) for kind in set(config.layer_kinds)}
+
+    def boxed_init(key: jax.Array):
+        ends_key, blocks_key = jax.random.split(key)
+        tokens_BT = jnp.zeros((1, 2), jnp.int32)
+        params = dict(ends.init(ends_key, tokens_BT)["params"])
+        x_BTD = jnp.zeros((1, 2, config.embed_dim), config.dtype)
+        places = make_places(config, tokens_BT, None)
+        block = free_blocks[config.layer_kinds[0]]  # global and local layers have the same weights
+        init_block = jax.vmap(lambda k: block.init(k, x_BTD, places)["params"])
+        params["layers"] = init_block(jax.random.split(blocks_key, config.num_layers))
+        return params
+
+    def init(key: jax.Array) -> Params:
+        return nn.meta.unbox(boxed_init(key))
+
+    def unbox_axes(path, box) -> tuple[str, ...]:
+        return (("layers",) if path[0].key == "layers" else ()) + tuple(box.names)
+
+    axes = jax.tree_util.tree_map_with_path(
+        unbox_axes, jax.eval_shape(boxed_init, jax.random.key(0)), is_leaf=lambda x: isinstance(x, nn.Partitioned)
+    )
+
+    def start(params, tokens_BT, positions_BT, dropout_key):
+        x_BTD = ends.apply({"params": params}, tokens_BT, positions_BT, method="embed")
+        return dropout(x_BTD, config.dropout, dropout_key)
+
+    def finish(params, x_BTD):
+        return ends.apply({"params": params}, x_BTD, method="norm")
+
+    def hidden(params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+        tokens_BT, segments_BT = batch["tokens"], batch.get("segments")
+        positions_BT = batch.get("positions")
+        if positions_BT is None:
+            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
+        places = make_places(config, positions_BT, segments_BT)
+        keys = (None, None) if dropout_key is None or config.dropout == 0 else jax.random.split(dropout_key)
+
+        def apply_block(kind, layer_params, x_BTD, key, cache, layer):
+            return blocks[kind].apply({"params": layer_params}, x_BTD, places, key)
+
+        x_BTD = constrain(start(params, tokens_BT, positions_BT, keys[0]), "batch", "length", "embed")
+        x_BTD, _ = run_blocks(config, apply_block, params["layers"], x_BTD, keys[1])
+        return finish(params, x_BTD)
+
+    def extend(params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache):
+        places = make_places(config, positions_BT, None)
+
+        def apply_block(kind, layer_params, x_BTD, key, cache, layer):
+            return free_blocks[kind].apply({"params": layer_params}, x_BTD, places, None, cache, layer)
+
+        x_BTD = start(params, tokens_BT, positions_BT, None)
+        x_BTD, cache = run_blocks(config, apply_block, params["layers"], x_BTD, None, cache)
+        return finish(params, x_BTD), cache
+
+    head_key = "embedding" if config.tie_embeddings else "head"
+
+    def head(params: Params, x_XD: jax.Array) -> jax.Array:
+        return head_logits(config, params[head_key], x_XD)
+
+    def make_cache(batch_size: int, max_len: int) -> Cache:
+        return init_cache(config, batch_size, max_len)
+
+    return LM(init, hidden, head, axes, (head_key,), make_cache, extend)

@@ -1,0 +1,167 @@
+"""ModelConfig: one decoder for the GPT-2/3, Llama, Qwen and Gemma lineages, chosen by fields. Imports no JAX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxlm.config import check_choice, divisors
+from jaxlm.types import UserError
+
+ACTIVATIONS = ("swiglu", "geglu", "gelu_tanh", "gelu", "relu")
+"""Gated: `swiglu` (SiLU gate; Llama), `geglu` (tanh-GELU gate; Gemma). Plain: `gelu_tanh` (GPT-2), `gelu`, `relu`."""
+NORMS = ("rmsnorm", "layernorm", "rmsnorm_plus_one")
+"""`rmsnorm_plus_one` multiplies by 1 + scale, as Gemma stores it."""
+BIASES = ("none", "qkv", "all")
+"""`qkv`: query, key and value projections only (Qwen 2). `all`: every projection and LayerNorm (GPT-2)."""
+POSITIONS = ("rope", "learned", "none")
+ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
+REMATS = ("none", "dots", "attention", "full")
+"""What the backward pass recomputes: nothing; all but matrix products; all but the attention's result; everything."""
+ATTENTIONS = ("auto", "dense", "chunked")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and style of a decoder-only transformer. Every field is a config key, `model.<field>`."""
+
+    vocab_size: int | None = None
+    """Rows of the embedding; unset: the tokenizer's vocabulary. May be larger (padding), never smaller."""
+    embed_dim: int = 256
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int | None = None
+    """Unset: num_heads (multi-head attention). Fewer: grouped-query attention; 1: multi-query."""
+    head_dim: int | None = None
+    """Unset: embed_dim // num_heads."""
+    mlp_dim: int | None = None
+    """Unset: 4 x embed_dim, or 8/3 of it rounded up to a multiple of 64 where the MLP is gated (equal parameters)."""
+    activation: str = "swiglu"
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-6
+    post_norm: bool = False
+    """Also normalise what attention and MLP return, before it is added back (Gemma 2 and 3)."""
+    bias: str = "none"
+    qk_norm: bool = False
+    """RMSNorm over head_dim on queries and keys, before RoPE (Qwen 3, Gemma 3)."""
+    positions: str = "rope"
+    max_seq_len: int | None = None
+    """Rows of the learned position table; unset: data.seq_len. Sampling cannot go beyond it."""
+    rope_theta: float = 10_000.0
+    rope_local_theta: float | None = None
+    """Base for local layers (Gemma 3: 10,000 beside a global 1,000,000). Unset: rope_theta; unscaled where set."""
+    rope_scaling: str = "none"
+    rope_scaling_factor: float = 1.0
+    rope_original_len: int | None = None
+    """Context length before scaling: needed by `llama3` and `yarn`."""
+    layer_pattern: str = "g"
+    """Repeated over the layers: `g` global, `l` local (sliding window). Gemma 2: `lg`; Gemma 3: `lllllg`."""
+    sliding_window: int | None = None
+    """Keys a local layer sees, its own position included."""
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    query_scale_dim: float | None = None
+    """Queries are scaled by this to the power -1/2; unset: head_dim."""
+    tie_embeddings: bool = True
+    scale_embeddings: bool = False
+    """Multiply embeddings by sqrt(embed_dim) (Gemma)."""
+    dropout: float = 0.0
+    """After the embedding and on both residual branches; keyed by step."""
+    dtype: str = "float32"
+    """Of activations and matrix products; parameters stay float32."""
+    remat: str = "none"
+    scan_layers: bool = True
+    """One compiled layer in a loop (deep models), or unrolled (faster for small ones). Checkpoints are the same."""
+    attention: str = "auto"
+    """How attention is computed; `auto` picks by platform and says what it picked."""
+
+    def __post_init__(self):
+        for name in ("embed_dim", "num_layers", "num_heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
+        for name in (
+            "vocab_size", "num_kv_heads", "head_dim", "mlp_dim", "max_seq_len", "sliding_window",
+            "rope_original_len", "attention_softcap", "logits_softcap", "query_scale_dim", "rope_local_theta",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"model.{name}={value} must be positive; leave it unset (None) for the default.")
+        check_choice("model.activation", self.activation, ACTIVATIONS)
+        check_choice("model.norm", self.norm, NORMS)
+        check_choice("model.bias", self.bias, BIASES)
+        check_choice("model.positions", self.positions, POSITIONS)
+        check_choice("model.rope_scaling", self.rope_scaling, ROPE_SCALINGS)
+        check_choice("model.remat", self.remat, REMATS)
+        check_choice("model.attention", self.attention, ATTENTIONS)
+        check_choice("model.dtype", self.dtype, DTYPES)
+        if self.num_heads % self.kv_heads:
+            raise UserError(
+                f"model.num_heads={self.num_heads} must be a multiple of model.num_kv_heads={self.kv_heads}: each KV "
+                f"head serves an equal group of query heads. Try num_kv_heads in {divisors(self.num_heads)}."
+            )
+        if self.head_dim is None and self.embed_dim % self.num_heads:
+            raise UserError(
+                f"model.embed_dim={self.embed_dim} must be a multiple of model.num_heads={self.num_heads} when "
+                f"model.head_dim is unset. Try num_heads in {divisors(self.embed_dim)}, or set head_dim."
+            )
+        if self.positions == "rope" and self.head_width % 2:
+            raise UserError(f"model.head_dim={self.head_width} must be even: RoPE rotates pairs of channels.")
+        if not self.layer_pattern or set(self.layer_pattern) - set("gl"):
+            raise UserError(
+                f"model.layer_pattern={self.layer_pattern!r} must be letters g (global) and l (local), for example "
+                "'lllllg'."
+            )
+        if "l" in self.layer_pattern and self.sliding_window is None:
+            raise UserError(
+                f"model.layer_pattern={self.layer_pattern!r} has local layers, so model.sliding_window must be set: "
+                "the number of keys such a layer sees."
+            )
+        if "l" not in self.layer_pattern and self.sliding_window is not None:
+            raise UserError(
+                f"model.sliding_window={self.sliding_window} would be ignored: model.layer_pattern="
+                f"{self.layer_pattern!r} has no local layer. Try layer_pattern='l', or unset sliding_window."
+            )
+        if self.rope_scaling in ("llama3", "yarn") and self.rope_original_len is None:
+            raise UserError(
+                f"model.rope_scaling={self.rope_scaling!r} needs model.rope_original_len: the context length before "
+                "scaling (8192 for Llama 3.1)."
+            )
+        if self.rope_scaling == "none" and self.rope_scaling_factor != 1.0:
+            raise UserError(
+                f"model.rope_scaling_factor={self.rope_scaling_factor} would be ignored: model.rope_scaling is "
+                "'none'. Try rope_scaling='linear'."
+            )
+        if self.rope_scaling_factor < 1.0:
+            raise UserError(f"model.rope_scaling_factor={self.rope_scaling_factor} must be at least 1.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"model.dropout={self.dropout} must be in [0, 1).")
+        if self.norm_eps <= 0:
+            raise UserError(f"model.norm_eps={self.norm_eps} must be positive.")
+
+    @property
+    def kv_heads(self) -> int:
+        """num_kv_heads with its default filled in."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def head_width(self) -> int:
+        """head_dim with its default filled in."""
+        return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP multiplies two projections (SwiGLU, GeGLU; Shazeer 2020, arXiv:2002.05202)."""
+        return self.activation in ("swiglu", "geglu")
+
+    @property
+    def mlp_width(self) -> int:
+        """mlp_dim with its default filled in."""
+        if self.mlp_dim is not None:
+            return self.mlp_dim
+        return 64 * -(-8 * self.embed_dim // (3 * 64)) if self.gated else 4 * self.embed_dim
+
+    @property
+    def layer_kinds(self) -> str:
+        """The pattern written out: one letter a layer."""
+        repeats = -(-self.num_layers // len(self.layer_pattern))
+        return (self.layer_pattern * repeats)[: self.num_layers]

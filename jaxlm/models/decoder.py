@@ -1,0 +1,151 @@
+"""The decoder: embedding, blocks in a scan or unrolled, final norm, language head.
+
+The weights of all blocks are one stack, [L, ...], however they are run: a checkpoint knows nothing of scan_layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.models.attention import Attention, Cache, Places, rotation
+from jaxlm.models.config import ModelConfig
+from jaxlm.models.layers import MLP, Constrain, Norm, dropout, normal, softcap, weight
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream; post_norm also normalises what is added."""
+
+    config: ModelConfig
+    kind: str
+    kernel: str
+    constrain: Constrain
+
+    @nn.compact
+    def __call__(self, x_BTD, places: Places, dropout_key=None, cache: Cache | None = None, layer=0):
+        config = self.config
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+
+        def add(x_BTD, y_BTD, post_norm: str, key):
+            if config.post_norm:
+                y_BTD = Norm(config, name=post_norm)(y_BTD)
+            x_BTD = x_BTD + dropout(y_BTD, config.dropout, key)
+            return self.constrain(x_BTD, "batch", "length", "embed")
+
+        attention = Attention(config, self.kind, self.kernel, self.constrain, name="attention")
+        y_BTD, cache = attention(Norm(config, name="attention_norm")(x_BTD), places, cache, layer)
+        x_BTD = add(x_BTD, y_BTD, "attention_post_norm", keys[0])
+        y_BTD = MLP(config, self.constrain, name="mlp")(Norm(config, name="mlp_norm")(x_BTD))
+        return add(x_BTD, y_BTD, "mlp_post_norm", keys[1]), cache
+
+
+class Ends(nn.Module):
+    """What stands before and after the blocks: token and position embedding, final norm, head."""
+
+    config: ModelConfig
+    num_positions: int
+
+    def setup(self):
+        config = self.config
+        V, D = config.vocab_size or 0, config.embed_dim
+        self.embedding = weight(self, "embedding", (V, D), ("vocab", "embed"), normal())
+        if config.positions == "learned":
+            shape = (self.num_positions, D)
+            self.position_table = weight(self, "positions", shape, ("positions", "embed"), normal())
+        self.final_norm = Norm(config)
+        if not config.tie_embeddings:
+            self.head_kernel = weight(self, "head", (V, D), ("vocab", "embed"), normal())
+
+    def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        config = self.config
+        x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(config.dtype)
+        if config.scale_embeddings:
+            # Rounded to the compute dtype first, as Gemma does.
+            x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, config.dtype)
+        if config.positions == "learned":
+            x_BTD = x_BTD + jnp.take(self.position_table, positions_BT, axis=0).astype(config.dtype)
+        return x_BTD
+
+    def norm(self, x_BTD: jax.Array) -> jax.Array:
+        return self.final_norm(x_BTD)
+
+    def __call__(self, tokens_BT):  # initialisation touches every weight once
+        return self.norm(self.embed(tokens_BT, jnp.zeros_like(tokens_BT)))
+
+
+def head_logits(config: ModelConfig, table_VD: jax.Array, x_XD: jax.Array) -> jax.Array:
+    """Hidden states [..., D] to logits [..., V] in float32, soft-capped where the model says so."""
+    logits_XV = jax.lax.dot_general(
+        x_XD,
+        table_VD.astype(x_XD.dtype),
+        (((x_XD.ndim - 1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    return softcap(logits_XV, config.logits_softcap)
+
+
+def remat_policy(name: str) -> Callable[..., bool] | None:
+    """What the forward pass of a block keeps for the backward pass, by the name in `model.remat`."""
+    policies = jax.checkpoint_policies
+    return {
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "attention": policies.save_only_these_names("attention"),
+        "full": policies.nothing_saveable,
+    }[name]
+
+
+def unstack(stack, num_layers: int) -> list:
+    """The layers of a [L, ...] stack, one by one.
+
+    Through lax.split, whose gradient is one concatenation; that of indexing would be a sum of L padded stacks.
+    """
+    leaves, treedef = jax.tree.flatten(stack)
+    split = [jax.lax.split(leaf, (1,) * num_layers, axis=0) for leaf in leaves]
+    return [treedef.unflatten([jnp.squeeze(parts[i], 0) for parts in split]) for i in range(num_layers)]
+
+
+def run_blocks(config: ModelConfig, apply_block, stack, x_BTD, dropout_key=None, cache: Cache | None = None):
+    """Passes x through all blocks. apply_block(kind, params, x, key, cache, layer) -> (x, cache).
+
+    With scan_layers the loop runs over whole periods of layer_pattern, so that each layer's kind is known to the
+    compiler; what is left over (26 layers of a pattern of 6) is unrolled.
+    """
+    L, kinds, period = config.num_layers, config.layer_kinds, len(config.layer_pattern)
+
+    def step(i, kind, params, x_BTD, cache):
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
+        return apply_block(kind, params, x_BTD, key, cache, i)
+
+    if config.remat != "none" and cache is None:
+        # Inside a scan nothing can merge the recomputation with the original, so no barrier is needed.
+        step = jax.checkpoint(
+            step, policy=remat_policy(config.remat), prevent_cse=not config.scan_layers, static_argnums=(1,)
+        )
+    num_scanned = L // period if config.scan_layers and L // period > 1 else 0
+    done = num_scanned * period
+    if num_scanned:
+        periods = jax.tree.map(lambda w: w[:done].reshape(num_scanned, period, *w.shape[1:]), stack)
+
+        def body(carry, xs):
+            (x_BTD, cache), (index, params) = carry, xs
+            for j in range(period):
+                one = jax.tree.map(lambda w, j=j: w[j], params)
+                x_BTD, cache = step(index * period + j, kinds[j], one, x_BTD, cache)
+            return (x_BTD, cache), None
+
+        (x_BTD, cache), _ = jax.lax.scan(body, (x_BTD, cache), (jnp.arange(num_scanned), periods))
+    if done < L:
+        rest = jax.tree.map(lambda w: w[done:], stack) if done else stack
+        for i, params in enumerate(unstack(rest, L - done), start=done):
+            x_BTD, cache = step(i, kinds[i], params, x_BTD, cache)
+    return x_BTD, cache
+
+
+def make_places(config: ModelConfig, positions_BT, segments_BT) -> Places:
+    """What all layers share: positions, segments and RoPE's angles for each kind of layer there is."""
+    kinds = sorted(set(config.layer_kinds)) if config.positions == "rope" else []
+    turns = {kind: rotation(config, positions_BT, local=kind == "l") for kind in kinds}
+    return Places(positions_BT, segments_BT, turns)

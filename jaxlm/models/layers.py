@@ -1,0 +1,127 @@
+"""Weights with logical axes, norms, the gated MLP and dropout: the pieces every block is made of."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.models.config import ModelConfig
+from jaxlm.models.dense import dense
+
+INIT_STDDEV = 0.02
+"""Of every weight matrix (GPT-2); projections back into the residual stream are smaller, see `residual_stddev`."""
+
+
+class Constrain(Protocol):
+    """Tells the compiler how an activation is sharded, by the logical names of its dimensions."""
+
+    def __call__(self, x: jax.Array, *axes: str) -> jax.Array: ...
+
+
+def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init) -> jax.Array:
+    """Makes or fetches a float32 weight; the only door, so that no weight can lack its logical axes."""
+    if len(shape) != len(axes):
+        raise AssertionError(f"{name}: {len(shape)} dims but {len(axes)} logical axes")
+    return module.param(name, nn.with_partitioning(init, axes), shape, jnp.float32)
+
+
+def normal(stddev: float = INIT_STDDEV):
+    """Initialiser: normal around zero."""
+    return nn.initializers.normal(stddev)
+
+
+def residual_stddev(config: ModelConfig) -> float:
+    """Keeps the residual stream's variance independent of depth. Source: GPT-2 report, section 2.3."""
+    return INIT_STDDEV / (2 * config.num_layers) ** 0.5
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last dim, in float32.
+
+    Sources: Zhang & Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450. `rmsnorm_plus_one` stores
+    scale - 1, as Gemma checkpoints do, so that weight decay (were it applied) pulls towards the identity.
+    """
+
+    config: ModelConfig
+    axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config, dim = self.config, x.shape[-1]
+        plus_one = config.norm == "rmsnorm_plus_one"
+        init = nn.initializers.zeros if plus_one else nn.initializers.ones
+        scale = weight(self, "scale", (dim,), (self.axis,), init)
+        scale = scale + 1.0 if plus_one else scale
+        y = x.astype(jnp.float32)
+        if config.norm == "layernorm":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_eps)
+        y = y * scale.reshape((1,) * (x.ndim - 1) + (dim,))
+        if config.norm == "layernorm" and config.bias == "all":
+            bias = weight(self, "bias", (dim,), (self.axis,), nn.initializers.zeros)
+            y = y + bias.reshape((1,) * (x.ndim - 1) + (dim,))
+        return y.astype(x.dtype)
+
+
+def project(x: jax.Array, w: jax.Array, bias: jax.Array | None, num_in: int = 1) -> jax.Array:
+    """x[..., in dims] @ w[in dims, out dims] (+ bias[out dims]): contracts the last `num_in` dims of x."""
+    in_shape, out_shape = w.shape[:num_in], w.shape[num_in:]
+    lead = x.shape[: x.ndim - num_in]
+    in_size = 1
+    for size in in_shape:
+        in_size *= size
+    y = dense(x.reshape(*lead, in_size), w.reshape(in_size, -1).astype(x.dtype))
+    y = y.reshape(*lead, *out_shape)
+    return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * len(lead) + out_shape)
+
+
+def activate(name: str, x: jax.Array) -> jax.Array:
+    """The nonlinearity of the MLP; of its gate, where it is gated."""
+    if name == "swiglu":
+        return jax.nn.silu(x)
+    if name in ("geglu", "gelu_tanh"):
+        return jax.nn.gelu(x, approximate=True)
+    if name == "gelu":
+        return jax.nn.gelu(x, approximate=False)
+    return jax.nn.relu(x)
+
+
+class MLP(nn.Module):
+    """Plain or gated feed-forward block. Source: Shazeer 2020, GLU variants, arXiv:2002.05202."""
+
+    config: ModelConfig
+    constrain: Constrain
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        config, D, F = self.config, self.config.embed_dim, self.config.mlp_width
+        zeros, has_bias = nn.initializers.zeros, config.bias == "all"
+        w_up = weight(self, "up", (D, F), ("embed", "mlp"), normal())
+        b_up = weight(self, "up_bias", (F,), ("mlp",), zeros) if has_bias else None
+        h_BTF = project(x_BTD, w_up, b_up)
+        if config.gated:
+            w_gate = weight(self, "gate", (D, F), ("embed", "mlp"), normal())
+            b_gate = weight(self, "gate_bias", (F,), ("mlp",), zeros) if has_bias else None
+            h_BTF = activate(config.activation, project(x_BTD, w_gate, b_gate)) * h_BTF
+        else:
+            h_BTF = activate(config.activation, h_BTF)
+        h_BTF = self.constrain(h_BTF, "batch", "length", "mlp")
+        w_down = weight(self, "down", (F, D), ("mlp", "embed"), normal(residual_stddev(config)))
+        b_down = weight(self, "down_bias", (D,), ("embed",), zeros) if has_bias else None
+        return project(h_BTF, w_down, b_down)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of x and scales up the rest; no key (evaluation, sampling) means the identity."""
+    if rate == 0.0 or key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap), or x itself. Source: Gemma 2, arXiv:2408.00118, section 2."""
+    return x if cap is None else cap * jnp.tanh(x / cap)

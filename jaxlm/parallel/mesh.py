@@ -1,0 +1,43 @@
+"""MeshConfig -> Mesh: slices outermost, Auto axis types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from jaxlm.types import UserError
+
+
+def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of these axis sizes (no -1 left) over the devices, which default to all there are.
+
+    Axes are Auto: the compiler chooses shardings between our constraints. Plain `jax.make_mesh` may give Explicit
+    axes, which is another programming model. Devices of several TPU slices are laid out so that the outermost
+    axis, `data`, crosses the slow network between slices.
+
+    Errors: UserError when the sizes do not multiply to the number of devices, or slices do not divide `data`.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = tuple(sizes.values())
+    if int(np.prod(shape)) != len(devices):
+        wanted = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        raise UserError(f"The mesh {wanted} needs {int(np.prod(shape))} devices, but there are {len(devices)}.")
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if num_slices > 1 and devices[0].platform == "tpu":
+        if sizes["data"] % num_slices:
+            raise UserError(
+                f"mesh.data={sizes['data']} must be a multiple of the {num_slices} slices: replicas, not shards, "
+                "talk over the network between slices."
+            )
+        within = (sizes["data"] // num_slices, *shape[1:])
+        across = (num_slices, *(1,) * (len(shape) - 1))
+        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    elif devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(shape, devices)
+    else:
+        grid = np.array(devices).reshape(shape)
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))

@@ -1,0 +1,126 @@
+"""Sharding: two tables and twenty lines. Weights and activations share axis names and differ in rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlm.types import Batch, PyTree
+
+Table = Mapping[str, str | tuple[str, ...] | None]
+
+PARAMS: Table = {
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "layers": None,
+    "positions": None,
+    "classes": None,
+}
+"""Logical axis of a weight -> mesh axis."""
+
+ACTIVATIONS: Table = {
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "embed": None,  # whole: the fsdp axis already carries the batch
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "classes": None,
+}
+"""Logical axis of an activation -> mesh axis or axes."""
+
+
+def spec_for(axes: tuple[str, ...], table: Table) -> PartitionSpec:
+    """The PartitionSpec of a tensor with these logical axes.
+
+    Errors: ValueError for an axis the table does not know, and for a mesh axis that two dims would share.
+    """
+    used: dict[str, str] = {}
+    spec = []
+    for axis in axes:
+        if axis not in table:
+            raise ValueError(f"Unknown logical axis {axis!r}; the table knows {', '.join(sorted(table))}.")
+        rule = table[axis]
+        for mesh_axis in (rule,) if isinstance(rule, str) else rule or ():
+            if mesh_axis in used:
+                raise ValueError(
+                    f"Mesh axis {mesh_axis!r} would split both {used[mesh_axis]!r} and {axis!r} of {axes}: a mesh "
+                    "axis can split one dim of a tensor. Change the rule of one of them."
+                )
+            used[mesh_axis] = axis
+        spec.append(rule)
+    return PartitionSpec(*spec)
+
+
+def param_shardings(axes: PyTree, mesh: Mesh) -> PyTree:
+    """NamedShardings shaped like params, from `LM.axes`."""
+    return jax.tree.map(
+        lambda names: NamedSharding(mesh, spec_for(names, PARAMS)), axes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+
+def shardings_like(tree: PyTree, shardings: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
+    """Shardings of a tree that holds copies of params somewhere inside, such as an optimizer state.
+
+    A leaf whose path ends like a param's, and whose shape is the same, is sharded like it; the rest (counters,
+    factored moments) is replicated.
+    """
+    known = {
+        path: (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def pick(path, leaf):
+        for start in range(len(path)):
+            shape, sharding = known.get(path[start:], (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(pick, tree)
+
+
+def make_constrain(mesh: Mesh) -> Callable[..., jax.Array]:
+    """The `constrain` of a model on this mesh."""
+    if mesh.size == 1:
+        return lambda x, *axes: x
+
+    def constrain(x: jax.Array, *axes: str) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec_for(axes, ACTIVATIONS)))
+
+    return constrain
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of every array of a batch: rows over data and fsdp, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["batch"]))
+
+
+def local_rows(mesh: Mesh, global_batch_size: int) -> np.ndarray:
+    """Which rows of the global batch this process's devices need, ascending int64."""
+    index = batch_sharding(mesh).addressable_devices_indices_map((global_batch_size,))
+    spans = [span[0].indices(global_batch_size) for span in index.values() if span is not None]
+    return np.unique(np.concatenate([np.arange(*span) for span in spans]))
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, global_batch_size: int) -> Batch:
+    """This process's rows (in the order of `local_rows`) -> global arrays on the mesh."""
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(dict(batch), sharding)
+    return {
+        key: jax.make_array_from_process_local_data(sharding, value, (global_batch_size, *value.shape[1:]))
+        for key, value in batch.items()
+    }

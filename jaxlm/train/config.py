@@ -1,0 +1,138 @@
+"""OptimizerConfig, TrainConfig, CheckpointConfig, ReportConfig. Imports no JAX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxlm.config import check_choice
+from jaxlm.types import UserError
+
+OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
+WRITERS = ("tensorboard", "wandb", "mlflow")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """From gradients to updates: `optimizer.<field>`."""
+
+    name: str = "adamw"
+    learning_rate: float = 3e-4
+    """Peak, after warm-up."""
+    schedule: str = "cosine"
+    """`wsd`: warm up, stay, decay linearly over the last decay_steps (Hu et al. 2024, arXiv:2404.06395)."""
+    warmup_steps: int = 100
+    decay_steps: int | None = None
+    """Length of the decay. Unset: until train.num_steps for cosine and linear, a tenth of it for wsd."""
+    final_lr_fraction: float = 0.1
+    """Learning rate at the end, as a share of the peak."""
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Decoupled; on weight matrices only, not on norms, biases and position tables."""
+    clip_norm: float | None = 1.0
+    """Gradients are scaled down to this global norm; unset: not clipped."""
+
+    def __post_init__(self):
+        check_choice("optimizer.name", self.name, OPTIMIZERS)
+        check_choice("optimizer.schedule", self.schedule, SCHEDULES)
+        if self.learning_rate < 0:
+            raise UserError(f"optimizer.learning_rate={self.learning_rate} must not be negative.")
+        if self.warmup_steps < 0:
+            raise UserError(f"optimizer.warmup_steps={self.warmup_steps} must not be negative.")
+        if self.decay_steps is not None and self.decay_steps < 1:
+            raise UserError(f"optimizer.decay_steps={self.decay_steps} must be at least 1, or unset.")
+        if not 0.0 <= self.final_lr_fraction <= 1.0:
+            raise UserError(f"optimizer.final_lr_fraction={self.final_lr_fraction} must be in [0, 1].")
+        for name in ("b1", "b2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"optimizer.{name}={getattr(self, name)} must be in [0, 1).")
+        if self.eps <= 0:
+            raise UserError(f"optimizer.eps={self.eps} must be positive.")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer.weight_decay={self.weight_decay} must not be negative.")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise UserError(f"optimizer.clip_norm={self.clip_norm} must be positive; unset (None) does not clip.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop: `train.<field>`."""
+
+    num_steps: int = 1000
+    num_microbatches: int = 1
+    """The batch is cut into this many parts, one after another: less memory, the same result."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, which keeps the softmax normaliser near 1 (PaLM, arXiv:2204.02311, section 5)."""
+    loss_chunk_tokens: int = 1024
+    """Logits exist for this many tokens of a device at a time: [B, T, V] is never whole in memory."""
+    max_bad_steps: int = 5
+    """A step with a non-finite or spiking loss is skipped and counted; this many in a row stop the run."""
+    spike_factor: float | None = None
+    """A gradient norm above this many times its running mean makes a bad step; unset: only non-finite ones."""
+    eval_every_steps: int = 100
+    eval_batches: int = 8
+    """Held-out batches per source, always the same ones; 0: no evaluation."""
+    log_every_steps: int = 10
+    profile_steps: str | None = None
+    """`100:105`: write a profiler trace of these steps to <workdir>/profile."""
+
+    def __post_init__(self):
+        for name in ("num_steps", "num_microbatches", "loss_chunk_tokens", "max_bad_steps", "eval_every_steps",
+                     "log_every_steps"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        if self.eval_batches < 0:
+            raise UserError(f"train.eval_batches={self.eval_batches} must not be negative; 0 means no evaluation.")
+        if self.z_loss < 0:
+            raise UserError(f"train.z_loss={self.z_loss} must not be negative.")
+        if self.spike_factor is not None and self.spike_factor <= 1:
+            raise UserError(f"train.spike_factor={self.spike_factor} must be above 1: it multiplies a mean.")
+        if self.profile_steps is not None:
+            start, _, stop = self.profile_steps.partition(":")
+            if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+                raise UserError(f"train.profile_steps={self.profile_steps!r} must read first:last, such as 100:105.")
+
+    @property
+    def profile_window(self) -> tuple[int, int] | None:
+        """(first, last) step of the profiler window, or None."""
+        if self.profile_steps is None:
+            return None
+        start, stop = self.profile_steps.split(":")
+        return int(start), int(stop)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept: `checkpoint.<field>`. The last step of a run is always saved."""
+
+    every_steps: int = 200
+    keep_last: int = 3
+    keep_every_steps: int | None = None
+    """Steps divisible by this are kept for ever."""
+    keep_best: bool = False
+    """Also keep the step with the lowest held-out loss."""
+
+    def __post_init__(self):
+        for name in ("every_steps", "keep_last", "keep_every_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"checkpoint.{name}={value} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Where metrics go besides the terminal and <workdir>/events.jsonl: `report.<field>`."""
+
+    writers: str = ""
+    """Comma-separated: tensorboard, wandb, mlflow (each an extra of the package)."""
+
+    def __post_init__(self):
+        for name in self.names:
+            check_choice("report.writers", name, WRITERS)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The writers asked for."""
+        return tuple(name.strip() for name in self.writers.split(",") if name.strip())

@@ -1,0 +1,208 @@
+"""TrainState and the two pure steps, train and evaluate; jitted in one place, `compile_steps`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlm.models.build import LM
+from jaxlm.objectives import Sums
+from jaxlm.parallel.sharding import batch_sharding, param_shardings, shardings_like
+from jaxlm.train.config import TrainConfig
+from jaxlm.train.optimizer import global_norm
+from jaxlm.types import Batch, Params, PyTree
+
+MODEL_KEYS = ("tokens", "targets", "weights", "segments", "positions")
+"""What of a batch the model sees; `fingerprint` only goes into the metrics, `source` stays on the host."""
+
+NORM_MEMORY = 0.98
+"""Of the running mean of the gradient norm that `spike_factor` compares with."""
+
+
+class TrainState(NamedTuple):
+    """All that a step changes. `step` is also the position in the data."""
+
+    step: jax.Array
+    params: Params
+    opt_state: PyTree
+    num_bad_in_row: jax.Array
+    """Bad steps since the last good one."""
+    num_bad: jax.Array
+    """Bad steps since the start of the run."""
+    mean_grad_norm: jax.Array
+    """Running mean over good steps; 0 before the first."""
+
+
+Metrics = dict[str, jax.Array]
+LossFn = Callable[..., tuple[jax.Array, Sums]]
+
+
+def init_state(lm: LM, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """Fresh weights and optimizer state at step 0."""
+    params = lm.init(key)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, tx.init(params), zero, zero, jnp.zeros((), jnp.float32))
+
+
+def state_shardings(lm: LM, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """NamedShardings shaped like the TrainState: the optimizer's moments live where their weights live."""
+    shapes = jax.eval_shape(lambda key: init_state(lm, tx, key), jax.random.key(0))
+    params = param_shardings(lm.axes, mesh)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return TrainState(
+        step=replicated,
+        params=params,
+        opt_state=shardings_like(shapes.opt_state, params, shapes.params, mesh),
+        num_bad_in_row=replicated,
+        num_bad=replicated,
+        mean_grad_norm=replicated,
+    )
+
+
+def split_microbatches(batch: Batch, num: int) -> Batch:
+    """[B, ...] -> [num, B // num, ...]; row i goes to microbatch i % num, so that no device sends rows away."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // num, num, *x.shape[1:]), 0, 1), batch)
+
+
+def make_train_step(
+    loss: LossFn,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: TrainConfig,
+    *,
+    clip_norm: float | None,
+    dropout_seed: int | None,
+    constrain_batch: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """step(state, batch) -> (state, metrics), pure.
+
+    Sums of losses and gradients run over the microbatches and are divided once, by the number of targets of the
+    whole batch: the result does not depend on how the batch is cut, also where weights are uneven. A step whose
+    loss or gradient is not finite, or whose gradient norm spikes, leaves weights and optimizer as they were.
+
+    Args:
+      dropout_seed: dropout is keyed by (seed, step, microbatch); None: no dropout.
+      constrain_batch: keeps the rows of a microbatch spread over the mesh.
+    """
+    grad = jax.value_and_grad(loss, has_aux=True)
+    num = config.num_microbatches
+
+    def sums_and_grads(params: Params, batch: Batch, key: jax.Array | None):
+        if num == 1:
+            (_, sums), grads = grad(params, batch, key)
+            return sums, grads
+
+        def add(carry, xs):
+            index, part = xs
+            part_key = None if key is None else jax.random.fold_in(key, index)
+            (_, sums), grads = grad(params, constrain_batch(part), part_key)
+            return jax.tree.map(jnp.add, carry, (sums, grads)), None
+
+        zeros = (Sums(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
+        (sums, grads), _ = jax.lax.scan(add, zeros, (jnp.arange(num), split_microbatches(batch, num)))
+        return sums, grads
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = None
+        if dropout_seed is not None:
+            key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
+        model_batch = {name: batch[name] for name in MODEL_KEYS if name in batch}
+        sums, grads = sums_and_grads(state.params, model_batch, key)
+        loss = sums.loss / sums.weight
+        grad_norm = global_norm(grads) / sums.weight
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        if config.spike_factor is not None:
+            seen = state.mean_grad_norm > 0
+            good &= ~seen | (grad_norm <= config.spike_factor * state.mean_grad_norm)
+        # Dividing by the weight and clipping are one factor on the gradient: no pass over memory of their own.
+        scale = 1.0 / sums.weight
+        if clip_norm is not None:
+            scale = scale * jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-12))
+        learning_rate = schedule(state.step)
+        updates, opt_state = tx.update(jax.tree.map(lambda g: g * scale, grads), state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: jnp.where(good, p + learning_rate * u, p), state.params, updates)
+        opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), opt_state, state.opt_state)
+        bad = (~good).astype(jnp.int32)
+        mean = jnp.where(
+            state.mean_grad_norm > 0, NORM_MEMORY * state.mean_grad_norm + (1 - NORM_MEMORY) * grad_norm, grad_norm
+        )
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            num_bad_in_row=(state.num_bad_in_row + 1) * bad,
+            num_bad=state.num_bad + bad,
+            mean_grad_norm=jnp.where(good, mean, state.mean_grad_norm),
+        )
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": jnp.asarray(learning_rate, jnp.float32),
+            "num_tokens": sums.weight,
+            "num_bad_in_row": new_state.num_bad_in_row,
+            "num_bad": new_state.num_bad,
+        }
+        if "fingerprint" in batch:
+            metrics["batch_hash"] = jnp.sum(batch["fingerprint"], dtype=jnp.uint32)
+        return new_state, metrics
+
+    return step
+
+
+def make_eval_step(loss: LossFn) -> Callable[[Params, Batch], Sums]:
+    """evaluate(params, batch) -> Sums, without dropout."""
+
+    def evaluate(params: Params, batch: Batch) -> Sums:
+        return loss(params, {name: batch[name] for name in MODEL_KEYS if name in batch})[1]
+
+    return evaluate
+
+
+class Steps(NamedTuple):
+    """The compiled functions of a run."""
+
+    init: Any
+    """init(key) -> TrainState, sharded."""
+    train: Any
+    """train(state, batch) -> (state, metrics); the old state's memory is reused (donated)."""
+    evaluate: Any
+    """evaluate(params, batch) -> Sums."""
+    shardings: TrainState
+    """Where each part of the state lives."""
+
+
+def compile_steps(
+    lm: LM,
+    tx: optax.GradientTransformation,
+    train_step: Callable,
+    eval_step: Callable,
+    mesh: Mesh,
+    *,
+    compiler_options: dict[str, Any] | None = None,
+) -> Steps:
+    """The one place where steps are jitted: NamedShardings in and out, the state donated."""
+    shardings = state_shardings(lm, tx, mesh)
+    rows = batch_sharding(mesh)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return Steps(
+        init=jax.jit(lambda key: init_state(lm, tx, key), out_shardings=shardings),
+        train=jax.jit(
+            train_step,
+            in_shardings=(shardings, rows),
+            out_shardings=(shardings, replicated),
+            donate_argnums=0,
+            compiler_options=compiler_options,
+        ),
+        evaluate=jax.jit(
+            eval_step,
+            in_shardings=(shardings.params, rows),
+            out_shardings=replicated,
+            compiler_options=compiler_options,
+        ),
+        shardings=shardings,
+    )
