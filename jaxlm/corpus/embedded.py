@@ -86,7 +86,7 @@ def _standard_library() -> list[str]:
     files = []
     for folder, folders, names in os.walk(_stdlib()):
         folders[:] = sorted(f for f in folders if f not in _SKIPPED and not f.startswith("config-"))
-        # _sysconfigdata_* records how this Python was compiled: no prose, and different on every machine.
+        # _sysconfigdata_* records how this Python was compiled: no prose, and machines differ.
         files += [
             os.path.join(folder, name)
             for name in sorted(names)
@@ -96,7 +96,7 @@ def _standard_library() -> list[str]:
 
 
 def _docstrings() -> Iterator[str]:
-    """One document per module of the standard library: its docstring and those of its classes and functions."""
+    """One document per module of the standard library: its docstring, those of its classes and functions."""
     for path in _standard_library():
         relative = os.path.relpath(path, _stdlib()).removesuffix(".py")
         module = relative.replace(os.sep, ".").removesuffix(".__init__")

@@ -1,8 +1,8 @@
 """From bytes to the text of a document: one place for every rule on what is changed, dropped or refused.
 
-Rules: a byte order mark at the start of a file goes; CRLF becomes LF; NUL characters go (they are padding or broken
-UTF-16, never prose); invalid UTF-8 and lone surrogates follow `invalid_utf8`; a document of white space only is
-dropped. Each is counted in the manifest.
+Rules: a byte order mark at the start of a file goes; CRLF becomes LF; NUL characters go (they are padding or
+broken UTF-16, never prose); invalid UTF-8 and lone surrogates follow `invalid_utf8`; a document of white
+space only is dropped. Each is counted in the manifest.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxlm.config import check_choice
 from jaxlm.data.config import DOCUMENTS, INVALID_UTF8
 from jaxlm.types import UserError
 
@@ -29,8 +30,6 @@ class ReadOptions:
     invalid_utf8: str = "strict"
 
     def __post_init__(self):
-        from jaxlm.config import check_choice
-
         check_choice("document", self.document, DOCUMENTS)
         check_choice("invalid_utf8", self.invalid_utf8, INVALID_UTF8)
 
@@ -77,9 +76,10 @@ def decode(raw: bytes, options: ReadOptions, tally: Tally, where: Where) -> str 
         hint = ""
         if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             hint = " It starts like UTF-16: convert it first (iconv -f UTF-16 -t UTF-8)."
+        place = where(raw.count(b"\n", 0, error.start))
         raise UserError(
-            f"{where(raw.count(b'\n', 0, error.start))}: byte 0x{raw[error.start]:02x} is not valid UTF-8.{hint} "
-            "Choose invalid_utf8=replace or skip to go on without it."
+            f"{place}: byte 0x{raw[error.start]:02x} is not valid UTF-8.{hint} Choose "
+            "invalid_utf8=replace or skip to go on without it."
         ) from None
 
 

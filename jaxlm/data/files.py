@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import uuid
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -47,6 +49,41 @@ def write_atomic(path: epath.PathLike, content: bytes) -> None:
         if os.path.exists(partial):
             os.unlink(partial)
         raise (disk_error(path, error) or error) from None
+
+
+def cache_root(cache_dir: str | None = None) -> str:
+    """The folder for what can be made again: `cache_dir`, else $JAXLM_CACHE, else ~/.cache/jaxlm."""
+    return cache_dir or os.environ.get("JAXLM_CACHE") or os.path.expanduser("~/.cache/jaxlm")
+
+
+def make_folder(path: epath.PathLike) -> None:
+    """Makes a folder and those above it; a UserError says why one cannot be made."""
+    try:
+        epath.Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(path, error) or UserError(f"{path} cannot be a folder: {error.strerror}.") from None
+
+
+@contextlib.contextmanager
+def exclusive(path: epath.PathLike) -> Iterator[None]:
+    """Waits until no other process of this machine holds the lock; a process that dies lets go of it.
+
+    Remote paths have no lock: there the last writer wins, with the same content.
+    """
+    if not is_local(path):
+        yield
+        return
+    import fcntl
+
+    try:
+        descriptor = os.open(os.fspath(path), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise disk_error(path, error) or error from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(path: str) -> None:

@@ -1,8 +1,8 @@
 """make_iterator: from a config, stores of tokens and a seed to batches. The only door into this folder.
 
 The batch of step s is a pure function of (config, seed, s): its row i is row s B + i of the run, which the
-mixture maps to a row of a source (`mixture.py`), which the packing reads (`packing.py`). Nothing depends on what
-was read before, nor on how many processes share the work: each computes the rows it is asked for. So the
+mixture maps to a row of a source (`mixture.py`), which the packing reads (`packing.py`). Nothing depends on
+what was read before, nor on how many processes share the work: each computes the rows it is asked for. So the
 position of a run is its step. Grain is given one element per batch and brings threads, prefetch and order.
 
     rows = Rows(config.data, stores, config.seed)
@@ -153,8 +153,8 @@ class _Steps:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __getitem__(self, i) -> Batch:
-        return self._rows.batch(self._steps[int(i)], self._row_ids)
+    def __getitem__(self, index: int) -> Batch:
+        return self._rows.batch(self._steps[int(index)], self._row_ids)
 
 
 def make_iterator(
@@ -192,9 +192,10 @@ def make_eval_batches(
 ) -> Iterator[Batch]:
     """Batches of one source's held-out split: the same rows in the same order at every call and in every run.
 
-    Documents lie end to end (whatever the packing trained on, so that evaluations compare). Rows come in a fixed
-    scattered order: a few of them stand for the whole split, and more of them include the few. Every batch has
-    the same shape: where rows run out, weights, segments and tokens are 0. A split without a target gives none.
+    Documents lie end to end (whatever the packing trained on, so that evaluations compare). Rows come in a
+    fixed scattered order: a few of them stand for the whole split, and more of them include the few. Every batch
+    has the same shape: where rows run out, weights, segments and tokens are 0. A split without a target gives no
+    batch.
 
     Args:
       batch_size: rows of the global batch.
@@ -224,10 +225,10 @@ def _empty(num_rows: int, seq_len: int) -> Batch:
 def fingerprint(batch: Batch, row_ids: np.ndarray) -> np.ndarray:
     """uint32 [b]: identifies each row by its tokens, targets, weights, segments and place in the global batch.
 
-    Summed over the rows of all processes, mod 2^32, it identifies the global batch (`batch_hash`), however the
-    rows are shared out.
+    Summed over the rows of all processes, mod 2^32, it identifies the global batch (`batch_hash`), however
+    the rows are shared out.
 
-    Source: Lemire and Kaser 2014, Strongly universal string hashing is fast, arXiv:1202.4961 (multilinear).
+    Source: Lemire and Kaser 2014, Strongly universal string hashing is fast, arXiv:1202.4961.
     """
     ids_RT = batch["tokens"].astype(np.uint64) | (batch["targets"].astype(np.uint64) << np.uint64(32))
     mask_RT = batch["segments"].astype(np.uint64) << np.uint64(1) | (batch["weights"] > 0)

@@ -1,8 +1,9 @@
 """Bytes on each device of a training step, by arithmetic on the config: no arrays, no devices, no JAX.
 
-An estimate. What outlives a step (weights, optimizer state) is exact. What lives inside one (activations,
-working space) counts the tensors the backward pass keeps under each remat policy, before the compiler fuses,
-reuses and pads them: expect the compiler's own figure within a factor of 1.5, mostly below.
+An estimate. What outlives a step (weights, optimizer state) is exact. What lives inside one counts the
+tensors that the backward pass keeps under each remat policy, before the compiler fuses, reuses and pads them. Of five
+steps compiled for TPU v5e (GPT-3 125M on one chip with remat full, attention, dots; Llama 3.2 1B and Gemma 3
+270M with fsdp 8, remat full; jax 0.10.2, 2025-11-24) the totals are off by +6, +5, -6, +22 and -19 percent.
 
 | part        | bytes on one device                                                                     |
 |-------------|-----------------------------------------------------------------------------------------|
@@ -194,8 +195,9 @@ def predict(
 
     hidden = 2 * model.embed_dim * item_bytes  # after the last block, and its gradient
     kept = model.num_layers * block_bytes(model.remat) + hidden
-    # Without remat a block's intermediates are among the activations already; their gradients come on top.
-    working = block_bytes("none") * (1 if model.remat == "none" else 2)
+    # A block's intermediates while its backward pass runs; under remat they are not among the activations,
+    # and come with half as much again, since gradients appear before the last intermediates go.
+    working = block_bytes("none") * (1.0 if model.remat == "none" else 1.5)
     blocks = [w for w in table if w.axes[0] == "layers" and w.is_matrix]
     tables = [w for w in table if w.name in ("embedding", "head")]
     gathered = 0

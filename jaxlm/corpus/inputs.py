@@ -1,0 +1,238 @@
+"""Which files are read, in which order, cut into which units of work.
+
+All of it is a pure function of the names, sizes and content of the input: the same on every machine, whatever
+the number of workers.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from etils import epath
+
+from jaxlm.corpus import embedded
+from jaxlm.corpus.text import ReadOptions, Tally
+from jaxlm.data.files import is_local
+from jaxlm.data.shards import MANIFEST
+from jaxlm.types import UserError
+
+UNIT_BYTES = 64 << 20
+"""Largest unit of work, before compression; smaller for small inputs, so that several workers get a share."""
+_SUFFIX = re.compile(r"\.(txt|jsonl|ndjson|parquet|arrayrecord|array_record)(?:\.(gz|zst))?$", re.IGNORECASE)
+_FORMATS = {"ndjson": "jsonl", "array_record": "arrayrecord"}
+READABLE = ".txt, .jsonl (both also .gz or .zst), .parquet and .arrayrecord"
+_WILD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of text; `name` is its path below the folder that was given, and is what manifests say."""
+
+    path: str
+    name: str
+    format: str
+    compression: str
+    num_bytes: int
+
+    @property
+    def splittable(self) -> bool:
+        """Whether a reader can start in the middle."""
+        return not self.compression and self.format != "embedded"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slice of a file: bytes (of lines or paragraphs), row groups (Parquet), or records (ArrayRecord)."""
+
+    file: InputFile
+    start: int
+    stop: int
+
+
+Unit = tuple[Part, ...]
+"""What one worker does at a time; its result depends on nothing else."""
+
+
+def find_inputs(paths: Sequence[str], tally: Tally) -> list[InputFile]:
+    """The files below these paths, each once, sorted within each path.
+
+    Args:
+      paths: files, folders (recursively), globs, or `embedded:<name>`; local or gs://.
+      tally: files in folders that are not text are counted here as dropped ("other_file").
+    """
+    files: dict[str, InputFile] = {}
+    for path in paths:
+        found = list(_expand(path, tally))
+        if not found:
+            raise UserError(f"{path} matches no file of a readable kind: {READABLE}.")
+        for file in found:
+            files.setdefault(file.path, file)
+    return list(files.values())
+
+
+def _expand(path: str, tally: Tally) -> Iterator[InputFile]:
+    if embedded.is_embedded(path):
+        size = sum(len(text.encode()) for text in embedded.texts(path))
+        yield InputFile(path, path, "embedded", "", size)
+        return
+    root = epath.Path(path)
+    if root.is_dir():
+        if (root / MANIFEST).exists():
+            raise UserError(
+                f"{path} is a corpus of tokens already (it has a {MANIFEST}): use it as the source of a run, "
+                "or give the raw text to build another."
+            )
+        names = _walk(path)
+    elif root.exists():
+        yield _input_file(path, root.name)
+        return
+    elif _WILD.search(path):
+        parts = path.split("/")
+        wild = next(i for i, part in enumerate(parts) if _WILD.search(part))
+        root = epath.Path("/".join(parts[:wild]) or ("/" if path.startswith("/") else "."))
+        names = _glob(root, "/".join(parts[wild:]))
+    else:
+        raise UserError(f"{path} does not exist: give a file, a folder, a glob or embedded:topics.")
+    for name in sorted(names):
+        if _SUFFIX.search(name):
+            yield _input_file(os.fspath(root / name), name)
+        else:
+            tally.dropped["other_file"] += 1
+
+
+def _walk(folder: str) -> list[str]:
+    """Files below a folder; hidden ones and linked folders (which may form rings) are left out."""
+    if not is_local(folder):
+        root = epath.Path(folder)
+        files = [file for file in root.rglob("*") if not file.is_dir()]
+        names = [os.fspath(file)[len(os.fspath(root)) :].lstrip("/") for file in files]
+        return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    names = []
+    for where, folders, files in os.walk(folder):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        relative = os.path.relpath(where, folder)
+        names += [os.path.normpath(os.path.join(relative, f)) for f in files if not f.startswith(".")]
+    return [name.replace(os.sep, "/") for name in names]
+
+
+def _glob(root: epath.Path, pattern: str) -> list[str]:
+    if is_local(root):
+        names = glob.glob(pattern, root_dir=os.fspath(root), recursive=True)
+        return [name for name in names if (root / name).is_file()]
+    prefix = len(os.fspath(root))
+    return [os.fspath(file)[prefix:].lstrip("/") for file in root.glob(pattern) if not file.is_dir()]
+
+
+def _input_file(path: str, name: str) -> InputFile:
+    match = _SUFFIX.search(name)
+    if match is None:
+        raise UserError(f"{path} is of no readable kind: {READABLE}. Rename it if it is one of these.")
+    kind, compression = match[1].lower(), (match[2] or "").lower()
+    kind = _FORMATS.get(kind, kind)
+    if compression and kind not in ("txt", "jsonl"):
+        raise UserError(
+            f"{path}: {kind} is compressed inside; decompress the .{compression} around it first."
+        )
+    return InputFile(path, name, kind, compression, epath.Path(path).stat().length)
+
+
+def fingerprint(files: Sequence[InputFile]) -> list[tuple[str, int, str]]:
+    """(name, bytes, content hash) of each file: two inputs with the same list hold the same text."""
+    return [(file.name, file.num_bytes, _content_hash(file)) for file in files]
+
+
+def _content_hash(file: InputFile) -> str:
+    if file.format == "embedded":
+        return embedded.fingerprint(file.path)
+    if not is_local(file.path):
+        # Hashing would mean downloading all of it once more; an object's time changes with its content.
+        return f"modified {epath.Path(file.path).stat().mtime}"
+    with open(file.path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def plan_units(files: Sequence[InputFile], options: ReadOptions, unit_bytes: int | None = None) -> list[Unit]:
+    """Cuts the input into units of about equal size: small files together, large ones in slices."""
+    total = sum(_weight(file) for file in files)
+    size = unit_bytes or max(1 << 20, min(UNIT_BYTES, total // 64))
+    units: list[Unit] = []
+    current: list[Part] = []
+    filled = 0
+    for file in files:
+        for part, weight in _slices(file, options, size):
+            if current and filled + weight > size:
+                units.append(tuple(current))
+                current, filled = [], 0
+            current.append(part)
+            filled += weight
+    if current:
+        units.append(tuple(current))
+    return units
+
+
+def _weight(file: InputFile) -> int:
+    return file.num_bytes * (4 if file.compression or file.format == "parquet" else 1)
+
+
+def _slices(file: InputFile, options: ReadOptions, size: int) -> Iterator[tuple[Part, int]]:
+    weight = _weight(file)
+    whole = Part(file, 0, file.num_bytes)
+    if file.format == "parquet":
+        yield from _row_group_slices(file, size)
+    elif file.format == "arrayrecord":
+        yield from _record_slices(file, size)
+    elif weight <= size or not file.splittable or (file.format == "txt" and options.document == "file"):
+        yield whole, weight
+    else:
+        paragraphs = file.format == "txt" and options.document == "paragraph"
+        start = 0
+        while start < file.num_bytes:
+            stop = _next_document(file, start + size, paragraphs)
+            yield Part(file, start, stop), stop - start
+            start = stop
+
+
+def _next_document(file: InputFile, position: int, paragraphs: bool) -> int:
+    """The first byte at or after `position` where a line, or the text after a blank line, begins."""
+    if position >= file.num_bytes:
+        return file.num_bytes
+    with epath.Path(file.path).open("rb") as stream:
+        stream.seek(position - 1)
+        stream.readline()
+        while paragraphs and (line := stream.readline()) and line.strip():
+            pass
+        return stream.tell()
+
+
+def _row_group_slices(file: InputFile, size: int) -> Iterator[tuple[Part, int]]:
+    from jaxlm.corpus.readers import open_parquet
+
+    with open_parquet(file) as parquet:
+        sizes = [
+            parquet.metadata.row_group(i).total_byte_size for i in range(parquet.metadata.num_row_groups)
+        ]
+    start, filled = 0, 0
+    for group, num_bytes in enumerate(sizes):
+        filled += num_bytes
+        if filled >= size or group == len(sizes) - 1:
+            yield Part(file, start, group + 1), filled
+            start, filled = group + 1, 0
+    if not sizes:
+        yield Part(file, 0, 0), 0
+
+
+def _record_slices(file: InputFile, size: int) -> Iterator[tuple[Part, int]]:
+    from jaxlm.corpus.readers import open_arrayrecord
+
+    reader = open_arrayrecord(file)
+    num_records = reader.num_records()
+    reader.close()
+    slices = max(1, min(num_records, -(-file.num_bytes // size)))
+    cuts = [num_records * i // slices for i in range(slices + 1)]
+    for start, stop in zip(cuts, cuts[1:]):
+        yield Part(file, start, stop), file.num_bytes // slices

@@ -1,0 +1,332 @@
+"""From files to documents: text, JSON lines, Parquet, ArrayRecord; streaming, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from jaxlm.corpus import embedded
+from jaxlm.corpus.inputs import InputFile, Part
+from jaxlm.corpus.text import ReadOptions, Tally, Where, clean, decode
+from jaxlm.types import UserError
+
+BLOCK_BYTES = 1 << 20
+BATCH_ROWS = 1024
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_documents(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:
+    """The documents of one slice, in order; what is dropped or changed is counted in `tally`."""
+    readers: dict[str, Callable[..., Iterator[str]]] = {
+        "txt": _read_txt,
+        "jsonl": _read_jsonl,
+        "parquet": _read_parquet,
+        "arrayrecord": _read_arrayrecord,
+        "embedded": _read_embedded,
+    }
+    if part.file.num_bytes == 0:
+        tally.dropped["empty_file"] += 1
+        return iter(())
+    return readers[part.file.format](part, options, tally)
+
+
+def _read_embedded(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:
+    for number, raw in enumerate(embedded.texts(part.file.path)):
+        text = clean(raw, options, tally, lambda _, n=number: f"{part.file.path} document {n}")
+        if text is not None:
+            yield text
+
+
+def _read_txt(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:
+    lines = _lines(part, tally)
+    if options.document == "file":
+        documents = iter([(1, b"".join(_unmarked(part, tally)))])
+    elif options.document == "paragraph":
+        documents = _paragraphs(lines)
+    else:
+        documents = ((number, line.rstrip(b"\r\n")) for number, line in lines)
+    for number, raw in documents:
+        where = _where(part, number)
+        text = decode(raw, options, tally, where)
+        if text is not None and (text := clean(text, options, tally, where)) is not None:
+            yield text
+
+
+def _paragraphs(lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Lines between blank lines, as (number of the first line, bytes)."""
+    first, block = 0, []
+    for number, line in lines:
+        if line.strip():
+            first = first if block else number
+            block.append(line)
+        elif block:
+            yield first, b"".join(block).rstrip(b"\r\n")
+            block = []
+    if block:
+        yield first, b"".join(block).rstrip(b"\r\n")
+
+
+def _read_jsonl(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:
+    for number, line in _lines(part, tally):
+        if not line.strip():
+            tally.dropped["blank_line"] += 1
+            continue
+        where = _where(part, number)
+        row = decode(line, options, tally, where)
+        if row is None:
+            continue
+        try:
+            value = json.loads(row)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{where(0)}: not valid JSON ({error.msg} at column {error.colno}). Every line of a .jsonl "
+                "file must be one JSON object."
+            ) from None
+        text = _text_of(value, options, tally, where)
+        if text is not None and (text := clean(text, options, tally, where)) is not None:
+            yield text
+
+
+def _text_of(row: Any, options: ReadOptions, tally: Tally, where: Where) -> str | None:
+    """The text of a JSON row; null is a counted drop."""
+    if not isinstance(row, dict):
+        raise UserError(f'{where(0)}: expected a JSON object such as {{"text": ...}}, found {_kind(row)}.')
+    if options.text_key not in row:
+        raise UserError(
+            f"{where(0)}: no key {options.text_key!r} in this row, only {_some(row)}. Name the key of the "
+            "text with text_key."
+        )
+    text = row[options.text_key]
+    if text is None:
+        tally.dropped["null"] += 1
+        return None
+    if not isinstance(text, str):
+        raise UserError(
+            f"{where(0)}: the value of {options.text_key!r} must be a string, found {_kind(text)}. Name the "
+            f"key of the text with text_key; this row has {_some(row)}."
+        )
+    return text
+
+
+def _some(names: Any) -> str:
+    names = [repr(name) for name in names]
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "none"
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _read_parquet(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:
+    import pyarrow as pa
+
+    path, key = part.file.path, options.text_key
+    with open_parquet(part.file) as parquet:
+        columns = parquet.schema_arrow.names
+        if key not in columns:
+            raise UserError(
+                f"{path}: no column {key!r}, only {_some(columns)}. Name the text's with text_key."
+            )
+        kind = parquet.schema_arrow.field(key).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+        if not any(is_text(kind) for is_text in texts) and not pa.types.is_null(kind):
+            raise UserError(f"{path}: column {key!r} holds {kind}, not text. Name the text's with text_key.")
+        row = sum(parquet.metadata.row_group(group).num_rows for group in range(part.start))
+        try:
+            for batch in parquet.iter_batches(
+                BATCH_ROWS, row_groups=range(part.start, part.stop), columns=[key]
+            ):
+                # As bytes: Arrow does not promise that its strings are valid UTF-8.
+                for raw in batch.column(0).cast(pa.large_binary()).to_pylist():
+                    row += 1
+                    if raw is None:
+                        tally.dropped["null"] += 1
+                        continue
+                    where = _row_of(path, "row", row)
+                    text = decode(raw, options, tally, where)
+                    if text is not None and (text := clean(text, options, tally, where)) is not None:
+                        yield text
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, f"after row {row}", error) from None
+
+
+@contextlib.contextmanager
+def open_parquet(file: InputFile) -> Iterator[Any]:
+    """A pyarrow ParquetFile; damage is a UserError."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    with epath.Path(file.path).open("rb") as stream:
+        try:
+            parquet = pyarrow.parquet.ParquetFile(stream)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(file.path, "at its footer", error) from None
+        yield parquet
+
+
+def open_arrayrecord(file: InputFile) -> Any:
+    """An ArrayRecord reader; damage is a UserError."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        reader = ArrayRecordReader(file.path, options="readahead_buffer_size:0")
+    except (RuntimeError, OSError) as error:
+        raise _damaged(file.path, "at its start", error) from None
+    if file.num_bytes and not reader.num_records():
+        reader.close()
+        raise UserError(f"{file.path} holds no record: it is empty or was cut short. Copy it again.")
+    return reader
+
+
+def _read_arrayrecord(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:
+    """Records are plain text, or JSON objects if the first one of the file is."""
+    path = part.file.path
+    reader = open_arrayrecord(part.file)
+    with contextlib.closing(reader):
+        first = reader.read([0])[0]
+        is_json = first[:1] == b"{" and isinstance(_json_or_none(first), dict)
+        for start in range(part.start, part.stop, BATCH_ROWS):
+            try:
+                records = reader.read(list(range(start, min(start + BATCH_ROWS, part.stop))))
+            except (RuntimeError, IndexError) as error:
+                raise _damaged(path, f"after record {start}", error) from None
+            for number, raw in enumerate(records, start):
+                where = _row_of(path, "record", number)
+                text = decode(raw, options, tally, where)
+                if text is not None and is_json:
+                    value = _json_or_none(text)
+                    if value is None:
+                        raise UserError(f"{where(0)}: not valid JSON, as the first record of the file is.")
+                    text = _text_of(value, options, tally, where)
+                if text is not None and (text := clean(text, options, tally, where)) is not None:
+                    yield text
+
+
+def _json_or_none(raw: bytes | str) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return None
+
+
+def _damaged(path: str, place: str, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{path} is damaged {place} ({reason}); copy or download it again.")
+
+
+def _row_of(path: str, unit: str, number: int) -> Where:
+    return lambda _: f"{path} {unit} {number}"
+
+
+def _where(part: Part, number: int) -> Where:
+    """file:line of a document that starts on line `number` (from 1) of the slice."""
+
+    def place(newlines: int) -> str:
+        before = 0
+        if part.start:  # counted only for an error: the lines of the slices before this one
+            with epath.Path(part.file.path).open("rb") as stream:
+                left = part.start
+                while left and (block := stream.read(min(left, BLOCK_BYTES))):
+                    before += block.count(b"\n")
+                    left -= len(block)
+        return f"{part.file.path}:{before + number + newlines}"
+
+    return place
+
+
+def _lines(part: Part, tally: Tally) -> Iterator[tuple[int, bytes]]:
+    """Lines with their ends, numbered from 1 within the slice; only "\\n" ends a line."""
+    number = 0
+    rest: list[bytes] = []
+    for block in _unmarked(part, tally):
+        pieces = block.split(b"\n")
+        for piece in pieces[:-1]:
+            number += 1
+            yield number, b"".join([*rest, piece, b"\n"])
+            rest = []
+        if pieces[-1]:
+            rest.append(pieces[-1])
+    if rest:
+        yield number + 1, b"".join(rest)
+
+
+def _unmarked(part: Part, tally: Tally) -> Iterator[bytes]:
+    """The blocks of the slice without the file's byte order mark."""
+    for index, block in enumerate(_blocks(part)):
+        if index == 0 and part.start == 0 and block.startswith(_BOM):
+            tally.changed["bom"] += 1
+            block = block[len(_BOM) :]
+        yield block
+
+
+def _blocks(part: Part) -> Iterator[bytes]:
+    """The bytes of the slice, decompressed."""
+    file = part.file
+    with epath.Path(file.path).open("rb") as stream:
+        if file.compression:
+            yield from (_gunzip if file.compression == "gz" else _unzstd)(stream, file.path)
+            return
+        stream.seek(part.start)
+        left = part.stop - part.start
+        while left > 0:
+            block = stream.read(min(left, BLOCK_BYTES))
+            if not block:
+                raise UserError(
+                    f"{file.path} became shorter while it was read; run again when it is complete."
+                )
+            left -= len(block)
+            yield block
+
+
+def _gunzip(stream: Any, path: str) -> Iterator[bytes]:
+    done = 0
+    with gzip.GzipFile(fileobj=stream, mode="rb") as unzipped:
+        while True:
+            try:
+                block = unzipped.read1(BLOCK_BYTES)
+            except (EOFError, OSError, zlib.error) as error:
+                raise _cut(path, done, error) from None
+            if not block:
+                return
+            done += len(block)
+            yield block
+
+
+def _unzstd(stream: Any, path: str) -> Iterator[bytes]:
+    import zstandard
+
+    done = 0
+    frame = None
+    rest = b""
+    while True:
+        rest = rest or stream.read(BLOCK_BYTES)
+        if not rest:
+            break
+        frame = frame or zstandard.ZstdDecompressor().decompressobj()
+        try:
+            block = frame.decompress(rest)
+        except zstandard.ZstdError as error:
+            raise _cut(path, done, error) from None
+        rest = frame.unused_data if frame.eof else b""
+        frame = None if frame.eof else frame
+        done += len(block)
+        if block:
+            yield block
+    if frame is not None:
+        # The library's own reader says nothing here, and a truncated file would lose text in silence.
+        raise _cut(path, done, EOFError("the last frame has no end"))
+
+
+def _cut(path: str, done: int, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is truncated or damaged: readable up to byte {done:,} of its decompressed text ({error}). "
+        "Copy or download it again."
+    )

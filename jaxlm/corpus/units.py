@@ -1,0 +1,132 @@
+"""One unit of work: a slice of the input -> its shards, in a folder of its own. Imports no JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxlm.corpus.inputs import Unit
+from jaxlm.corpus.readers import read_documents
+from jaxlm.corpus.split import Split
+from jaxlm.corpus.text import ReadOptions, Tally
+from jaxlm.data.files import make_folder, write_atomic
+from jaxlm.data.shards import ShardWriter
+from jaxlm.data.tokenizer import Tokenizer
+
+BATCH_CHARS = 1 << 20
+SPLITS = ("train", "eval")
+RESULT = "unit.json"
+
+
+class Cancelled(Exception):
+    """Another unit failed, or the user gave up: this one stops early."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A unit and all that decides its result."""
+
+    unit: Unit
+    folder: str
+    options: ReadOptions
+    split: Split
+    shard_tokens: int
+    chunk_tokens: int
+
+
+def finished(folder: str) -> dict[str, Any] | None:
+    """The result of a unit that was completed before, or None."""
+    path = os.path.join(folder, RESULT)
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def tokenise(job: Job, tokenizer: Tokenizer, heartbeat: Callable[[int], None]) -> dict[str, Any]:
+    """Does the work and returns {"tally", "shards"}; written last to the unit's folder, atomically.
+
+    Args:
+      heartbeat: called after every batch with its number of tokens; may raise Cancelled.
+    """
+    make_folder(job.folder)
+    tally = Tally()
+    outputs = {name: _Output(name, job, tokenizer) for name in SPLITS}
+    try:
+        pending = 0
+        for part in job.unit:
+            for text in read_documents(part, job.options, tally):
+                for name, piece in job.split.cut(text):
+                    outputs[name].texts.append(piece)
+                pending += len(text)
+                if pending >= BATCH_CHARS:
+                    heartbeat(sum(output.flush() for output in outputs.values()))
+                    pending = 0
+        heartbeat(sum(output.flush() for output in outputs.values()))
+        shards = {name: output.finish() for name, output in outputs.items()}
+    except BaseException:
+        for output in outputs.values():
+            output.abort()
+        raise
+    result = {"tally": tally.to_json(), "shards": shards}
+    write_atomic(os.path.join(job.folder, RESULT), json.dumps(result).encode())
+    return result
+
+
+class _Output:
+    """The documents of one split on their way to disk."""
+
+    def __init__(self, name: str, job: Job, tokenizer: Tokenizer):
+        self.name = name
+        self.job = job
+        self.tokenizer = tokenizer
+        self.texts: list[str] = []
+        self.shards: list[dict[str, Any]] = []
+        self.writer: ShardWriter | None = None
+
+    def flush(self) -> int:
+        """Tokenises and writes what has come together; returns the number of tokens."""
+        if not self.texts:
+            return 0
+        ids, lengths = tokenise_texts(self.tokenizer, self.texts)
+        if self.writer is None:
+            name = f"{self.name}-{len(self.shards):05d}"
+            self.writer = ShardWriter(self.job.folder, name, self.tokenizer.vocab_size, self.job.chunk_tokens)
+        self.writer.add_batch(ids, lengths, sum(len(text.encode()) for text in self.texts))
+        self.texts = []
+        if self.writer.num_tokens >= self.job.shard_tokens:
+            self._close()
+        return len(ids)
+
+    def _close(self) -> None:
+        if self.writer is not None:
+            self.shards.append(self.writer.close())
+            self.writer = None
+
+    def finish(self) -> list[dict[str, Any]]:
+        self._close()
+        return self.shards
+
+    def abort(self) -> None:
+        if self.writer is not None:
+            self.writer.abort()
+            self.writer = None
+
+
+def tokenise_texts(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Documents end to end with BOS and EOS, as (ids, tokens of each document)."""
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    flat: list[int] = []
+    lengths = []
+    for ids in tokenizer.encode_batch(texts):
+        flat += bos
+        flat += ids
+        flat += eos
+        lengths.append(len(bos) + len(ids) + len(eos))
+    return np.array(flat, np.int32), np.array(lengths, np.int64)

@@ -1,0 +1,158 @@
+"""The memory estimate: exact for what outlives a step, near the compiler for what lives inside one."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxlm.data.config import DataConfig
+from jaxlm.models import sizes
+from jaxlm.models.build import build
+from jaxlm.models.config import REMATS
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.sharding import PARAMS
+from jaxlm.plan import memory
+from jaxlm.train.config import OPTIMIZERS, OptimizerConfig, TrainConfig
+from jaxlm.train.optimizer import make_optimizer
+from jaxlm.train.step import init_state, state_shardings
+from jaxlm.types import UserError
+
+MESHES = [
+    {"data": 1, "fsdp": 1, "tensor": 1},
+    {"data": 1, "fsdp": 8, "tensor": 1},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+]
+
+
+def make_run(model, *, optimizer="adamw", batch_size=8, seq_len=64, **train):
+    return SimpleNamespace(
+        model=model,
+        data=DataConfig(seq_len=seq_len, global_batch_size=batch_size),
+        optimizer=OptimizerConfig(name=optimizer),
+        train=TrainConfig(**train),
+    )
+
+
+def predict(run, mesh, **kwargs):
+    return memory.predict(run, mesh, math.prod(mesh.values()), **kwargs)
+
+
+def test_rules_are_those_of_sharding():
+    assert memory.PARAM_AXES == PARAMS
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_state_is_what_the_shardings_put_on_a_device(optimizer, mesh):
+    """Weights and optimizer state, byte for byte; widths of 128 so that Adafactor factors some weights."""
+    model = dataclasses.replace(sizes.size("tiny-qwen2"), embed_dim=128, head_dim=32, mlp_dim=256)
+    lm = build(model, seq_len=64)
+    tx = make_optimizer(OptimizerConfig(name=optimizer))
+    devices = jax.devices()[: math.prod(mesh.values())]
+    shardings = state_shardings(lm, tx, make_mesh(mesh, devices))
+    shapes = jax.eval_shape(lambda key: init_state(lm, tx, key), jax.random.key(0))
+
+    def device_bytes(tree, where):
+        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(where), strict=True)
+        return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in pairs)
+
+    estimate = predict(make_run(model, optimizer=optimizer), mesh)
+    assert estimate.parameters == device_bytes(shapes.params, shardings.params)
+    counters = 64  # step counts: a few int32 scalars
+    actual = device_bytes(shapes.opt_state, shardings.opt_state)
+    assert actual - counters <= estimate.optimizer <= actual
+
+
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [("tiny-llama", remat) for remat in REMATS]
+    + [("tiny-gpt", "dots"), ("tiny-gemma2", "none"), ("tiny-gemma2", "full")],
+)
+def test_activations_grow_with_depth_as_the_compiler_says(name, remat):
+    """Temporary memory of a compiled backward pass, deeper minus shallower: what a layer keeps for it."""
+    B, T = 2, 256
+    tiny = dataclasses.replace(
+        sizes.size(name),
+        remat=remat,
+        attention="dense",
+        vocab_size=64,
+        max_seq_len=T if "gpt" in name else None,
+    )
+
+    def compiled_bytes(num_layers):
+        lm = build(dataclasses.replace(tiny, num_layers=num_layers), T)
+        params = jax.eval_shape(lm.init, jax.random.key(0))
+        batch = {
+            name: jax.ShapeDtypeStruct((B, T), jnp.int32) for name in ("tokens", "segments", "positions")
+        }
+        backward = jax.jit(jax.grad(lambda params, batch: lm.hidden(params, batch).sum()))
+        return backward.lower(params, batch).compile().memory_analysis().temp_size_in_bytes
+
+    def predicted_bytes(num_layers):
+        model = dataclasses.replace(tiny, num_layers=num_layers)
+        one = MESHES[0]
+        return predict(make_run(model, batch_size=B, seq_len=T), one, platform="cpu").activations
+
+    compiled = compiled_bytes(8) - compiled_bytes(4)
+    predicted = predicted_bytes(8) - predicted_bytes(4)
+    assert predicted == pytest.approx(compiled, rel=0.25)
+
+
+def test_each_policy_keeps_less_than_the_one_before():
+    model = dataclasses.replace(sizes.size("llama3-8b"), dtype="bfloat16")
+    kept = [
+        predict(make_run(dataclasses.replace(model, remat=remat), seq_len=2048), MESHES[1]).activations
+        for remat in ("none", "dots", "attention", "full")
+    ]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == 4
+
+
+def test_what_divides_what():
+    """Llama 3 8B on 8 chips: fsdp splits weights and rows, data only rows, microbatches only activations."""
+    model = dataclasses.replace(sizes.size("llama3-8b"), dtype="bfloat16", remat="full")
+    run = make_run(model, batch_size=64, seq_len=4096)
+    one = predict(run, {"data": 1, "fsdp": 1, "tensor": 1})
+    fsdp = predict(run, {"data": 1, "fsdp": 8, "tensor": 1})
+    data = predict(run, {"data": 8, "fsdp": 1, "tensor": 1})
+    assert one.parameters == 4 * sizes.published_params("llama3-8b") == 8 * fsdp.parameters == data.parameters
+    assert one.optimizer == 2 * one.parameters
+    assert one.activations == 8 * fsdp.activations == 8 * data.activations
+    split = predict(make_run(model, batch_size=64, seq_len=4096, num_microbatches=8), MESHES[1])
+    assert 8 * split.activations == fsdp.activations
+    assert split.gradients == 2 * fsdp.gradients  # the running sum beside the part that is added
+    assert split.parameters == fsdp.parameters
+    assert fsdp.total == sum(fsdp)
+
+
+def test_logits_are_held_for_one_chunk_only():
+    model = sizes.size("llama3-8b")
+    few = predict(make_run(model, seq_len=4096, loss_chunk_tokens=512), MESHES[0])
+    many = predict(make_run(model, seq_len=4096, loss_chunk_tokens=1024), MESHES[0])
+    assert few.logits == 2 * 4 * 512 * 128256
+    assert many.logits == 2 * few.logits
+    halved = predict(
+        make_run(model, seq_len=4096, loss_chunk_tokens=512), {"data": 1, "fsdp": 1, "tensor": 2}
+    )
+    assert halved.logits * 2 == few.logits
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    mesh = {"data": 2, "fsdp": -1, "tensor": 4}
+    assert memory.resolve_mesh(mesh, 64) == {"data": 2, "fsdp": 8, "tensor": 4}
+    with pytest.raises(UserError, match="does not fill 60 devices"):
+        memory.resolve_mesh(mesh, 60)
+    with pytest.raises(UserError, match="does not fill 8 devices"):
+        memory.resolve_mesh({"data": 2, "fsdp": 2, "tensor": 1}, 8)
+
+
+def test_tokenizer_fills_in_the_vocabulary():
+    model = dataclasses.replace(sizes.size("tiny-llama"), vocab_size=None)
+    run = make_run(model)
+    with pytest.raises(UserError, match=r"model\.vocab_size"):
+        predict(run, MESHES[0])
+    known = make_run(dataclasses.replace(model, vocab_size=256))
+    assert memory.predict(run, MESHES[0], 1, 256) == predict(known, MESHES[0])
