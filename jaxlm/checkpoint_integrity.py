@@ -19,6 +19,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import threading
 import time
 import zlib
@@ -56,10 +57,9 @@ class ArraySpec(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Size in memory; bfloat16 and the 8-bit floats are named by their bits, as integers are."""
-        bits = 8 if self.dtype == "bool" else int("".join(c for c in self.dtype.split("_")[0] if c.isdigit())[:2])
-        bits = {"float8": 8, "complex64": 64, "complex128": 128}.get(self.dtype.split("_")[0], bits)
-        return math.prod(self.shape) * bits // 8
+        """Size in memory; the name of a dtype holds its bits (bfloat16, float8_e4m3fn), but for bool."""
+        bits = re.search(r"\d+", self.dtype)
+        return math.prod(self.shape) * (int(bits.group()) if bits else 8) // 8
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def plan_split(kind: str, fraction: float, documents: Iterable[str], name: str) 
             return Split(kind, fraction, threshold)
     if lowest < _RANGE and not other:
         raise UserError(
-            f"{name} holds one document, and eval_split=hash holds out whole documents: nothing would be left to "
-            "train on. Choose eval_split=tail, or document=paragraph (.txt), or eval_fraction=0."
+            f"{name} holds one document, and eval_split=hash holds out whole documents: nothing would be "
+            "left to train on. Choose eval_split=tail, or document=paragraph (.txt), or eval_fraction=0."
         )
     return Split(kind, fraction, max(threshold, lowest + 1))

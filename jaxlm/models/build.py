@@ -62,7 +62,8 @@ def build(
     if config.vocab_size is None:
         raise UserError("model.vocab_size is unset: take the tokenizer's vocabulary size.")
     kernel = pick_attention(config.attention, platform or jax.default_backend())
-    ends = Ends(config, num_positions=config.max_seq_len or seq_len)
+    num_positions = config.max_seq_len or seq_len
+    ends, free_ends = Ends(config, num_positions, constrain), Ends(config, num_positions, no_constraint)
     blocks = {kind: Block(config, kind, kernel, constrain) for kind in set(config.layer_kinds)}
     # Initialisation and sampling see batches too small for the mesh's batch axes, so nothing is prescribed there.
     free_blocks = {kind: Block(config, kind, kernel, no_constraint) for kind in set(config.layer_kinds)}
@@ -70,7 +71,7 @@ def build(
     def boxed_init(key: jax.Array):
         ends_key, blocks_key = jax.random.split(key)
         tokens_BT = jnp.zeros((1, 2), jnp.int32)
-        params = dict(ends.init(ends_key, tokens_BT)["params"])
+        params = dict(free_ends.init(ends_key, tokens_BT)["params"])
         x_BTD = jnp.zeros((1, 2, config.embed_dim), config.dtype)
         places = make_places(config, tokens_BT, None)
         block = free_blocks[config.layer_kinds[0]]  # global and local layers have the same weights
@@ -88,7 +89,7 @@ def build(
         unbox_axes, jax.eval_shape(boxed_init, jax.random.key(0)), is_leaf=lambda x: isinstance(x, nn.Partitioned)
     )
 
-    def start(params, tokens_BT, positions_BT, dropout_key):
+    def start(ends, params, tokens_BT, positions_BT, dropout_key):
         x_BTD = ends.apply({"params": params}, tokens_BT, positions_BT, method="embed")
         return dropout(x_BTD, config.dropout, dropout_key)
 
@@ -106,7 +107,7 @@ def build(
         def apply_block(kind, layer_params, x_BTD, key, cache, layer):
             return blocks[kind].apply({"params": layer_params}, x_BTD, places, key)
 
-        x_BTD = constrain(start(params, tokens_BT, positions_BT, keys[0]), "batch", "length", "embed")
+        x_BTD = constrain(start(ends, params, tokens_BT, positions_BT, keys[0]), "batch", "length", "embed")
         x_BTD, _ = run_blocks(config, apply_block, params["layers"], x_BTD, keys[1])
         return finish(params, x_BTD)
 
@@ -116,7 +117,7 @@ def build(
         def apply_block(kind, layer_params, x_BTD, key, cache, layer):
             return free_blocks[kind].apply({"params": layer_params}, x_BTD, places, None, cache, layer)
 
-        x_BTD = start(params, tokens_BT, positions_BT, None)
+        x_BTD = start(free_ends, params, tokens_BT, positions_BT, None)
         x_BTD, cache = run_blocks(config, apply_block, params["layers"], x_BTD, None, cache)
         return finish(params, x_BTD), cache
 

@@ -47,6 +47,7 @@ class Ends(nn.Module):
 
     config: ModelConfig
     num_positions: int
+    constrain: Constrain
 
     def setup(self):
         config = self.config
@@ -61,12 +62,15 @@ class Ends(nn.Module):
 
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         config = self.config
-        x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(config.dtype)
+        # Gathered from rows that are whole: over fsdp the table is collected once, not the result reshuffled.
+        table_VD = self.constrain(self.embedding, "vocab", "embed")
+        x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.dtype)
         if config.scale_embeddings:
             # Rounded to the compute dtype first, as Gemma does.
             x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, config.dtype)
         if config.positions == "learned":
-            x_BTD = x_BTD + jnp.take(self.position_table, positions_BT, axis=0).astype(config.dtype)
+            table_PD = self.constrain(self.position_table, "positions", "embed")
+            x_BTD = x_BTD + jnp.take(table_PD, positions_BT, axis=0).astype(config.dtype)
         return x_BTD
 
     def norm(self, x_BTD: jax.Array) -> jax.Array:

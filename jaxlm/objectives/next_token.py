@@ -24,7 +24,7 @@ def make_loss(lm: LM, *, z_loss: float = 0.0, chunk_tokens: int = 1024) -> Calla
         head_params = {key: params[key] for key in lm.head_keys}
         weights_BT = batch["weights"]
         total, cross_entropy = chunked_loss(
-            lm.head, head_params, x_BTD, batch["targets"], weights_BT, chunk_tokens=chunk_tokens, z_loss=z_loss
+            lm.head, head_params, x_BTD, batch["targets"], weights_BT, chunk_tokens, z_loss
         )
         return total, Sums(loss=cross_entropy, weight=weights_BT.sum())
 

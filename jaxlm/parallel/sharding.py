@@ -34,6 +34,7 @@ ACTIVATIONS: Table = {
     "head_dim": None,
     "mlp": "tensor",
     "vocab": "tensor",
+    "positions": None,
     "classes": None,
 }
 """Logical axis of an activation -> mesh axis or axes."""

@@ -66,7 +66,11 @@ def state_shardings(lm: LM, tx: optax.GradientTransformation, mesh: Mesh) -> Tra
 
 def split_microbatches(batch: Batch, num: int) -> Batch:
     """[B, ...] -> [num, B // num, ...]; row i goes to microbatch i % num, so that no device sends rows away."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // num, num, *x.shape[1:]), 0, 1), batch)
+
+    def split(x):
+        return jnp.swapaxes(x.reshape(x.shape[0] // num, num, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, batch)
 
 
 def make_train_step(
@@ -99,8 +103,9 @@ def make_train_step(
 
         def add(carry, xs):
             index, part = xs
+            part = constrain_batch(part)
             part_key = None if key is None else jax.random.fold_in(key, index)
-            (_, sums), grads = grad(params, constrain_batch(part), part_key)
+            (_, sums), grads = grad(params, part, part_key)
             return jax.tree.map(jnp.add, carry, (sums, grads)), None
 
         zeros = (Sums(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))

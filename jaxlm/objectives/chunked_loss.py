@@ -1,0 +1,116 @@
+"""Cross-entropy over a large vocabulary without ever holding [B, T, V] in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.types import Params
+
+MAX_UNROLLED = 8
+"""Chunks up to this number are unrolled, which XLA:CPU overlaps better; more run in a scan."""
+
+
+def num_chunks(length: int, rows: int, chunk_tokens: int) -> int:
+    """The smallest number of equal pieces of `length` positions such that rows x piece <= chunk_tokens."""
+    for num in range(1, length + 1):
+        if length % num == 0 and rows * (length // num) <= chunk_tokens:
+            return num
+    return length
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
+def chunked_loss(
+    head: Callable[[Params, jax.Array], jax.Array],
+    head_params: Params,
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    chunk_tokens: int,
+    z_loss: float,
+) -> tuple[jax.Array, jax.Array]:
+    """-> (loss to differentiate, cross-entropy alone), both sums over targets of weight x nats.
+
+    Positions go through head and softmax a chunk at a time. When differentiated, each chunk's gradients are
+    computed right after its loss, while its logits exist, and only d(x) and d(head weights) are kept: nothing is
+    recomputed. Gradients flow to head_params and x_BTD, through the first result only.
+
+    Args:
+      head: head(params, x_...D) -> logits_...V in float32.
+      weights_BT: float32; 0 leaves a target out.
+      chunk_tokens: tokens per chunk, over the whole (global) batch.
+      z_loss: adds z_loss * log(Z)^2 per target (PaLM, arXiv:2204.02311, section 5).
+    """
+    sums, _ = _loop(head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, with_grads=False)
+    return sums
+
+
+def _chunk(head, head_params, x_BCD, targets_BC, weights_BC, z_loss, with_grads: bool):
+    logits_BCV, pull = jax.vjp(head, head_params, x_BCD) if with_grads else (head(head_params, x_BCD), None)
+    peak_BC1 = jax.lax.stop_gradient(logits_BCV.max(axis=-1, keepdims=True))
+    exp_BCV = jnp.exp(logits_BCV - peak_BC1)
+    total_BC1 = exp_BCV.sum(axis=-1, keepdims=True)
+    log_z_BC = (jnp.log(total_BC1) + peak_BC1)[..., 0]
+    # A comparison with an iota fuses into the surrounding loop; a gather's gradient would scatter into [.., V].
+    vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits_BCV.shape, 2)
+    is_target_BCV = vocabulary == targets_BC[..., None]
+    target_logit_BC = jnp.where(is_target_BCV, logits_BCV, 0.0).sum(axis=-1)
+    cross_entropy = (weights_BC * (log_z_BC - target_logit_BC)).sum()
+    loss = cross_entropy
+    if z_loss:
+        loss = loss + z_loss * (weights_BC * jnp.square(log_z_BC)).sum()
+    if pull is None:
+        return (loss, cross_entropy), None
+    slope_BC1 = (weights_BC * (1.0 + 2.0 * z_loss * log_z_BC))[..., None] / total_BC1
+    dlogits_BCV = exp_BCV * slope_BC1 - jnp.where(is_target_BCV, weights_BC[..., None], 0.0)
+    return (loss, cross_entropy), pull(dlogits_BCV)
+
+
+def _loop(head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, *, with_grads: bool):
+    B, T, D = x_BTD.shape
+    num = num_chunks(T, B, chunk_tokens)
+    C = T // num
+    zero = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+    if num <= MAX_UNROLLED:
+        sums, d_params, d_x = zero, None, []
+        for start in range(0, T, C):
+            piece = slice(start, start + C)
+            more, grads = _chunk(
+                head, head_params, x_BTD[:, piece], targets_BT[:, piece], weights_BT[:, piece], z_loss, with_grads
+            )
+            sums = jax.tree.map(jnp.add, sums, more)
+            if grads is not None:
+                d_params = grads[0] if d_params is None else jax.tree.map(jnp.add, d_params, grads[0])
+                d_x.append(grads[1])
+        return sums, (d_params, jnp.concatenate(d_x, axis=1)) if with_grads else None
+
+    def pieces(a):
+        return jnp.swapaxes(a.reshape(B, num, C, *a.shape[2:]), 0, 1)
+
+    def body(carry, xs):
+        sums, d_params = carry
+        more, grads = _chunk(head, head_params, *xs, z_loss, with_grads)
+        sums = jax.tree.map(jnp.add, sums, more)
+        if grads is None:
+            return (sums, d_params), None
+        return (sums, jax.tree.map(jnp.add, d_params, grads[0])), grads[1]
+
+    start = (zero, jax.tree.map(jnp.zeros_like, head_params) if with_grads else None)
+    (sums, d_params), d_x = jax.lax.scan(body, start, (pieces(x_BTD), pieces(targets_BT), pieces(weights_BT)))
+    return sums, (d_params, jnp.swapaxes(d_x, 0, 1).reshape(B, T, D)) if with_grads else None
+
+
+def _forward(head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss):
+    return _loop(head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, with_grads=True)
+
+
+def _backward(head, chunk_tokens, z_loss, grads, cotangents):
+    d_params, d_x = grads
+    g = cotangents[0]
+    return jax.tree.map(lambda d: (g * d).astype(d.dtype), d_params), (g * d_x).astype(d_x.dtype), None, None
+
+
+chunked_loss.defvjp(_forward, _backward)
