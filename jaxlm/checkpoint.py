@@ -1,8 +1,8 @@
 """Checkpoints: one composite of state, data position, config and hashes, saved behind the back of training.
 
-Orbax writes the arrays, asynchronously and each shard by the host that has it, and restores them onto any mesh.
-What is added here: a seal over every file (`checkpoint_integrity.py`), falling back to the last good step when one is damaged,
-checks that a checkpoint belongs to this model and tokenizer before an array is read, and what is kept.
+Orbax writes the arrays, asynchronously, each shard by the host that has it, and restores them onto any mesh.
+Added here: a seal over every file (`checkpoint_integrity.py`), the last good step where one is damaged,
+checks that a checkpoint belongs to this model and tokenizer before any array is read, and what is kept.
 
     with Checkpoints(workdir / "checkpoints", config.checkpoint, warn=report.warning) as checkpoints:
         if checkpoints.latest_step() is not None:
@@ -16,10 +16,9 @@ Importing this module imports neither JAX nor Orbax (together about a second).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import errno
 import logging
-import math
 import sys
 import threading
 import time
@@ -30,18 +29,17 @@ from typing import Any, NamedTuple, Protocol, Self
 from etils import epath
 
 from jaxlm import checkpoint_integrity as integrity
-from jaxlm.checkpoint_integrity import ArraySpec, DamagedCheckpoint, Meta
+from jaxlm.checkpoint_integrity import DamagedCheckpoint
+from jaxlm.checkpoint_meta import ArraySpec, Meta, check_fit, check_tokenizer
 from jaxlm.types import Params, PyTree, UserError
 
 CHUNK_BYTES = 16 << 20
-"""Arrays are stored in chunks of at most this size: restoring then takes a third of the time it takes with whole
-arrays (1.0-1.5 s against 3.0 s for 1.5 GB on two cores), and a device that wants a part of an array reads little more."""
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-DISK_WORDS = ("No space left", "quota exceeded", "File too large", "Read-only file system", "Permission denied")
+"""Arrays are stored in chunks of at most this size. Restoring 1.5 GB on two cores takes 1.0-1.5 s so, 3.0 s
+with whole arrays; and a device that wants a part of an array reads little more than that part."""
 
 
 class Policy(Protocol):
-    """When to save and what to keep: `CheckpointConfig`, which lives with the other sections of the train config."""
+    """When to save and what to keep: `CheckpointConfig` of jaxlm/train/config.py."""
 
     @property
     def every_steps(self) -> int: ...
@@ -98,13 +96,13 @@ def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Every process of a run makes one and calls the same methods in the same order.
+    """The checkpoints of one run. Every process makes one and calls the same methods in the same order.
 
     Args:
       directory: holds one folder per step; local or gs://.
       policy: when to save and what to keep; None: read-only, nothing is written, renamed or deleted.
-      warn: called with one line when something went wrong that need not stop the run: a damaged step that was
-        skipped, a periodic save that failed.
+      warn: called with one line, also from a thread, when something went wrong that need not stop the run: a
+        damaged step that was skipped, a periodic save that failed.
     """
 
     def __init__(
@@ -119,10 +117,11 @@ class Checkpoints:
         self._warn = warn
         self._orbax: Any = None
         self._saving: threading.Thread | None = None
+        self._step = -1  # being saved
         self._failure: Failure | None = None
         self._interrupted: list[epath.Path] = []
         if policy is not None:
-            # Orbax takes 0.3 s to import: done while the caller compiles, so that the first save need not wait.
+            # Orbax takes 0.3 s to import: meanwhile, so that the first save need not wait for it.
             threading.Thread(target=_import_orbax, name="import_orbax").start()
             self._tidy()
 
@@ -156,20 +155,19 @@ class Checkpoints:
     # Saving.
 
     def save(self, state: PyTree, meta: Meta) -> bool:
-        """Starts saving `state` as step `meta.step` and returns once it is safe to train on; donation included.
+        """Starts saving `state` as step `meta.step`; returns when training may go on, donation included.
 
-        Waits for the state to be computed, for its copy to the host (accelerators) and for a previous save that is
-        still being written; the rest happens on threads. On CPU nothing is copied here: while the arrays are being
-        written XLA declines to reuse their memory, and the next step's donation makes a copy instead.
+        Waits for the state to be computed, for its copy to the host (accelerators) and for a previous save
+        that is still being written; the rest happens on threads. On CPU nothing is copied here: while arrays
+        are being written XLA does not reuse their memory, and a step that donates them makes a copy instead.
 
-        Returns False when the step is on disk already. A previous save that failed for want of disk space is
-        reported through `warn`; any other failure of it is raised.
+        Returns False when the step is on disk already. A save that fails is told of by the next call: a full
+        or forbidden disk through `warn` here and as an error in `wait`; any other failure is raised.
         """
         assert self._policy is not None, "opened read-only"
         self._join()
-        if (failure := self._take_failure()) is not None:
-            self._warn(self._explain(failure))
-        step = meta.step
+        self._report(raise_disk_errors=False)
+        step = self._step = meta.step
         if step in self.all_steps():
             return False
         ocp = _import_orbax()
@@ -180,22 +178,322 @@ class Checkpoints:
             self._open_orbax().save(
                 self.directory / str(step),
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(arrays, save_args=chunks), meta=ocp.args.JsonSave(meta.to_json())
+                    state=ocp.args.PyTreeSave(arrays, save_args=chunks),
+                    meta=ocp.args.JsonSave(meta.to_json()),
                 ),
             )
         except Exception as error:
-            self._fail(step, error)
-            self._warn(self._explain(self._failure))
+            self._fail(step, error)  # told by the next call, as when it fails on a thread
             return False
         self._saving = threading.Thread(target=self._finish, args=(step,), name="finish_save")
         self._saving.start()
         return True
 
+    def wait(self) -> None:
+        """Returns when the last save is on disk and what need not be kept is deleted.
+
+        Errors: UserError when the disk is full or may not be written to; others as they came.
+        """
+        self._join()
+        self._report(raise_disk_errors=True)
+
+    def close(self) -> None:
+        """Waits, and lets go of Orbax's threads. Errors: as `wait`."""
+        try:
+            self.wait()
+        finally:
+            if self._orbax is not None:
+                self._orbax.close()
+                self._orbax = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ):
+        if error is None:
+            self.close()
+            return
+        self._join()  # the save under way is finished; the error that ends the run is the one to be seen
+        if self._failure is not None:
+            self._warn(f"Checkpoint {self._failure.step} was not saved either: {self._failure.error}")
+            self._failure = None
+        self.close()
+
     def _finish(self, step: int) -> None:
         """On a thread: waits for the commit, then deletes what need not be kept."""
         try:
             self._orbax.wait_until_finished()
-            if _process_index() == 0:
-                self._delete_old()
         except Exception as error:
             self._fail(step, error)
+            return
+        try:
+            if _process_index() == 0:
+                self._delete_old()
+        except OSError as error:
+            self._warn(f"Old checkpoints in {self.directory} could not be deleted: {error}.")
+
+    def _fail(self, step: int, error: BaseException) -> None:
+        self._failure = Failure(step, error)
+        with contextlib.suppress(Exception):  # would say the same again; the next save starts with a new one
+            self._orbax.close()
+        self._orbax = None
+        partial = self.directory / f"{step}{integrity.UNFINISHED}"
+        if _process_count() > 1:
+            self._interrupted.append(partial)  # other hosts may still be writing there
+        elif partial.exists():
+            partial.rmtree()
+
+    def _join(self) -> None:
+        if self._saving is not None:
+            self._saving.join()
+            self._saving = None
+
+    def _report(self, *, raise_disk_errors: bool) -> None:
+        """Raises or warns about a save that failed, once."""
+        if self._failure is None:
+            return
+        (step, error), self._failure = self._failure, None
+        reason = integrity.disk_reason(error)
+        if reason is None:
+            raise error
+        message = (
+            f"Checkpoint {step} could not be saved in {self.directory}: {reason}. Nothing half-written is "
+            f"kept; on disk are steps {self.all_steps()}. Free some space or use another --workdir."
+        )
+        if raise_disk_errors:
+            raise UserError(message) from error
+        self._warn(f"{message} Training goes on and saves again at the next step that is due.")
+
+    def _delete_old(self) -> None:
+        assert self._policy is not None
+        losses: dict[int, float | None] = {}
+        for step in self.all_steps():
+            try:
+                losses[step] = integrity.read_meta(self.directory / str(step)).eval_loss
+            except DamagedCheckpoint:
+                continue  # not counted among the good ones, so that it displaces none; `restore` will name it
+        reasons = integrity.reasons_kept(
+            losses,
+            keep_last=self._policy.keep_last,
+            keep_every_steps=self._policy.keep_every_steps,
+            keep_best=self._policy.keep_best,
+        )
+        for step, why in reasons.items():
+            if not why:
+                integrity.delete_step(self.directory / str(step))
+        for partial in self._interrupted:
+            if partial.exists():
+                partial.rmtree()
+        self._interrupted.clear()
+
+    def _tidy(self) -> None:
+        """What an earlier process left behind when it was killed."""
+        if _process_index() != 0:
+            return
+        for folder in integrity.list_leftovers(self.directory, integrity.DELETING):
+            folder.rmtree()
+        self._interrupted = integrity.list_leftovers(self.directory, integrity.UNFINISHED)
+        for folder in self._interrupted:
+            self._warn(
+                f"{folder} is a save that was interrupted: not used, and deleted after the next good one."
+            )
+
+    # Restoring.
+
+    def restore(
+        self, abstract_state: PyTree, *, step: int | None = None, tokenizer_sha256: str | None = None
+    ) -> Restored:
+        """The state of a step, placed as asked, and its meta.
+
+        A damaged step is named, set aside and passed over for the one before it; a given `step` is not.
+
+        Args:
+          abstract_state: ShapeDtypeStructs with shardings, on any mesh; without a sharding, the first device.
+          tokenizer_sha256: of the run's tokenizer; None does not compare.
+
+        Errors: UserError when no good step is left, when shape, dtype or name of any array differs (never a
+        partial load), or when the checkpoint was trained with another tokenizer.
+        """
+        return self._restore(abstract_state, None, step, tokenizer_sha256)
+
+    def restore_params(
+        self, abstract_params: Params, *, step: int | None = None, tokenizer_sha256: str | None = None
+    ) -> Restored:
+        """The params of a TrainState alone, read without its optimizer state; `.state` holds them.
+
+        Another dtype than the saved one is allowed: arrays are cast on the host while they are read.
+
+        Errors: as `restore`.
+        """
+        return self._restore(abstract_params, "params", step, tokenizer_sha256)
+
+    def _restore(
+        self, abstract: PyTree, group: str | None, step: int | None, tokenizer_sha256: str | None
+    ) -> Restored:
+        import jax
+
+        ocp = _import_orbax()
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        prefix = "" if group is None else f"{group}/"
+        wanted = {
+            prefix + name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device)
+            for name, leaf in named_arrays(abstract).items()
+        }
+        while True:
+            good = self._choose(step)
+            folder = self.directory / str(good)
+            meta = integrity.read_meta(folder)
+            where = f"Checkpoint {good} in {self.directory}"
+            check_tokenizer(where, meta, tokenizer_sha256)
+            check_fit(where, meta, array_specs(wanted_tree := _nest(wanted)), group)
+            try:
+                arrays = (
+                    self._open_orbax()
+                    .restore(
+                        folder,
+                        args=ocp.args.Composite(
+                            state=ocp.args.PyTreeRestore(
+                                item=wanted_tree,
+                                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted_tree),
+                                partial_restore=group is not None,
+                            )
+                        ),
+                    )
+                    .state
+                )
+            except Exception:
+                if self._policy is None and step is None and not folder.exists():
+                    continue  # a reader beside a running training: the step was deleted meanwhile
+                raise
+            named = named_arrays(arrays)
+            leaves = [named[name] for name in wanted]
+            return Restored(jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta)
+
+    def _choose(self, step: int | None) -> int:
+        """The step to use, on which all processes agree; damaged later ones are set aside."""
+        if step is not None:
+            self._check_exists(step)
+        damages: dict[int, str] = {}
+        tried: set[int] = set()
+        while candidates := [
+            s for s in _from_first(self.all_steps()) if s not in tried and step in (None, s)
+        ]:
+            candidate = max(candidates)
+            tried.add(candidate)
+            if not (self.directory / str(candidate)).exists():
+                continue
+            if not (damage := self._damage(candidate)):
+                for bad, reason in damages.items():
+                    self._set_aside(bad, reason, candidate)
+                return candidate
+            damages[candidate] = damage
+        if not damages:
+            raise UserError(f"There is no checkpoint in {self.directory}. Check the path of the run.")
+        listed = "; ".join(f"{bad}: {reason}" for bad, reason in damages.items())
+        others = [s for s in self.all_steps() if s not in damages]
+        way_out = f"Try one of the steps {others}." if others else "Train again in another --workdir."
+        raise UserError(f"No good checkpoint is left in {self.directory} ({listed}). {way_out}")
+
+    def _damage(self, step: int) -> str:
+        """What is wrong with a step, "" if nothing is; hosts share the reading, and agree."""
+        folder = self.directory / str(step)
+        try:
+            integrity.verify(folder, part=_process_index(), num_parts=_process_count())
+            integrity.read_meta(folder)
+            damage = ""
+        except DamagedCheckpoint as error:
+            damage = str(error)
+        return _first_text(damage)
+
+    def _set_aside(self, step: int, reason: str, instead: int) -> None:
+        folder = self.directory / str(step)
+        text = f"Checkpoint {step} in {self.directory} is damaged: {reason}. Using step {instead} instead"
+        if self._policy is None or not integrity.is_local(folder):
+            self._warn(f"{text}; the damaged one is left where it is.")
+        elif _process_index() == 0:
+            self._warn(f"{text}; the damaged one is now {integrity.set_aside(folder).name}.")
+
+    def _check_exists(self, step: int) -> None:
+        if step not in (steps := self.all_steps()):
+            raise UserError(f"There is no checkpoint of step {step} in {self.directory}; there are {steps}.")
+
+    # What is done after a save, and would otherwise be forgotten when the run is killed in between.
+
+    def mark(self, step: int, name: str) -> None:
+        """Notes that something which follows a save (an evaluation, an export) was completed."""
+        if _process_index() == 0:
+            integrity.write_mark(self.directory, step, name)
+
+    def marked(self, step: int, name: str) -> bool:
+        """Whether `mark(step, name)` was called, by this run or an earlier one."""
+        return name in integrity.read_marks(self.directory).get(step, {})
+
+    def _open_orbax(self) -> Any:
+        """One AsyncCheckpointer for saving and restoring, made when it is first needed."""
+        if self._orbax is None:
+            ocp = _import_orbax()
+            # Compressing float32 weights saves 8% of the space for five times the time.
+            arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False)
+            self._orbax = ocp.AsyncCheckpointer(
+                ocp.CompositeCheckpointHandler(state=arrays, meta=ocp.JsonCheckpointHandler()),
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            )
+        return self._orbax
+
+    def _seal(self) -> None:
+        """Called by Orbax on the first host when all have written, before the folder gets its name."""
+        partial = self.directory / f"{self._step}{integrity.UNFINISHED}"
+        integrity.seal(partial if partial.exists() else self.directory / str(self._step))
+
+
+def _import_orbax() -> Any:
+    import orbax.checkpoint as ocp
+
+    # Orbax logs the traceback of a failed save and then raises it; one line from us is enough.
+    logging.getLogger("absl").addFilter(_not_from_orbax)
+    return ocp
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+def _process_index() -> int:
+    import jax
+
+    return jax.process_index()
+
+
+def _process_count() -> int:
+    import jax
+
+    return jax.process_count()
+
+
+def _from_first(values: list[int]) -> list[int]:
+    """The first process's list, on all processes: a shared file system may show them different ones."""
+    if _process_count() == 1:
+        return values
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
+    padded = np.resize(np.array([*values, 0], np.int32), count)
+    return multihost_utils.broadcast_one_to_all(padded).tolist() if count else []
+
+
+def _first_text(text: str, limit_bytes: int = 512) -> str:
+    """The first text among the processes that is not empty, on all of them; "" if all are."""
+    if _process_count() == 1:
+        return text
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    encoded = np.zeros(limit_bytes, np.uint8)
+    content = np.frombuffer(text.encode()[:limit_bytes], np.uint8)
+    encoded[: len(content)] = content
+    rows = np.asarray(multihost_utils.process_allgather(encoded)).reshape(_process_count(), limit_bytes)
+    texts = [row[row != 0].tobytes().decode(errors="replace") for row in rows]
+    return next((t for t in texts if t), "")

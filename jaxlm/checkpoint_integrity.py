@@ -5,32 +5,30 @@
       meta/metadata                         `Meta` as JSON
       state/...                             the arrays (Orbax: OCDBT of Zarr chunks)
     <directory>/400.orbax-checkpoint-tmp/   a save that is under way, or was interrupted
-    <directory>/400.damaged/                a step that failed its checks and was set aside; never deleted by us
+    <directory>/400.damaged/                a step that failed its checks, set aside; never deleted by us
     <directory>/marks.json                  what was completed after each step was saved
 
-The seal is written last, while the folder still has its temporary name, and the rename commits both together: a
-step with a seal was complete. Orbax alone would not do: it notices missing and truncated files and damage to its
-index, but a bit flipped in the weights comes back as another weight (compressed or not, Zarr 2 or 3).
+The seal is written last, while the folder still has its temporary name, and the rename commits both: a
+step with a seal was complete. Orbax alone would not do: it notices missing and truncated files and damage to
+its index, but a bit flipped in the weights comes back as another weight (compressed or not, Zarr 2 or 3).
 """
 
 from __future__ import annotations
 
-import dataclasses
+import errno
 import json
 import math
 import os
-import re
 import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from jaxlm import __version__
+from jaxlm.checkpoint_meta import FORMAT, Meta
 from jaxlm.types import UserError
 
 SEAL = "integrity.json"
@@ -46,77 +44,15 @@ UNSEALED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 BLOCK_BYTES = 64 << 20
 """A large file has one checksum per block, so that several threads can share it."""
 BUFFER_BYTES = 1 << 20
-FORMAT = 1
-
-
-class ArraySpec(NamedTuple):
-    """Shape and dtype of one array of the state."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def num_bytes(self) -> int:
-        """Size in memory; the name of a dtype holds its bits (bfloat16, float8_e4m3fn), but for bool."""
-        bits = re.search(r"\d+", self.dtype)
-        return math.prod(self.shape) * (int(bits.group()) if bits else 8) // 8
-
-
-@dataclass(frozen=True)
-class Meta:
-    """What a checkpoint says about itself, beside the arrays."""
-
-    step: int
-    """Steps taken; also the whole position in the data, since the batch of a step follows from config and step."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved config of the run."""
-    tokenizer_sha256: str = ""
-    corpus_sha256: Mapping[str, str] = field(default_factory=dict)
-    """Source -> hash of its manifest."""
-    tokens: int = 0
-    """Tokens trained on so far."""
-    epochs: Mapping[str, float] = field(default_factory=dict)
-    """Source -> how often it has been read."""
-    wall_time_s: float = 0.0
-    """Spent training, over all restarts."""
-    eval_loss: float | None = None
-    """Held-out loss at this step, in nats; None when it was not evaluated. `keep_best` keeps the lowest."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Anything else that is JSON."""
-    version: str = __version__
-    saved_at: float = 0.0
-    """Unix time; filled in by `Checkpoints.save`."""
-    arrays: Mapping[str, ArraySpec] = field(default_factory=dict)
-    """Path in the state, such as `params/layers/q` -> its shape and dtype; filled in by `Checkpoints.save`."""
-
-    @property
-    def num_params(self) -> int:
-        """Weights of the model, without the optimizer's state."""
-        return sum(math.prod(a.shape) for name, a in self.arrays.items() if name.split("/")[0] == "params")
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict that JSON can hold; a loss that is not finite becomes None: it can never be the best."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if self.eval_loss is not None and not math.isfinite(self.eval_loss):
-            fields["eval_loss"] = None
-        fields["arrays"] = {name: [list(spec.shape), spec.dtype] for name, spec in self.arrays.items()}
-        return {"format": FORMAT, **fields}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Meta:
-        """The inverse; keys that this version does not know are left out.
-
-        Errors: UserError for a checkpoint of a later format.
-        """
-        if data["format"] > FORMAT:
-            raise UserError(
-                f"This checkpoint has format {data['format']}, written by jaxlm {data.get('version')}; "
-                f"this is jaxlm {__version__}, which reads up to format {FORMAT}. Upgrade jaxlm."
-            )
-        known = {f.name for f in dataclasses.fields(cls)}
-        fields = {key: value for key, value in data.items() if key in known}
-        arrays = {name: ArraySpec(tuple(shape), dtype) for name, (shape, dtype) in data["arrays"].items()}
-        return cls(**{**fields, "arrays": arrays})
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+DISK_WORDS = (
+    "No space left",
+    "quota exceeded",
+    "File too large",
+    "Read-only file system",
+    "Permission denied",
+    "Input/output error",
+)
 
 
 class DamagedCheckpoint(Exception):
@@ -169,7 +105,11 @@ def seal(folder: epath.PathLike) -> None:
         name: FileSeal(size := path.stat().length, _checksums(path, size) if local else ())
         for name, path in files.items()
     }
-    body = {"format": FORMAT, "block_bytes": BLOCK_BYTES, "files": {name: list(s) for name, s in seals.items()}}
+    body = {
+        "format": FORMAT,
+        "block_bytes": BLOCK_BYTES,
+        "files": {name: list(s) for name, s in seals.items()},
+    }
     body["crc32"] = _canonical_crc(body)
     content = json.dumps(body, indent=1).encode()
     if not local:
@@ -202,7 +142,7 @@ def read_seal(folder: epath.PathLike) -> dict[str, FileSeal]:
     try:
         body = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise DamagedCheckpoint(SEAL, "is missing: the save was not finished, or files were removed") from None
+        raise DamagedCheckpoint(SEAL, "is missing: the save was not finished") from None
     except ValueError:
         raise DamagedCheckpoint(SEAL, "cannot be parsed: it is truncated or damaged") from None
     if not isinstance(body, dict) or body.get("crc32") != _canonical_crc(body):
@@ -243,8 +183,12 @@ def verify(folder: epath.PathLike, *, checksums: bool = True, part: int = 0, num
         mine = blocks[part::num_parts]
         for (name, index, _), good in zip(mine, pool.map(check, mine)):
             if not good:
-                where = f" (in bytes {index * BLOCK_BYTES:,} and after)" if seals[name].size > BLOCK_BYTES else ""
-                raise DamagedCheckpoint(name, f"does not match its checksum{where}: bytes changed since the save")
+                where = (
+                    f" (in bytes {index * BLOCK_BYTES:,} and after)" if seals[name].size > BLOCK_BYTES else ""
+                )
+                raise DamagedCheckpoint(
+                    name, f"does not match its checksum{where}: bytes changed since the save"
+                )
 
 
 def _checksums(path: epath.Path, size: int) -> tuple[int, ...]:
@@ -276,7 +220,7 @@ def read_meta(folder: epath.PathLike) -> Meta:
     except FileNotFoundError:
         raise DamagedCheckpoint(META, "is missing") from None
     if len(content) != sealed.size or (sealed.crc32 and zlib.crc32(content) != sealed.crc32[0]):
-        raise DamagedCheckpoint(META, "does not match its checksum: bytes changed since the save")
+        raise DamagedCheckpoint(META, "does not match its checksum: it changed since the save")
     return Meta.from_json(json.loads(content))
 
 
@@ -335,7 +279,9 @@ def read_marks(directory: epath.PathLike) -> dict[int, dict[str, float]]:
     try:
         return {int(step): dict(names) for step, names in json.loads(path.read_bytes()).items()}
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a JSON object ({error}). Delete it: what it lists will be done again.") from None
+        raise UserError(
+            f"{path} is not a JSON object ({error}). Delete it: what it lists will be done again."
+        ) from None
 
 
 def write_mark(directory: epath.PathLike, step: int, name: str) -> None:
@@ -347,3 +293,16 @@ def write_mark(directory: epath.PathLike, step: int, name: str) -> None:
     partial = directory / f"{MARKS}.partial"
     partial.write_text(json.dumps(marks, sort_keys=True))
     partial.replace(directory / MARKS)
+
+
+def disk_reason(error: BaseException) -> str | None:
+    """Why the disk refused, in a few words; None for an error of another kind."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in DISK_ERRORS:
+            return seen.strerror or str(seen)
+        for word in DISK_WORDS:
+            if word in str(seen):
+                return word
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -1,55 +1,56 @@
 """Raw text -> tokenised shards and a manifest: in parallel, atomic, continuing where a killed build was.
 
 ```
-inputs.find_inputs -> plan_units -> units.tokenise, one folder per unit in DIR/.build   (any order, any process)
+inputs.find_inputs -> plan_units -> units.tokenise, a folder per unit in DIR/.build (any order, any process)
                                  -> assemble: shards renamed or merged in unit order    -> manifest.json, last
 ```
 
-A unit's shards depend on its slice of the input and on nothing else, so the result is the same to the byte whatever
-the number of workers, and whether or not the build was interrupted. Importing this module imports no JAX: workers
-start in a fraction of a second.
+A unit's shards depend on its slice of the input and on nothing else, so the result is the same to the byte
+whatever the number of workers, and whether or not the build was interrupted.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from jaxlm.corpus import units
-from jaxlm.corpus.inputs import InputFile, Unit, find_inputs, fingerprint, plan_units
+from jaxlm.corpus import embedded, units
+from jaxlm.corpus import workers as worker_pool
+from jaxlm.corpus.inputs import InputFile, find_inputs, fingerprint, plan_units
 from jaxlm.corpus.progress import Progress
 from jaxlm.corpus.readers import read_documents
 from jaxlm.corpus.split import Split, plan_split
 from jaxlm.corpus.text import ReadOptions, Tally
+from jaxlm.data.config import DataConfig, SourceConfig, TokenizerConfig
 from jaxlm.data.files import cache_root, disk_error, exclusive, is_local, make_folder, write_atomic
 from jaxlm.data.shards import (
     CHUNK_TOKENS,
-    MANIFEST,
+    check_tokenizer,
     is_corpus,
     join_shards,
     make_manifest,
+    offsets_file,
     read_manifest,
     write_manifest,
 )
-from jaxlm.data.tokenizer import SentencePieceTokenizer
+from jaxlm.data.tokenizer import SentencePieceTokenizer, load_tokenizer, train_tokenizer
 from jaxlm.types import UserError
 
 SHARD_TOKENS = 16 << 20
-SINGLE_PROCESS_BYTES = 8 << 20
-"""Below this, starting worker processes takes longer than the work."""
 TOKENIZER_FILE = "tokenizer.model"
+TRAINING_BYTES = 50 << 20
+"""A tokenizer is trained on about this much text at most: more changes little but the time."""
 _BUILD = ".build"
 _PLAN = "plan.json"
+_LOCK = ".lock"
 _VERSION = 1  # raise it when the same input would give other tokens
 
 
@@ -87,16 +88,17 @@ def build_corpus(
     output = os.fspath(output_dir)
     make_folder(output)
     staging = output if is_local(output) else os.path.join(cache_root(), "staging", key[:16])
-    make_folder(os.path.join(staging, _BUILD))
+    make_folder(staging)
     try:
-        with exclusive(os.path.join(staging, _BUILD, "lock")):
+        with exclusive(os.path.join(staging, _LOCK)):
             if is_corpus(output):
                 manifest = _check_finished(output, key)
             else:
                 _prepare(staging, key)
                 label = paths[0] if len(paths) == 1 else f"{len(paths)} inputs"
                 jobs, split = _plan(inputs, options, eval_split, eval_fraction, shard_tokens, staging, label)
-                _run(jobs, tokenizer, workers, Progress(f"tokenising {label}", _size(jobs), progress))
+                size = sum(job.num_bytes for job in jobs)
+                worker_pool.run(jobs, tokenizer, workers, Progress(f"tokenising {label}", size, progress))
                 source = _source(paths, content, options, split)
                 manifest = _assemble(staging, jobs, tokenizer, tally, key, source)
                 _publish(staging, output, manifest)
@@ -114,7 +116,7 @@ def build_key(
     tokenizer_sha256: str,
     shard_tokens: int = SHARD_TOKENS,
 ) -> str:
-    """Equal keys mean equal corpora: a hash of the input's content and all that decides what becomes of it."""
+    """Equal keys mean equal corpora: a hash of the input and of all that decides what becomes of it."""
     parts = [_VERSION, content, [options.text_key, options.document, options.invalid_utf8],
              [eval_split, eval_fraction], tokenizer_sha256, shard_tokens, CHUNK_TOKENS]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -132,6 +134,7 @@ def _check_finished(output: str, key: str) -> dict[str, Any]:
 
 def _prepare(staging: str, key: str) -> None:
     """Keeps the finished units of a build with the same key; removes those of another."""
+    make_folder(os.path.join(staging, _BUILD))
     plan = os.path.join(staging, _BUILD, _PLAN)
     if os.path.exists(plan):
         with open(plan, encoding="utf-8") as file:
@@ -143,9 +146,10 @@ def _prepare(staging: str, key: str) -> None:
         for name in os.listdir(os.path.join(staging, _BUILD)):
             if name.startswith("unit-"):
                 shutil.rmtree(os.path.join(staging, _BUILD, name))
-    elif others := [name for name in os.listdir(staging) if name != _BUILD]:
+    elif others := [name for name in os.listdir(staging) if name not in (_BUILD, _LOCK)]:
         raise UserError(
-            f"{staging} is not empty ({others[0]} is in it) and holds no unfinished build: choose another --output."
+            f"{staging} is not empty ({others[0]} is in it) and holds no unfinished build: choose another "
+            "--output."
         )
     write_atomic(plan, json.dumps({"key": key}).encode())
 
@@ -170,87 +174,13 @@ def _plan(
     ], split
 
 
-def _num_bytes(unit: Unit) -> int:
-    # Of a Parquet or ArrayRecord slice, in proportion to its row groups or records.
-    whole = {part.file.path for part in unit if part.file.format in ("parquet", "arrayrecord")}
-    sliced = sum(part.stop - part.start for part in unit if part.file.path not in whole)
-    return sliced + sum(part.file.num_bytes for part in unit if part.file.path in whole)
-
-
-def _size(jobs: Sequence[units.Job]) -> int:
-    return sum(_num_bytes(job.unit) for job in jobs)
-
-
-def _run(
-    jobs: Sequence[units.Job], tokenizer: SentencePieceTokenizer, workers: int | None, bar: Progress
-) -> None:
-    """Completes every unit that is not complete yet."""
-    with bar:
-        waiting = []
-        for job in jobs:
-            if units.finished(job.folder):
-                bar.add(_num_bytes(job.unit), 0)
-            else:
-                waiting.append(job)
-        if workers is None:
-            workers = len(os.sched_getaffinity(0)) if _size(waiting) >= SINGLE_PROCESS_BYTES else 1
-        if workers < 1:
-            raise UserError(f"workers={workers} must be at least 1.")
-        if min(workers, len(waiting)) <= 1:
-            for job in waiting:
-                units.tokenise(job, tokenizer, lambda tokens: bar.add(0, tokens))
-                bar.add(_num_bytes(job.unit), 0)
-        else:
-            _run_parallel(waiting, tokenizer, min(workers, len(waiting)), bar)
-
-
-def _run_parallel(
-    jobs: Sequence[units.Job], tokenizer: SentencePieceTokenizer, workers: int, bar: Progress
-) -> None:
-    # Spawned, not forked: the parent may hold JAX's threads, which a fork would break.
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(tokenizer, stop)
-    ) as pool:
-        futures = {pool.submit(_work, job): job for job in jobs}
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                bar.add(_num_bytes(futures[future].unit), future.result())
-        except concurrent.futures.BrokenExecutor:
-            raise UserError(
-                "A worker process was killed, perhaps for lack of memory. What is done is kept: run the same "
-                "command again, with fewer --workers."
-            ) from None
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-
-
-_worker: dict[str, Any] = {}
-
-
-def _start_worker(tokenizer: SentencePieceTokenizer, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets `stop`
-    _worker.update(tokenizer=tokenizer, stop=stop)
-
-
-def _work(job: units.Job) -> int:
-    tokens = 0
-
-    def heartbeat(count: int) -> None:
-        nonlocal tokens
-        tokens += count
-        if _worker["stop"].is_set() or os.getppid() == 1:
-            raise units.Cancelled
-
-    units.tokenise(job, _worker["tokenizer"], heartbeat)
-    return tokens
-
-
 def _source(
     paths: Sequence[str], content: Sequence[tuple[str, int, str]], options: ReadOptions, split: Split
 ) -> dict[str, Any]:
+    content = [
+        (name, embedded.num_bytes(name) if embedded.is_embedded(name) else size, digest)
+        for name, size, digest in content
+    ]
     listed = [{"name": name, "num_bytes": size, "sha256": digest} for name, size, digest in content[:1000]]
     return {
         "inputs": list(paths),
@@ -282,7 +212,9 @@ def _assemble(
         results.append(result)
     splits: dict[str, list[dict[str, Any]]] = {}
     for name in units.SPLITS:
-        pieces = [(job.folder, shard) for job, result in zip(jobs, results) for shard in result["shards"][name]]
+        pieces = [
+            (job.folder, shard) for job, result in zip(jobs, results) for shard in result["shards"][name]
+        ]
         groups = _grouped(pieces, jobs[0].shard_tokens if jobs else 1)
         splits[name] = [
             join_shards(group, staging, f"{name}-{number:05d}", tokenizer.vocab_size, CHUNK_TOKENS)
@@ -290,6 +222,7 @@ def _assemble(
         ]
     documents = {name: sum(shard["num_documents"] for shard in shards) for name, shards in splits.items()}
     _check_filled(documents, source, tally)
+    tokenizer.save(os.path.join(staging, TOKENIZER_FILE))
     return make_manifest(
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
@@ -330,11 +263,172 @@ def _grouped(pieces: list[tuple[str, dict[str, Any]]], shard_tokens: int):
 def _publish(staging: str, output: str, manifest: dict[str, Any]) -> None:
     """Uploads the shards if the output is remote; then writes the manifest, which makes it a corpus."""
     if staging != output:
-        shards = itertools.chain.from_iterable(manifest["splits"][name]["shards"] for name in units.SPLITS)
-        for shard in shards:
-            base = shard["file"].removesuffix(".arrayrecord")
-            for name in (shard["file"], base + ".offsets.npy"):
-                epath.Path(staging, name).copy(epath.Path(output) / name, overwrite=True)
+        names = [TOKENIZER_FILE]
+        for shard in itertools.chain.from_iterable(
+            manifest["splits"][name]["shards"] for name in units.SPLITS
+        ):
+            names += [shard["file"], offsets_file(shard["file"])]
+        for name in names:
+            epath.Path(staging, name).copy(epath.Path(output) / name, overwrite=True)
     write_manifest(output, manifest)
     if staging != output:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def ensure_corpus(
+    source: SourceConfig,
+    data: DataConfig,
+    tokenizer: SentencePieceTokenizer,
+    *,
+    workers: int | None = None,
+    progress: bool | None = None,
+    say: Callable[[str], None] = print,
+) -> str:
+    """The folder of a source's tokens: the source itself, the cache's, or one built into the cache now.
+
+    The cache's key is the content of the files, the tokenizer's hash and the options: another path, date or
+    order of sources finds the same folder.
+    """
+    if _is_tokenised(source):
+        check_tokenizer(source.path, read_manifest(source.path), tokenizer.sha256)
+        return source.path
+    root = cache_root(data.cache_dir)
+    inputs = find_inputs([source.path], Tally())
+    content = _remembered_fingerprint(inputs, root)
+    key = build_key(content, _options(source, data), data.eval_split, data.eval_fraction, tokenizer.sha256)
+    name = source.path.removeprefix(embedded.PREFIX).rstrip("/").rsplit("/", 1)[-1]
+    name = "".join(c if c.isalnum() else "-" for c in name)[:40]
+    folder = os.fspath(epath.Path(root) / "corpora" / f"{name}-{key[:16]}")
+    known = is_corpus(folder)
+    begin = time.monotonic()
+    manifest = build_corpus(
+        [source.path], folder, tokenizer, text_key=source.text_key, document=source.document,
+        eval_fraction=data.eval_fraction, eval_split=data.eval_split, invalid_utf8=data.invalid_utf8,
+        workers=workers, progress=progress, files=content,
+    )  # fmt: skip
+    splits = manifest["splits"]
+    how = "in the cache" if known else f"tokenised in {time.monotonic() - begin:.1f} s"
+    say(
+        f"{source.path}: {splits['train']['num_tokens']:,} tokens to train on, "
+        f"{splits['eval']['num_tokens']:,} held out; {how}: {folder}{_remarks(manifest)}"
+    )
+    return folder
+
+
+def _remarks(manifest: Mapping[str, Any]) -> str:
+    counts = [(f"{reason} dropped", n) for reason, n in manifest["dropped"].items()]
+    counts += [(f"{reason} repaired", n) for reason, n in manifest["changed"].items()]
+    return f" ({', '.join(f'{n:,} {what}' for what, n in counts)})" if counts else ""
+
+
+def _is_tokenised(source: SourceConfig) -> bool:
+    return not embedded.is_embedded(source.path) and is_corpus(source.path)
+
+
+def _options(source: SourceConfig, data: DataConfig) -> ReadOptions:
+    return ReadOptions(source.text_key, source.document, data.invalid_utf8)
+
+
+def _remembered_fingerprint(inputs: Sequence[InputFile], root: str) -> list[tuple[str, int, str]]:
+    """`fingerprint`, without reading again a file whose size and date are those of the last time."""
+    memory_file = epath.Path(root) / "fingerprints.json"
+    memory: dict[str, list[Any]] = {}
+    if memory_file.exists():
+        try:
+            memory = json.loads(memory_file.read_text())
+        except ValueError:  # damaged: only time is lost
+            memory = {}
+    content, news = [], {}
+    for file in inputs:
+        if embedded.is_embedded(file.path) or not is_local(file.path):
+            content += fingerprint([file])
+            continue
+        path = os.path.abspath(file.path)
+        stamp = [file.num_bytes, os.stat(path).st_mtime_ns]
+        if memory.get(path, [])[:2] != stamp:
+            news[path] = [*stamp, fingerprint([file])[0][2]]
+        content.append((file.name, file.num_bytes, (news.get(path) or memory[path])[2]))
+    if news:
+        make_folder(root)
+        write_atomic(memory_file, json.dumps({**memory, **news}).encode())
+    return content
+
+
+def iter_texts(source: SourceConfig, data: DataConfig, max_bytes: int | None = None) -> Iterator[str]:
+    """The text of a source that is trained on: what is held out for evaluation is left out.
+
+    Args:
+      max_bytes: about as much, taken evenly from all over the source; None: everything.
+    """
+    options = _options(source, data)
+    inputs = find_inputs([source.path], Tally())
+    total = sum(file.num_bytes for file in inputs)
+    work = plan_units(inputs, options, max(1 << 20, total // 64))
+    every = (text for unit in work for text in _read_unit(unit, options))
+    split = plan_split(data.eval_split, data.eval_fraction, every, source.path)
+    share = None if max_bytes is None or total <= max_bytes else max_bytes // max(1, len(work))
+    for unit in work:
+        left = share
+        for text in _read_unit(unit, options):
+            for name, piece in split.cut(text):
+                if name == "train":
+                    yield piece if left is None else piece[:left]
+                    left = None if left is None else left - len(piece)
+            if left is not None and left <= 0:
+                break
+
+
+def _read_unit(unit: Sequence[Any], options: ReadOptions) -> Iterator[str]:
+    return itertools.chain.from_iterable(read_documents(part, options, Tally()) for part in unit)
+
+
+def ensure_tokenizer(
+    config: TokenizerConfig, data: DataConfig, *, say: Callable[[str], None] = print
+) -> SentencePieceTokenizer:
+    """The run's tokenizer: the file it names, that of its tokenised sources, or one trained on them, once.
+
+    Of more than TRAINING_BYTES of text each source gives its share by weight. Held-out text is never used.
+    """
+    if config.path is not None:
+        return load_tokenizer(config.path)
+    tokenised = {name: source.path for name, source in data.sources.items() if _is_tokenised(source)}
+    if tokenised:
+        path = os.fspath(epath.Path(next(iter(tokenised.values()))) / TOKENIZER_FILE)
+        tokenizer = load_tokenizer(path)
+        for folder in tokenised.values():
+            check_tokenizer(folder, read_manifest(folder), tokenizer.sha256)
+        say(f"tokenizer: {path}, which made {', '.join(tokenised)}")
+        return tokenizer
+    root = cache_root(data.cache_dir)
+    sources = {name: source for name, source in data.sources.items() if source.weight_tokens > 0}
+    inputs = {name: find_inputs([source.path], Tally()) for name, source in sources.items()}
+    budgets = _budgets(sources, {name: sum(f.num_bytes for f in files) for name, files in inputs.items()})
+    parts = [
+        [_remembered_fingerprint(inputs[name], root), source.text_key, source.document, budgets[name]]
+        for name, source in sorted(sources.items())
+    ]
+    size = 0 if config.kind == "char" else config.vocab_size
+    parts += [_VERSION, config.kind, size, data.eval_split, data.eval_fraction, data.invalid_utf8]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    folder = epath.Path(root) / "tokenizers"
+    make_folder(folder)
+    path = folder / f"{config.kind}-{key[:16]}.model"
+    with exclusive(f"{os.fspath(path)}.lock"):
+        if path.exists():
+            say(f"tokenizer: {path} (in the cache)")
+            return load_tokenizer(path)
+        begin = time.monotonic()
+        texts = (text for name in sorted(sources) for text in iter_texts(sources[name], data, budgets[name]))
+        write_atomic(path, train_tokenizer(texts, config.kind, config.vocab_size))
+        tokenizer = load_tokenizer(path)
+        seconds = time.monotonic() - begin
+        say(f"tokenizer: trained {config.kind}, {tokenizer.vocab_size:,} pieces, in {seconds:.1f} s: {path}")
+        return tokenizer
+
+
+def _budgets(sources: Mapping[str, SourceConfig], sizes: Mapping[str, int]) -> dict[str, int | None]:
+    """Bytes each source gives to the training of a tokenizer; None: all it has."""
+    if sum(sizes.values()) <= TRAINING_BYTES:
+        return dict.fromkeys(sources)
+    total = sum(source.weight_tokens for source in sources.values())
+    return {name: int(TRAINING_BYTES * s.weight_tokens / total) for name, s in sources.items()}

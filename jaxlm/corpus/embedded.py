@@ -23,7 +23,8 @@ from jaxlm.config import check_choice
 from jaxlm.types import UserError
 
 PREFIX = "embedded:"
-NAMES = ("topics", "docstrings", "licences")
+_ABOUT_BYTES = {"topics": 500_000, "docstrings": 1_800_000, "licences": 16_000}
+NAMES = tuple(_ABOUT_BYTES)
 _SKIPPED = {"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "pydoc_data", "encodings",
             "site-packages", "dist-packages", "_bundled", "__pycache__"}  # fmt: skip
 _LICENCE_FILE = re.compile(r"(LICEN[CS]E|COPYING|NOTICE)[^/]*", re.IGNORECASE)
@@ -40,8 +41,7 @@ def is_embedded(path: str) -> bool:
 @functools.cache
 def texts(path: str) -> tuple[str, ...]:
     """The documents of `embedded:<name>`, in a fixed order."""
-    name = path.removeprefix(PREFIX)
-    check_choice(f"the source {path}", name, NAMES)
+    name = _name(path)
     found = {"topics": _topics, "docstrings": _docstrings, "licences": _licences}[name]
     documents = tuple(found())
     if not documents:
@@ -50,6 +50,22 @@ def texts(path: str) -> tuple[str, ...]:
             "files instead, or a Python from python.org, pyenv, conda or uv."
         )
     return documents
+
+
+def num_bytes(path: str) -> int:
+    """Size of the texts in UTF-8."""
+    return sum(len(text.encode()) for text in texts(path))
+
+
+def about_bytes(path: str) -> int:
+    """A rough size, known without the second or two that reading the docstrings takes."""
+    return _ABOUT_BYTES[_name(path)]
+
+
+def _name(path: str) -> str:
+    name = path.removeprefix(PREFIX)
+    check_choice(f"the source {path}", name, NAMES)
+    return name
 
 
 def fingerprint(path: str) -> str:

@@ -52,6 +52,8 @@ class Part:
     file: InputFile
     start: int
     stop: int
+    num_bytes: int
+    """How much work it is: bytes, estimated where they are compressed."""
 
 
 Unit = tuple[Part, ...]
@@ -77,8 +79,7 @@ def find_inputs(paths: Sequence[str], tally: Tally) -> list[InputFile]:
 
 def _expand(path: str, tally: Tally) -> Iterator[InputFile]:
     if embedded.is_embedded(path):
-        size = sum(len(text.encode()) for text in embedded.texts(path))
-        yield InputFile(path, path, "embedded", "", size)
+        yield InputFile(path, path, "embedded", "", embedded.about_bytes(path))
         return
     root = epath.Path(path)
     if root.is_dir():
@@ -164,12 +165,12 @@ def plan_units(files: Sequence[InputFile], options: ReadOptions, unit_bytes: int
     current: list[Part] = []
     filled = 0
     for file in files:
-        for part, weight in _slices(file, options, size):
-            if current and filled + weight > size:
+        for part in _slices(file, options, size):
+            if current and filled + part.num_bytes > size:
                 units.append(tuple(current))
                 current, filled = [], 0
             current.append(part)
-            filled += weight
+            filled += part.num_bytes
     if current:
         units.append(tuple(current))
     return units
@@ -179,21 +180,20 @@ def _weight(file: InputFile) -> int:
     return file.num_bytes * (4 if file.compression or file.format == "parquet" else 1)
 
 
-def _slices(file: InputFile, options: ReadOptions, size: int) -> Iterator[tuple[Part, int]]:
+def _slices(file: InputFile, options: ReadOptions, size: int) -> Iterator[Part]:
     weight = _weight(file)
-    whole = Part(file, 0, file.num_bytes)
     if file.format == "parquet":
         yield from _row_group_slices(file, size)
     elif file.format == "arrayrecord":
         yield from _record_slices(file, size)
     elif weight <= size or not file.splittable or (file.format == "txt" and options.document == "file"):
-        yield whole, weight
+        yield Part(file, 0, file.num_bytes, weight)
     else:
         paragraphs = file.format == "txt" and options.document == "paragraph"
         start = 0
         while start < file.num_bytes:
             stop = _next_document(file, start + size, paragraphs)
-            yield Part(file, start, stop), stop - start
+            yield Part(file, start, stop, stop - start)
             start = stop
 
 
@@ -209,7 +209,7 @@ def _next_document(file: InputFile, position: int, paragraphs: bool) -> int:
         return stream.tell()
 
 
-def _row_group_slices(file: InputFile, size: int) -> Iterator[tuple[Part, int]]:
+def _row_group_slices(file: InputFile, size: int) -> Iterator[Part]:
     from jaxlm.corpus.readers import open_parquet
 
     with open_parquet(file) as parquet:
@@ -220,13 +220,13 @@ def _row_group_slices(file: InputFile, size: int) -> Iterator[tuple[Part, int]]:
     for group, num_bytes in enumerate(sizes):
         filled += num_bytes
         if filled >= size or group == len(sizes) - 1:
-            yield Part(file, start, group + 1), filled
+            yield Part(file, start, group + 1, filled)
             start, filled = group + 1, 0
     if not sizes:
-        yield Part(file, 0, 0), 0
+        yield Part(file, 0, 0, 0)
 
 
-def _record_slices(file: InputFile, size: int) -> Iterator[tuple[Part, int]]:
+def _record_slices(file: InputFile, size: int) -> Iterator[Part]:
     from jaxlm.corpus.readers import open_arrayrecord
 
     reader = open_arrayrecord(file)
@@ -235,4 +235,4 @@ def _record_slices(file: InputFile, size: int) -> Iterator[tuple[Part, int]]:
     slices = max(1, min(num_records, -(-file.num_bytes // size)))
     cuts = [num_records * i // slices for i in range(slices + 1)]
     for start, stop in zip(cuts, cuts[1:]):
-        yield Part(file, start, stop), file.num_bytes // slices
+        yield Part(file, start, stop, file.num_bytes // slices)

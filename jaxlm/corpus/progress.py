@@ -59,7 +59,11 @@ class Progress:
             self._bar.update(self._task, completed=self._done, detail=self._detail(now))
         elif self._show and now - self._said >= LINE_EVERY_S:
             self._said = now
-            print(f"{self._label}: {self._done / self._total:.0%}, {self._detail(now)}", file=sys.stderr, flush=True)
+            print(
+                f"{self._label}: {self._done / self._total:.0%}, {self._detail(now)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _detail(self, now: float) -> str:
         rate = self._tokens / max(now - self._begin, 1e-9)

@@ -38,6 +38,11 @@ class Job:
     shard_tokens: int
     chunk_tokens: int
 
+    @property
+    def num_bytes(self) -> int:
+        """How much work it is."""
+        return sum(part.num_bytes for part in self.unit)
+
 
 def finished(folder: str) -> dict[str, Any] | None:
     """The result of a unit that was completed before, or None."""

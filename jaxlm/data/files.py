@@ -75,15 +75,29 @@ def exclusive(path: epath.PathLike) -> Iterator[None]:
         return
     import fcntl
 
+    while True:
+        try:
+            descriptor = os.open(os.fspath(path), os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise disk_error(path, error) or error from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_file_at(path, descriptor):
+                try:
+                    yield
+                finally:
+                    os.unlink(path)
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_file_at(path: epath.PathLike, descriptor: int) -> bool:
+    """False once the lock's last holder has removed the file: another process may hold a new one."""
     try:
-        descriptor = os.open(os.fspath(path), os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise disk_error(path, error) or error from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def sync_folder(path: str) -> None:

@@ -113,9 +113,7 @@ class ConcatPacking:
         weights_RT[row, begin - 1] = 0.0  # the token before it must not predict it
         inner = begin < T
         begins = np.sort(np.concatenate([np.arange(R) * T, row[inner] * T + begin[inner]]))
-        tokens_RT = np.ascontiguousarray(read_RT1[:, :T])
-        targets_RT = np.ascontiguousarray(read_RT1[:, 1:])
-        return _batch(tokens_RT, targets_RT, weights_RT, begins, used_R=lengths - 1)
+        return _batch(read_RT1[:, :T].copy(), read_RT1[:, 1:].copy(), weights_RT, begins, used_R=lengths - 1)
 
 
 class BestFitPacking:
@@ -155,7 +153,7 @@ class BestFitPacking:
         piece = _ranges(first, count)
         lengths = self._lengths[piece].astype(np.int64)
         row = np.repeat(np.arange(R), count)
-        read = np.concatenate(self._store.read_rows(self._starts[piece], lengths + 1))
+        read = np.concatenate([_NO_TOKENS, *self._store.read_rows(self._starts[piece], lengths + 1)])
 
         # `read` holds one token more than inputs per piece: its first is no target, its last no input.
         before = np.cumsum(lengths) - lengths
@@ -219,6 +217,7 @@ def check_documents(store: TokenReader) -> None:
         )
 
 
+_NO_TOKENS = np.zeros(0, np.int32)
 _NAMES = ("starts", "lengths", "row_ends")
 _DTYPES = (np.dtype("<i8"), np.dtype("<i4"), np.dtype("<i8"))
 Index = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -13,7 +13,6 @@ position of a run is its step. Grain is given one element per batch and brings t
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from jaxlm.data.config import DataConfig
-from jaxlm.data.files import is_local
+from jaxlm.data.files import cache_root, is_local
 from jaxlm.data.mixture import (
     Mixture,
     Plan,
@@ -193,9 +192,9 @@ def make_eval_batches(
     """Batches of one source's held-out split: the same rows in the same order at every call and in every run.
 
     Documents lie end to end (whatever the packing trained on, so that evaluations compare). Rows come in a
-    fixed scattered order: a few of them stand for the whole split, and more of them include the few. Every batch
-    has the same shape: where rows run out, weights, segments and tokens are 0. A split without a target gives no
-    batch.
+    fixed scattered order: a few of them stand for the whole split, and more of them include the few. Every
+    batch has the same shape: where rows run out, weights, segments and tokens are 0. A split without a target
+    gives no batch.
 
     Args:
       batch_size: rows of the global batch.
@@ -223,7 +222,7 @@ def _empty(num_rows: int, seq_len: int) -> Batch:
 
 
 def fingerprint(batch: Batch, row_ids: np.ndarray) -> np.ndarray:
-    """uint32 [b]: identifies each row by its tokens, targets, weights, segments and place in the global batch.
+    """uint32 [b]: identifies each row by its tokens, targets, weights, segments and place in the batch.
 
     Summed over the rows of all processes, mod 2^32, it identifies the global batch (`batch_hash`), however
     the rows are shared out.
@@ -249,7 +248,8 @@ def batch_hash(fingerprints: np.ndarray) -> int:
 
 
 def index_folder(data: DataConfig) -> Path:
-    """Where `best_fit` keeps its indices: below the cache of tokenised sources if that is on this machine."""
-    home = os.path.expanduser("~/.cache/jaxlm")
-    cache = data.cache_dir or os.environ.get("JAXLM_CACHE") or home
-    return Path(cache if is_local(cache) else home) / "packing"  # memory-mapped, so never on an object store
+    """Where `best_fit` keeps its indices: in the cache, if that is on this machine."""
+    cache = cache_root(data.cache_dir)
+    return (
+        Path(cache if is_local(cache) else cache_root()) / "packing"
+    )  # memory-mapped: not on an object store

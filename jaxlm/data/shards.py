@@ -15,13 +15,14 @@ costs 10 us more.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,9 @@ class ShardWriter:
     def abort(self) -> None:
         """Forgets what was written: no file is left."""
         if self._writer.is_open():
-            self._guard(self._writer.close)
+            # Of a file that is thrown away it does not matter whether its end can be written.
+            with contextlib.suppress(OSError, RuntimeError):
+                self._writer.close()
         self._remove_partial()
 
     def _remove_partial(self) -> None:
@@ -146,6 +149,37 @@ class ShardWriter:
     def __exit__(self, kind, error, traceback) -> None:
         if kind is not None:
             self.abort()
+
+
+def offsets_file(name: str) -> str:
+    """The file of document ends that belongs to a shard's file."""
+    return name.removesuffix(".arrayrecord") + ".offsets.npy"
+
+
+def join_shards(
+    pieces: Sequence[tuple[str, dict[str, Any]]],
+    directory: epath.PathLike,
+    name: str,
+    vocab_size: int,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> dict[str, Any]:
+    """Makes one shard of several, given as (folder, entry); one alone is renamed. May be done twice."""
+    target = os.path.join(os.fspath(directory), name) + ".arrayrecord"
+    if len(pieces) == 1:
+        folder, entry = pieces[0]
+        for source, final in ((entry["file"], target), (offsets_file(entry["file"]), offsets_file(target))):
+            if os.path.exists(os.path.join(folder, source)) or not os.path.exists(final):
+                os.replace(os.path.join(folder, source), final)
+        return {**entry, "file": os.path.basename(target)}
+    with ShardWriter(directory, name, vocab_size, chunk_tokens) as writer:
+        for folder, entry in pieces:
+            path = os.path.join(folder, entry["file"])
+            reader = ArrayRecordReader(path)
+            tokens = np.frombuffer(b"".join(reader.read_all()), token_dtype(vocab_size))
+            reader.close()
+            ends = np.load(offsets_file(path), allow_pickle=False)
+            writer.add_batch(tokens, np.diff(ends, prepend=0), entry["num_bytes"])
+        return writer.close()
 
 
 def make_manifest(
@@ -206,17 +240,17 @@ def write_corpus(
     path.mkdir(parents=True, exist_ok=True)
     entries: dict[str, list[dict[str, Any]]] = {}
     for split, documents in splits.items():
-        shards = entries[split] = []
-        writer = None
-        for ids, num_bytes in documents:
-            if writer is None:
-                writer = ShardWriter(path, f"{split}-{len(shards):05d}", vocab_size, chunk_tokens)
-            writer.add(ids, num_bytes)
-            if shard_tokens is not None and writer.num_tokens >= shard_tokens:
-                shards.append(writer.close())
-                writer = None
-        if writer is not None:
-            shards.append(writer.close())
+        rest = iter(documents)
+        entries[split] = []
+        for number, first in enumerate(rest):  # each shard begins where the last one was full
+            with ShardWriter(path, f"{split}-{number:05d}", vocab_size, chunk_tokens) as writer:
+                writer.add(*first)
+                while shard_tokens is None or writer.num_tokens < shard_tokens:
+                    document = next(rest, None)
+                    if document is None:
+                        break
+                    writer.add(*document)
+                entries[split].append(writer.close())
     manifest = make_manifest(
         tokenizer_sha256=tokenizer_sha256, vocab_size=vocab_size, splits=entries, source={}, dropped={},
         chunk_tokens=chunk_tokens,
@@ -319,7 +353,7 @@ class TokenStore:
             return self._ends
 
     def _read_ends(self, shard: int) -> np.ndarray:
-        path = epath.Path(self._files[shard].removesuffix(".arrayrecord") + ".offsets.npy")
+        path = epath.Path(offsets_file(self._files[shard]))
         entry = self.manifest["splits"][self.split]["shards"][shard]
         try:
             ends = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)

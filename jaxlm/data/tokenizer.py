@@ -115,6 +115,7 @@ class SentencePieceTokenizer:
         byte_ids = {value[0]: i for i, value in enumerate(self._bytes) if processor.is_byte(i)}
         spec = _normalizer(model_bytes)
         self.normalizer: str = spec["name"]
+        self.adds_space: bool = spec["adds_space"]
         self.exact = spec["exact"] and len(byte_ids) == 256
         # The literal U+2581 must not be read as a space: it is spelt in bytes.
         self._literal_space = [byte_ids[b] for b in SPACE.encode()] if self.exact else []
@@ -211,7 +212,12 @@ def _normalizer(model_bytes: bytes) -> dict[str, Any]:
         and not spec.remove_extra_whitespaces
     )
     name = "identity" if exact else spec.name or "unnamed"
-    return {"name": name, "exact": exact, "bpe": trainer.model_type == trainer.BPE}
+    return {
+        "name": name,
+        "exact": exact,
+        "adds_space": spec.add_dummy_prefix,
+        "bpe": trainer.model_type == trainer.BPE,
+    }
 
 
 def check_unicode(text: str, where: str = "the text") -> None:
@@ -267,8 +273,9 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> bytes:
         if counts[ord("\n")]:  # the trainer strips a newline that ends a chunk
             options["required_chars"] = "\n"
     else:
-        # At most half of the free places go to single characters, however many the script has.
-        places = max(1, (vocab_size - NUM_RESERVED) // 2)
+        # Where the characters do not all fit, only the most frequent get places, at most half of those free.
+        places = vocab_size - NUM_RESERVED
+        places = num_chars if num_chars <= places else max(1, places // 2)
         order = np.argsort(-counts, kind="stable")
         common = float(counts[order[:places]].sum() / counts.sum()) - 1e-6
         options = {"character_coverage": min(CHARACTER_COVERAGE, common)}

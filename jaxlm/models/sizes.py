@@ -84,56 +84,45 @@ _GEMMA3: dict[str, Any] = _GEMMA | dict(
 )
 
 
-def _gpt(context: int, num_layers: int, embed_dim: int, num_heads: int) -> ModelConfig:
-    return ModelConfig(
-        **_GPT,
-        max_seq_len=context,
-        num_layers=num_layers,
-        embed_dim=embed_dim,
-        num_heads=num_heads,
-        mlp_dim=4 * embed_dim,
-    )
+def _make(family: dict[str, Any], **fields: Any) -> ModelConfig:
+    return ModelConfig(**(family | fields))
 
 
-def _llama(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> ModelConfig:
-    shape = dict(num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads, mlp_dim=mlp_dim)
-    return ModelConfig(**(_LLAMA | shape | fields))
+def _gpt(context: int, num_layers: int, embed_dim: int, num_heads: int, **fields: Any) -> ModelConfig:
+    shape: dict[str, Any] = dict(num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads)
+    return _make(_GPT | shape, max_seq_len=context, mlp_dim=4 * embed_dim, **fields)
 
 
-def _llama3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, factor: float = 1.0, **fields):
+def _llama(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields: Any) -> ModelConfig:
+    shape: dict[str, Any] = dict(num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads)
+    return _make(_LLAMA | shape | fields, mlp_dim=mlp_dim)
+
+
+def _llama3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, factor=1.0, **fields: Any):
     """factor: 1 for Llama 3 (8K context), 8 for Llama 3.1, 32 for Llama 3.2 (both 128K)."""
-    scaled = (
-        dict(rope_scaling="llama3", rope_scaling_factor=factor, rope_original_len=8192) if factor > 1 else {}
-    )
+    scaled: dict[str, Any] = dict(rope_scaling_factor=factor)
+    if factor > 1:
+        scaled |= dict(rope_scaling="llama3", rope_original_len=8192)
     return _llama(num_layers, embed_dim, num_heads, mlp_dim, **(_LLAMA3 | scaled | fields))
 
 
-def _qwen25(num_layers, embed_dim, num_heads, num_kv_heads, mlp_dim, **fields) -> ModelConfig:
+def _qwen25(num_layers, embed_dim, num_heads, num_kv_heads, mlp_dim, **fields: Any) -> ModelConfig:
     # Below 7B the embedding is tied and has 151936 rows; from 7B on it is not and has 152064.
     tied = embed_dim < 3584
-    return ModelConfig(
-        **_QWEN25
-        | dict(vocab_size=151936 if tied else 152064, tie_embeddings=tied)
-        | dict(num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads)
-        | dict(num_kv_heads=num_kv_heads, mlp_dim=mlp_dim)
-        | fields
-    )
+    family = _QWEN25 | dict(vocab_size=151936 if tied else 152064, tie_embeddings=tied) | fields
+    shape: dict[str, Any] = dict(num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads)
+    return _make(family | shape, num_kv_heads=num_kv_heads, mlp_dim=mlp_dim)
 
 
-def _qwen3(num_layers, embed_dim, num_heads, mlp_dim, *, tied: bool) -> ModelConfig:
-    shape = dict(num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads, mlp_dim=mlp_dim)
-    return ModelConfig(**_QWEN3, **shape, tie_embeddings=tied)
+def _qwen3(num_layers, embed_dim, num_heads, mlp_dim, *, tied: bool, **fields: Any) -> ModelConfig:
+    shape: dict[str, Any] = dict(num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads)
+    return _make(_QWEN3 | shape | fields, mlp_dim=mlp_dim, tie_embeddings=tied)
 
 
-def _gemma(
-    family: dict[str, Any], num_layers, embed_dim, num_heads, num_kv_heads, head_dim, mlp_dim, **fields
-):
-    return ModelConfig(
-        **family
-        | dict(num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads)
-        | dict(head_dim=head_dim, mlp_dim=mlp_dim)
-        | fields
-    )
+def _gemma(family, num_layers, embed_dim, num_heads, num_kv_heads, head_dim, mlp_dim, **fields: Any):
+    shape: dict[str, Any] = dict(num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads)
+    heads: dict[str, Any] = dict(num_kv_heads=num_kv_heads, head_dim=head_dim)
+    return _make(family | shape | heads | fields, mlp_dim=mlp_dim)
 
 
 _GEMMA3_SMALL: dict[str, Any] = _GEMMA3 | dict(vocab_size=262_144, sliding_window=512, query_scale_dim=256)
@@ -209,17 +198,12 @@ _SIZES: dict[str, ModelConfig] = {
     # For tests: a few ten thousand parameters that exercise every feature of a family. Widths of heads are
     # free (heads x width != embed_dim), depths leave a remainder of the layer pattern, windows are far below
     # seq_len.
-    "tiny-gpt": ModelConfig(
-        **_GPT | dict(vocab_size=256), max_seq_len=64, num_layers=3, embed_dim=32, num_heads=4, mlp_dim=128
-    ),
+    "tiny-gpt": _gpt(64, 3, 32, 4, vocab_size=256),
     "tiny-llama": _llama3(
         3, 32, 4, 96, factor=8.0, vocab_size=256, num_kv_heads=2, head_dim=16, rope_original_len=16
     ),
     "tiny-qwen2": _qwen25(3, 32, 4, 2, 96, vocab_size=256),
-    "tiny-qwen3": ModelConfig(
-        **_QWEN3 | dict(vocab_size=256, num_kv_heads=1, head_dim=16, tie_embeddings=True),
-        **dict(num_layers=3, embed_dim=32, num_heads=4, mlp_dim=96),
-    ),
+    "tiny-qwen3": _qwen3(3, 32, 4, 96, tied=True, vocab_size=256, num_kv_heads=1, head_dim=16),
     "tiny-gemma2": _gemma(
         _GEMMA2, 3, 32, 4, 2, 16, 96, vocab_size=256, sliding_window=5, query_scale_dim=24,
         attention_softcap=2.0, logits_softcap=0.5,

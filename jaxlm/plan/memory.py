@@ -1,9 +1,9 @@
 """Bytes on each device of a training step, by arithmetic on the config: no arrays, no devices, no JAX.
 
 An estimate. What outlives a step (weights, optimizer state) is exact. What lives inside one counts the
-tensors that the backward pass keeps under each remat policy, before the compiler fuses, reuses and pads them. Of five
-steps compiled for TPU v5e (GPT-3 125M on one chip with remat full, attention, dots; Llama 3.2 1B and Gemma 3
-270M with fsdp 8, remat full; jax 0.10.2, 2025-11-24) the totals are off by +6, +5, -6, +22 and -19 percent.
+tensors that the backward pass keeps under each remat policy, before the compiler fuses, reuses and pads them.
+Of five steps compiled for TPU v5e (GPT-3 125M on one chip with remat full, attention, dots; Llama 3.2 1B and
+Gemma 3 270M with fsdp 8, remat full; jax 0.10.2, 2026-11-24) the totals are off by +6, +5, -6, +22 and -19 %.
 
 | part        | bytes on one device                                                                     |
 |-------------|-----------------------------------------------------------------------------------------|
@@ -44,6 +44,9 @@ PARAM_AXES: dict[str, str | None] = {
 
 ADAFACTOR_MIN_DIM = 128
 """optax.adafactor factors a weight's second moments where its two largest dims both reach this."""
+
+CHUNK = 128
+"""Queries at a time of `jaxlm.models.attention_chunked`."""
 
 FLOAT32 = 4
 
@@ -146,14 +149,22 @@ def block_elements(model: ModelConfig, keep: str, tensor: int) -> dict[str, floa
 
 
 def attention_bytes(model: ModelConfig, seq_len: int, tensor: int, item_bytes: int, platform: str) -> float:
-    """Bytes per token of one block's attention table: logits in float32, probabilities in the compute dtype.
+    """Bytes per token of a block's attention table, a mean over the layers: logits and probabilities.
 
-    Only where attention is `dense`: other kernels never hold the table as a whole. `auto` is dense except on
-    a CPU.
+    Dense attention holds all keys of every query. Chunks of 128 queries (`auto` on a CPU) hold those that
+    any of them sees: half of the table, or a window.
     """
     dense = model.attention == "dense" or (model.attention == "auto" and platform != "cpu")
+
+    def keys(kind: str) -> float:
+        if dense:
+            return seq_len
+        seen = (seq_len + CHUNK) / 2 if kind == "g" else (model.sliding_window or seq_len) + CHUNK
+        return min(seq_len, seen)
+
+    mean = sum(keys(kind) for kind in model.layer_kinds) / model.num_layers
     per_key = FLOAT32 + item_bytes + (FLOAT32 if model.attention_softcap is not None else 0)
-    return model.num_heads / tensor * seq_len * per_key if dense else 0.0
+    return model.num_heads / tensor * mean * per_key
 
 
 def predict(

@@ -4,12 +4,14 @@ import numpy as np
 
 
 class MemoryStore:
-    """Documents given as lists of ids, or as lengths: then token i of the store is i + 1, so no two are alike."""
+    """Documents as lists of ids, or as lengths: then token i of the store is i + 1, so no two are alike."""
 
     def __init__(self, documents=None, *, lengths=None):
         if documents is not None:
             lengths = [len(document) for document in documents]
-            self.tokens = np.concatenate([np.zeros(0, np.int32), *(np.asarray(d, np.int32) for d in documents)])
+            self.tokens = np.concatenate(
+                [np.zeros(0, np.int32), *(np.asarray(d, np.int32) for d in documents)]
+            )
         else:
             self.tokens = np.arange(1, sum(lengths) + 1, dtype=np.int32)
         self.document_ends = np.cumsum(np.asarray(lengths, np.int64), dtype=np.int64)

@@ -1,0 +1,75 @@
+# Two commands do everything on a machine with Python >= 3.11: `make quickstart` and `make test`.
+
+VENV ?= .venv
+WORKDIR ?= runs/quickstart
+TEST_PROCESSES ?= 2
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+BIN := $(VENV)/bin
+CHECKED := jaxlm tests configs $(wildcard bench)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format format-check ruff types spelling files pytest bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
+
+quickstart: $(VENV)/run.stamp  ## make the environment, train a small model, sample from it
+	$(BIN)/jaxlm train --config=quickstart --workdir=$(WORKDIR)
+	$(BIN)/jaxlm generate --run=$(WORKDIR) --prompt="The function returns"
+	$(BIN)/jaxlm next-token --run=$(WORKDIR) --prompt="The function returns a" \
+		--candidates=list,string,new --top=10
+
+test: lint pytest  ## make the environment, check style, types and spelling, run all tests
+
+pytest: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_FLAGS)
+
+lint: format-check ruff types spelling files  ## everything `make test` checks before pytest
+
+format: $(VENV)/dev.stamp  ## lay out the code and mend what ruff can mend
+	$(BIN)/ruff format $(CHECKED)
+	$(BIN)/ruff check --fix $(CHECKED)
+
+format-check: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check $(CHECKED)
+
+ruff: $(VENV)/dev.stamp
+	$(BIN)/ruff check $(CHECKED)
+
+types: $(VENV)/dev.stamp
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+spelling: $(VENV)/dev.stamp
+	$(BIN)/codespell $(CHECKED) $(wildcard docs launch *.md) Makefile pyproject.toml
+
+# Tracked files only: no blanks at the end of a line, nothing above 500 kB.
+files:
+	@if git grep -nIE '[[:blank:]]+$$' -- . ':!LICENSE'; then echo 'blanks at the end of these lines'; exit 1; fi
+	@large=$$(git ls-files -z | xargs -0 -I{} find {} -maxdepth 0 -type f -size +500k); \
+	if [ -n "$$large" ]; then echo "too large for the repository: $$large"; exit 1; fi
+
+bench: $(VENV)/run.stamp  ## speed of the reference shapes on this machine
+	$(BIN)/jaxlm bench
+
+clean:  ## remove the environment and caches (runs/ stays)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@if [ -z "$(PYTHON)" ]; then echo "Python >= 3.11 not found. Install it, or: make PYTHON=/path/to/python3"; exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11. Try: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "$(PYTHON) cannot make environments. On Debian: apt install python3-venv"; exit 1; }
+
+$(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing jaxlm and what it needs into $(VENV) (once; a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing jaxlm and its development tools into $(VENV) (once; a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/run.stamp

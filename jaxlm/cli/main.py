@@ -1,0 +1,144 @@
+"""`jaxlm COMMAND ...`: finds the command, splits off its `--config` flags, and turns errors into exit codes.
+
+A command is a module beside this one with `add_arguments(parser)` and `main(args, config_argv) -> int`; the
+first line of its docstring is its help. Only the module of the command that runs is imported, and none needs
+JAX before it starts to work: help and mistakes answer at once.
+
+Exit codes: 0 done; 2 a mistake of the user's, one line on stderr; 130 interrupted; 141 the reader of stdout
+left. Any other exception is a bug, and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import jaxlm
+from jaxlm.config import nearest
+from jaxlm.config_flags import split_config_flags
+from jaxlm.types import UserError
+
+_HELP = """\
+usage: jaxlm COMMAND [flags]
+
+Pretrain and fine-tune language models in JAX.
+
+commands:
+{commands}
+
+jaxlm COMMAND --help explains the flags of a command; jaxlm config --keys lists every key that
+--config.KEY=VALUE can set; jaxlm --version prints versions.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises UserError instead of exiting; takes no abbreviated flags."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See `{self.prog} --help`.")
+
+
+def commands() -> dict[str, str]:
+    """Command -> one line of help, alphabetical. Reads the modules without importing them."""
+    modules = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    return {path.stem.replace("_", "-"): _first_line(path) for path in modules if path.stem != "main"}
+
+
+def _first_line(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def _help() -> str:
+    lines = commands()
+    width = max(map(len, lines))
+    return _HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in lines.items()))
+
+
+def _versions() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} missing")
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"jaxlm {jaxlm.__version__} (python {python}, {', '.join(found)})"
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parser and those of its subcommands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _parsers(inner)
+
+
+def _check_flags(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Names the nearest flag for an unknown one, before argparse complains of what it then misses."""
+    known = {
+        flag for inner in _parsers(parser) for action in inner._actions for flag in action.option_strings
+    }
+    for arg in argv:
+        flag = arg.partition("=")[0]
+        if arg == "--":
+            return
+        if arg.startswith("--") and flag not in known:
+            match = nearest(flag, [*known, "--config"])
+            hint = f"; did you mean {match}?" if match else f". See `{parser.prog} --help`."
+            raise UserError(f"Unknown flag {flag}{hint}")
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help(), end="")
+        return 0
+    if argv[0] == "--version":
+        print(_versions())
+        return 0
+    name, lines = argv[0], commands()
+    if name not in lines:
+        match = nearest(name, lines)
+        hint = f"did you mean {match}?" if match else f"there are {', '.join(lines)}."
+        raise UserError(f"{name!r} is not a command of jaxlm; {hint}")
+    module = importlib.import_module(f"jaxlm.cli.{name.replace('-', '_')}")
+    parser = _Parser(
+        prog=f"jaxlm {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    config_argv, rest = split_config_flags(argv[1:])
+    _check_flags(parser, rest)
+    return module.main(parser.parse_args(rest), config_argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line (default: this process's) and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a model writes any character; a terminal may not have it
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"jaxlm: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxlm: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

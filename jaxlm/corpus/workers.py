@@ -1,0 +1,92 @@
+"""Units of work over processes. Importing this module imports no JAX: workers start in half a second."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from jaxlm.corpus import units
+from jaxlm.corpus.progress import Progress
+from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.types import UserError
+
+SINGLE_PROCESS_BYTES = 8 << 20
+"""Below this, starting worker processes takes longer than the work."""
+
+
+def _num_processors() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def run(jobs: Sequence[units.Job], tokenizer: Tokenizer, workers: int | None, bar: Progress) -> None:
+    """Completes every unit that is not complete yet."""
+    with bar:
+        waiting = []
+        for job in jobs:
+            if units.finished(job.folder):
+                bar.add(job.num_bytes, 0)
+            else:
+                waiting.append(job)
+        if workers is None:
+            enough = sum(job.num_bytes for job in waiting) >= SINGLE_PROCESS_BYTES
+            workers = _num_processors() if enough else 1
+        if workers < 1:
+            raise UserError(f"workers={workers} must be at least 1.")
+        if min(workers, len(waiting)) <= 1:
+            for job in waiting:
+                units.tokenise(job, tokenizer, lambda tokens: bar.add(0, tokens))
+                bar.add(job.num_bytes, 0)
+        else:
+            _run_parallel(waiting, tokenizer, min(workers, len(waiting)), bar)
+
+
+def _run_parallel(jobs: Sequence[units.Job], tokenizer: Tokenizer, workers: int, bar: Progress) -> None:
+    # Spawned, not forked: the parent may hold JAX's threads, which a fork would break.
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(tokenizer, stop)
+    ) as pool:
+        futures = {pool.submit(_work, job): job for job in jobs}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                bar.add(futures[future].num_bytes, future.result())
+        except concurrent.futures.BrokenExecutor:
+            raise UserError(
+                "A worker process was killed, perhaps for lack of memory. What is done is kept: run the same "
+                "command again, with fewer --workers."
+            ) from None
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(tokenizer: Tokenizer, stop: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets `stop`
+    _worker.update(tokenizer=tokenizer, stop=stop)
+
+
+def _parent_lives() -> bool:
+    parent = multiprocessing.parent_process()
+    return parent is None or parent.is_alive()
+
+
+def _work(job: units.Job) -> int:
+    tokens = 0
+
+    def heartbeat(count: int) -> None:
+        nonlocal tokens
+        tokens += count
+        if _worker["stop"].is_set() or not _parent_lives():
+            raise units.Cancelled
+
+    units.tokenise(job, _worker["tokenizer"], heartbeat)
+    return tokens

@@ -1,0 +1,251 @@
+"""RunConfig: all sections of a run, and the rules that cross them. Imports no JAX.
+
+Everything is checked before a device is touched: a second on the host beats an hour in the queue.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from jaxlm.config import (
+    Difference,
+    check_choice,
+    diff,
+    divisors,
+    from_config_dict,
+    load_section,
+    to_config_dict,
+    to_json,
+)
+from jaxlm.config_flags import parse_config_flags
+from jaxlm.data.config import DataConfig, TokenizerConfig
+from jaxlm.models.config import ModelConfig
+from jaxlm.parallel.config import MeshConfig
+from jaxlm.train.config import CheckpointConfig, OptimizerConfig, ReportConfig, TrainConfig
+from jaxlm.types import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+OBJECTIVES = ("pretrain",)
+"""Keys of objectives.OBJECTIVES, here because that module needs JAX."""
+
+MAY_CHANGE = (
+    "train.num_steps", "train.num_microbatches", "train.loss_chunk_tokens", "train.max_bad_steps",
+    "train.eval_every_steps", "train.eval_batches", "train.log_every_steps", "train.profile_steps",
+    "checkpoint.*", "mesh.*", "report.*", "model.remat", "model.scan_layers", "model.attention",
+    "data.cache_dir", "data.sources.*.on_exhausted", "data.sources.*.max_epochs",
+)  # fmt: skip
+"""Keys that a restart in the same workdir may change: how long, how often, on what, with which limits.
+The rest says which run it is. (A new num_steps also stretches a schedule that ends with it.)"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, whole: a pure function of (this, seed, step)."""
+
+    objective: str = "pretrain"
+    seed: int = 0
+    """Of initial weights, order of the data and dropout."""
+    init_from: str | None = None
+    """Workdir or checkpoint whose weights a new run starts from; unset: random weights."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+    def __post_init__(self):
+        check_choice("objective", self.objective, OBJECTIVES)
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed} must be in [0, 2**32).")
+
+
+def default_config() -> Any:
+    """A locked ConfigDict of every key with type and default; data.sources is empty and open to new names.
+
+    Declared as Any, since type checkers would take its sections for leaves in everybody's config files.
+    """
+    return to_config_dict(RunConfig())
+
+
+def parse(argv: list[str]) -> ConfigDict:
+    """`--config=NAME_OR_PATH[:arg]` and `--config.key=value` flags -> locked ConfigDict, for `resolve`."""
+    return parse_config_flags(argv, RunConfig)
+
+
+def resolve(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
+    """Checks every section and what crosses sections. Touches no device and opens no file.
+
+    Errors: UserError naming the key, the rule and valid choices.
+    """
+    cfg = from_config_dict(RunConfig, config)
+    _check_data(cfg)
+    _check_steps(cfg)
+    _check_lengths(cfg)
+    known = {axis: size for axis, size in cfg.mesh.sizes.items() if size != -1}
+    _check_batch(cfg, known)
+    _check_widths(cfg, known)
+    return cfg
+
+
+def _check_data(cfg: RunConfig) -> None:
+    sources = cfg.data.sources
+    if not sources:
+        raise UserError(
+            "data.sources is empty: a run needs text to read. Try "
+            "--config.data.sources.mine.path=FILE_OR_FOLDER, or path=embedded:topics for the English that "
+            "ships with Python."
+        )
+    if not any(source.weight_tokens for source in sources.values()):
+        raise UserError(
+            "data.sources: every weight_tokens is 0, so no source would be read. Give one of "
+            f"{', '.join(sources)} a positive weight."
+        )
+    if cfg.train.eval_batches and not cfg.data.eval_fraction:
+        raise UserError(
+            f"train.eval_batches={cfg.train.eval_batches} needs held-out text, but data.eval_fraction=0.0. "
+            "Try eval_fraction=0.02, or eval_batches=0 for no evaluation."
+        )
+    if cfg.checkpoint.keep_best and not cfg.train.eval_batches:
+        raise UserError(
+            "checkpoint.keep_best=True needs held-out losses to compare, but train.eval_batches=0. Try "
+            "eval_batches=8."
+        )
+
+
+def _check_steps(cfg: RunConfig) -> None:
+    optimizer, num_steps = cfg.optimizer, cfg.train.num_steps
+    if optimizer.decay_steps is not None and optimizer.schedule == "constant":
+        raise UserError(
+            f"optimizer.decay_steps={optimizer.decay_steps} would be ignored: "
+            "optimizer.schedule='constant' does not decay. Try schedule='wsd', or unset decay_steps."
+        )
+    decay = optimizer.decay_steps or (max(num_steps // 10, 1) if optimizer.schedule == "wsd" else 0)
+    if optimizer.warmup_steps + decay > num_steps:
+        decays = f" + decay_steps={decay}" if decay else ""
+        raise UserError(
+            f"optimizer.warmup_steps={optimizer.warmup_steps}{decays} must fit into "
+            f"train.num_steps={num_steps}. Try warmup_steps={max(min(num_steps // 10, num_steps - decay), 0)}"
+            + (f" and decay_steps at most {num_steps - num_steps // 10}." if decay > num_steps else ".")
+        )
+    window = cfg.train.profile_window
+    if window is not None and window[1] > num_steps:
+        raise UserError(
+            f"train.profile_steps={cfg.train.profile_steps!r} must end by train.num_steps={num_steps}. Try "
+            f"profile_steps='{max(num_steps - 5, 0)}:{num_steps}'."
+        )
+
+
+def _check_lengths(cfg: RunConfig) -> None:
+    model, seq_len = cfg.model, cfg.data.seq_len
+    if model.positions == "learned" and model.max_seq_len is not None and model.max_seq_len < seq_len:
+        raise UserError(
+            f"data.seq_len={seq_len} must not exceed model.max_seq_len={model.max_seq_len}: learned "
+            f"positions have no rows beyond it. Try seq_len={model.max_seq_len}, or max_seq_len={seq_len}."
+        )
+    trained = cfg.tokenizer.path is None and cfg.tokenizer.kind != "char"  # char: known once the text is read
+    if trained and model.vocab_size is not None and model.vocab_size < cfg.tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab_size={model.vocab_size} must be at least tokenizer.vocab_size="
+            f"{cfg.tokenizer.vocab_size}: every token needs a row of the "
+            "embedding. Try leaving model.vocab_size unset (None)."
+        )
+
+
+def _check_batch(cfg: RunConfig, sizes: Mapping[str, int]) -> None:
+    """The batch against microbatches and those mesh axes whose size is known."""
+    batch, micro = cfg.data.global_batch_size, cfg.train.num_microbatches
+    axes = {axis: sizes.get(axis, 1) for axis in ("data", "fsdp")}
+    unit = micro * prod(axes.values())
+    if batch % unit == 0:
+        return
+    parts = [
+        f"train.num_microbatches={micro}",
+        *(f"mesh.{axis}={size}" for axis, size in axes.items() if size > 1),
+    ]
+    nearest_sizes = [size for size in (batch // unit * unit, -(-batch // unit) * unit) if size]
+    raise UserError(
+        f"data.global_batch_size={batch} must be a multiple of {' x '.join(parts)}"
+        + (f" = {unit}" if len(parts) > 1 else "")
+        + ": every microbatch is cut evenly over the mesh. Try global_batch_size="
+        + f"{' or '.join(map(str, nearest_sizes))}."
+    )
+
+
+def _check_widths(cfg: RunConfig, sizes: Mapping[str, int]) -> None:
+    """Dims of the weights against the mesh axes that split them."""
+    model = cfg.model
+    dims = [
+        ("tensor", "model.num_heads", model.num_heads),
+        ("tensor", "model.num_kv_heads", model.kv_heads),
+        ("tensor", "model.mlp_dim", model.mlp_width),
+        ("tensor", "model.vocab_size", model.vocab_size),
+        ("fsdp", "model.embed_dim", model.embed_dim),
+    ]
+    for axis, key, width in dims:
+        size = sizes.get(axis, 1)
+        if width is not None and width % size:
+            fits = [d for d in divisors(width) if d <= 2 * size]
+            raise UserError(
+                f"{key}={width} must be a multiple of mesh.{axis}={size}: each device holds an equal part. "
+                f"Try mesh.{axis} in {fits}, or {key}={-(-width // size) * size}."
+            )
+
+
+def resolve_mesh(cfg: RunConfig, num_devices: int) -> dict[str, int]:
+    """Axis -> size with -1 filled in, outermost first, for this many devices.
+
+    Errors: UserError when the axes do not multiply to the number of devices, or not divide batch and model.
+    """
+    sizes = cfg.mesh.sizes
+    wild = next((axis for axis, size in sizes.items() if size == -1), None)
+    fixed = prod(size for size in sizes.values() if size != -1)
+    said = " x ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    if num_devices % fixed or (wild is None and fixed != num_devices):
+        rule = "divide" if wild else "multiply to"
+        raise UserError(
+            f"{said} must {rule} the {num_devices} devices. Try mesh.fsdp=-1 (all that are left), with "
+            f"mesh.data and mesh.tensor in {divisors(num_devices)}."
+        )
+    if wild is not None:
+        sizes[wild] = num_devices // fixed
+    _check_batch(cfg, sizes)
+    _check_widths(cfg, sizes)
+    return sizes
+
+
+def save_config(path: str | os.PathLike, cfg: RunConfig) -> None:
+    """Writes the resolved config as JSON; whoever reads the file sees all of it, or what was there before."""
+    from jaxlm.data.files import write_atomic
+
+    write_atomic(path, to_json(cfg).encode())
+
+
+def load_config(path: str | os.PathLike) -> RunConfig:
+    """What save_config wrote. Errors: UserError naming the file, and the key that is wrong in it."""
+    return load_section(RunConfig, path)
+
+
+def restart_differences(saved: RunConfig | Mapping[str, Any], new: RunConfig) -> list[Difference]:
+    """(key, saved value, new value) of every key that makes `new` another run than the one in the workdir.
+
+    Keys of MAY_CHANGE are left out. So is model.vocab_size where one side leaves it to the tokenizer: its
+    hash is compared elsewhere.
+    """
+    if not isinstance(saved, RunConfig):
+        saved = from_config_dict(RunConfig, saved)
+    return [
+        difference
+        for difference in diff(saved, new)
+        if not any(fnmatchcase(difference.key, pattern) for pattern in MAY_CHANGE)
+        and not (difference.key == "model.vocab_size" and None in difference[1:])
+    ]

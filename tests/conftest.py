@@ -1,0 +1,42 @@
+"""Every test runs on eight fake CPU devices, with strict shapes, its own cache and no network."""
+
+import os
+
+# Read when JAX is first imported, also by child processes; so set here, before any test module is.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+import socket  # noqa: E402
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+# A busy machine is slow, not wrong; and a failure should print the line that repeats it.
+hypothesis.settings.register_profile("jaxlm", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("jaxlm")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Corpora, tokenizers and compiled programs that tests make stay out of the user's cache."""
+    os.environ["JAXLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def _local_only(connect):
+    def guarded(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"Tests must not use the network, and one connects to {address[0]}.")
+        return connect(self, address)
+
+    return guarded
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, _local_only(getattr(socket.socket, name)))
+        yield
