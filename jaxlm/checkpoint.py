@@ -341,13 +341,16 @@ class Checkpoints:
             prefix + name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device)
             for name, leaf in named_arrays(abstract).items()
         }
+        wanted_tree = _nest(wanted)
         while True:
             good = self._choose(step)
             folder = self.directory / str(good)
             meta = integrity.read_meta(folder)
             where = f"Checkpoint {good} in {self.directory}"
             check_tokenizer(where, meta, tokenizer_sha256)
-            check_fit(where, meta, array_specs(wanted_tree := _nest(wanted)), group)
+            check_fit(
+                where, meta, {prefix + name: spec for name, spec in array_specs(abstract).items()}, group
+            )
             try:
                 arrays = (
                     self._open_orbax()

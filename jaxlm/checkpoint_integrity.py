@@ -183,11 +183,9 @@ def verify(folder: epath.PathLike, *, checksums: bool = True, part: int = 0, num
         mine = blocks[part::num_parts]
         for (name, index, _), good in zip(mine, pool.map(check, mine)):
             if not good:
-                where = (
-                    f" (in bytes {index * BLOCK_BYTES:,} and after)" if seals[name].size > BLOCK_BYTES else ""
-                )
+                where = f" from byte {index * BLOCK_BYTES:,} on" if index else ""
                 raise DamagedCheckpoint(
-                    name, f"does not match its checksum{where}: bytes changed since the save"
+                    name, f"does not match its checksum{where}: it changed since the save"
                 )
 
 

@@ -150,18 +150,21 @@ def _iterate_names(cls: type, prefix: str) -> Iterator[str]:
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str | None:
-    """The known key someone who typed `key` most likely meant: right name in another section, or a typo."""
-    names = list(known)
-    same_field = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    if same_field:
-        return max(same_field, key=lambda name: difflib.SequenceMatcher(None, key, name).ratio())
-    field = nearest(key.rpartition(".")[2], [name.rpartition(".")[2] for name in names])
-    in_section = [name for name in names if name.rpartition(".")[0] == key.rpartition(".")[0]]
-    return (
-        nearest(key, in_section)
-        or nearest(key, names)
-        or next((name for name in names if name.rpartition(".")[2] == field), None)
-    )
+    """The known key someone who typed `key` most likely meant, or None.
+
+    The field decides, and the section only between fields alike: often the section is what is wrong.
+    """
+
+    def alike(a: str, b: str) -> float:
+        return difflib.SequenceMatcher(None, a, b).ratio()
+
+    section, _, field = key.rpartition(".")
+    scores = {}
+    for name in known:
+        known_section, _, known_field = name.rpartition(".")
+        if alike(field, known_field) >= 0.6:
+            scores[name] = alike(field, known_field) + alike(section, known_section) / 4
+    return max(scores, key=lambda name: scores[name], default=None)
 
 
 def unknown_key(key: str, known: Iterable[str]) -> UserError:
@@ -210,18 +213,22 @@ def to_config_dict(section: Any) -> ConfigDict:
     return lock(config, type(section))
 
 
-def complete(config: Any, cls: type, defaults: Any = None, prefix: str = "") -> None:
+def complete(
+    config: Any, cls: type, defaults: Any = None, prefix: str = "", keys: Iterable[str] | None = None
+) -> None:
     """Adds, in place, the keys that a ConfigDict lacks, with the values of `defaults`, else the fields' own.
 
-    References between keys that a config file made stay references. `config` must be unlocked.
+    References between keys that a config file made stay references. `config` must be unlocked. `keys` are
+    those that an error may suggest; default: all of this section.
     Errors: UserError for unknown keys and wrong types.
     """
     from ml_collections import ConfigDict, FieldReference
 
     known = specs(cls)
+    keys = [prefix + key for key in key_names(cls)] if keys is None else keys
     for name in config:
         if name not in known:
-            raise unknown_key(prefix + str(name), [prefix + key for key in key_names(cls)])
+            raise unknown_key(prefix + str(name), keys)
     for field in dataclasses.fields(cls):
         name, spec, key = field.name, known[field.name], prefix + field.name
         default = _default(field) if defaults is None else getattr(defaults, name)
@@ -233,7 +240,7 @@ def complete(config: Any, cls: type, defaults: Any = None, prefix: str = "") -> 
                     f"{key}={config[name]!r} must be a section with keys of its own: {key}.<key>."
                 )
         if spec.section:
-            complete(config[name], spec.type, default, f"{key}.")
+            complete(config[name], spec.type, default, f"{key}.", keys)
         elif spec.entries:
             for entry, value in default.items():
                 config[name][entry] = to_config_dict(value).unlock()
@@ -263,25 +270,27 @@ def lock(config: Any, cls: type) -> ConfigDict:
     return config
 
 
-def from_config_dict(cls: type[T], config: Any, prefix: str = "") -> T:
+def from_config_dict(cls: type[T], config: Any, prefix: str = "", keys: Iterable[str] | None = None) -> T:
     """A ConfigDict or nested dict -> the frozen dataclass, checked. Absent keys take their defaults.
 
-    Named entries come out in alphabetical order, so that equal configs mean equal runs.
+    Named entries come out in alphabetical order, so that equal configs mean equal runs. `keys` are those that
+    an error may suggest; default: all of this section.
     Errors: UserError for unknown keys, wrong types, and whatever the sections' own checks refuse.
     """
     known = specs(cls)
+    keys = [prefix + key for key in key_names(cls)] if keys is None else keys
     values = {}
     for name, value in config.items():
         key = f"{prefix}{name}"
         if name not in known:
-            raise unknown_key(key, [prefix + other for other in key_names(cls)])
+            raise unknown_key(key, keys)
         spec = known[name]
         if not (spec.section or spec.entries):
             values[name] = checked_leaf(key, value, spec)
         elif not hasattr(value, "items"):
             raise UserError(f"{key}={value!r} must be a section with keys of its own: {key}.<key>.")
         elif spec.section:
-            values[name] = from_config_dict(spec.type, value, f"{key}.")
+            values[name] = from_config_dict(spec.type, value, f"{key}.", keys)
         else:
             values[name] = {entry: _entry(spec.type, value[entry], key, entry) for entry in sorted(value)}
     return cls(**values)

@@ -1,4 +1,19 @@
-"""The composition root."""
+"""The composition root: builds the pieces of a run from its config and hands them to the loop.
+
+Importing this module imports neither JAX nor any data library: config files do so, and a bad config is refused
+before a device is touched. What is heavy is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlm.runconfig import (
     MAY_CHANGE,
@@ -11,15 +26,363 @@ from jaxlm.runconfig import (
     restart_differences,
     save_config,
 )
+from jaxlm.types import Batch, Params, UserError
+
+if TYPE_CHECKING:
+    from jaxlm.checkpoint import Checkpoints
+    from jaxlm.data.shards import TokenStore
+    from jaxlm.data.tokenizer import Tokenizer
+    from jaxlm.models.build import LM
 
 __all__ = [
-    "MAY_CHANGE",
-    "RunConfig",
-    "default_config",
-    "load_config",
-    "parse",
-    "resolve",
-    "resolve_mesh",
-    "restart_differences",
-    "save_config",
-]
+    "MAY_CHANGE", "RunConfig", "default_config", "load_config", "load_run", "open_data", "parse", "resolve",
+    "resolve_mesh", "restart_differences", "save_config", "train",
+]  # fmt: skip
+
+CONFIG_FILE, TOKENIZER_FILE, CHECKPOINTS = "config.json", "tokenizer.model", "checkpoints"
+
+
+def use_compile_cache() -> str:
+    """Keeps compiled steps on disk ($JAXLM_CACHE or ~/.cache/jaxlm), so that a second start is quick."""
+    import jax
+
+    from jaxlm.data.files import cache_root
+
+    folder = os.path.join(os.fspath(cache_root(None)), "compiled")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    return folder
+
+
+class OpenData(NamedTuple):
+    """A run's tokenizer and its tokenised sources."""
+
+    tokenizer: Tokenizer
+    train: dict[str, TokenStore]
+    eval: dict[str, TokenStore]
+    """Held-out splits; a source without held-out text is missing."""
+
+    @property
+    def corpus_sha256(self) -> dict[str, str]:
+        """Source -> hash of its manifest."""
+        return {name: store.manifest["sha256"] for name, store in self.train.items()}
+
+
+def open_data(cfg: RunConfig, *, quiet: bool = False) -> OpenData:
+    """Opens every source, tokenised into the cache on first use, with the run's tokenizer (trained on first use)."""
+    from jaxlm.corpus.build import ensure_corpus, ensure_tokenizer
+    from jaxlm.data.shards import TokenStore
+
+    say: Callable[[str], None] = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr))
+    tokenizer = ensure_tokenizer(cfg.tokenizer, cfg.data, say=say)
+    train_stores, eval_stores = {}, {}
+    for name, source in cfg.data.sources.items():
+        folder = ensure_corpus(source, cfg.data, tokenizer, say=say)
+        if source.weight_tokens > 0:
+            train_stores[name] = TokenStore(folder, "train", expected_tokenizer_sha256=tokenizer.sha256)
+        if cfg.data.eval_fraction > 0:
+            held_out = TokenStore(folder, "eval", expected_tokenizer_sha256=tokenizer.sha256)
+            if held_out.num_tokens > 1:
+                eval_stores[name] = held_out
+    return OpenData(tokenizer, train_stores, eval_stores)
+
+
+def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+    """Fills in model.vocab_size. Errors: UserError when the model has fewer rows than the tokenizer has ids."""
+    size = cfg.model.vocab_size or tokenizer.vocab_size
+    if size < tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab_size={size} is smaller than the tokenizer's {tokenizer.vocab_size}: every token needs a "
+            "row. Leave model.vocab_size unset, or raise it."
+        )
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=size))
+
+
+def open_workdir(workdir: Path, cfg: RunConfig) -> bool:
+    """Claims a workdir for this config; True when it already holds this run. UserError when it holds another."""
+    saved = workdir / CONFIG_FILE
+    if not saved.exists():
+        if workdir.exists() and any(workdir.iterdir()):
+            raise UserError(
+                f"--workdir={workdir} is not empty and holds no run ({CONFIG_FILE} is missing). Choose an empty one."
+            )
+        workdir.mkdir(parents=True, exist_ok=True)
+        save_config(saved, cfg)
+        return False
+    differences = restart_differences(load_config(saved), cfg)
+    if differences:
+        key, old, new = differences[0][:3]
+        more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
+        raise UserError(
+            f"--workdir={workdir} belongs to another config: {key} was {old!r}, now {new!r}{more}. Choose another "
+            f"--workdir, or set it back (`jaxlm config --config=... --diff={saved}` lists what differs)."
+        )
+    save_config(saved, cfg)
+    return True
+
+
+class Pieces(NamedTuple):
+    """What a run is made of, before its first step."""
+
+    lm: LM
+    steps: Any
+    mesh: Any
+    sizes: dict[str, int]
+
+
+def build_pieces(cfg: RunConfig) -> Pieces:
+    """Model, optimizer and steps, compiled on first use, on a mesh over all devices."""
+    import jax
+
+    from jaxlm.models.build import build
+    from jaxlm.objectives import OBJECTIVES
+    from jaxlm.parallel.mesh import make_mesh
+    from jaxlm.parallel.sharding import batch_sharding, make_constrain
+    from jaxlm.train.optimizer import make_optimizer, make_schedule
+    from jaxlm.train.step import compile_steps, make_eval_step, make_train_step
+
+    sizes = resolve_mesh(cfg, jax.device_count())
+    mesh = make_mesh(sizes)
+    lm = build(cfg.model, cfg.data.seq_len, constrain=make_constrain(mesh))
+    # The loss counts tokens over the whole batch; the config counts those of one device.
+    chunk_tokens = cfg.train.loss_chunk_tokens * sizes["data"] * sizes["fsdp"]
+    loss = OBJECTIVES[cfg.objective].make_loss(lm, z_loss=cfg.train.z_loss, chunk_tokens=chunk_tokens)
+    tx = make_optimizer(cfg.optimizer)
+    rows = batch_sharding(mesh)
+
+    def constrain_batch(batch: Batch) -> Batch:
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), batch)
+
+    train_step = make_train_step(
+        loss,
+        tx,
+        make_schedule(cfg.optimizer, cfg.train.num_steps),
+        cfg.train,
+        clip_norm=cfg.optimizer.clip_norm,
+        dropout_seed=cfg.seed if cfg.model.dropout else None,
+        constrain_batch=constrain_batch if mesh.size > 1 else lambda batch: batch,
+    )
+    steps = compile_steps(lm, tx, train_step, make_eval_step(loss), mesh)
+    return Pieces(lm, steps, mesh, sizes)
+
+
+def abstract_state(pieces: Pieces, cfg: RunConfig) -> Any:
+    """Shapes and shardings of the TrainState: what a checkpoint is restored into."""
+    import jax
+
+    shapes = jax.eval_shape(pieces.steps.init, jax.random.key(cfg.seed))
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, pieces.steps.shardings
+    )
+
+
+def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, tokenizer: Tokenizer):
+    """The state to train from, its meta (or None), and where it comes from, in words.
+
+    One order: resume this run; else start from the weights of another; else initialise.
+    """
+    import jax
+
+    if checkpoints.latest_step() is not None:
+        state, meta = checkpoints.restore(abstract_state(pieces, cfg), tokenizer_sha256=tokenizer.sha256)
+        return state, meta, f"resumed from step {meta.step} in {checkpoints.directory}"
+    state = pieces.steps.init(jax.random.key(cfg.seed))
+    if cfg.init_from is None:
+        return state, None, f"initialised from seed {cfg.seed}"
+    from jaxlm.checkpoint import Checkpoints as Opened
+
+    source = Opened(Path(cfg.init_from) / CHECKPOINTS)
+    if source.latest_step() is None:
+        raise UserError(f"init_from={cfg.init_from} holds no checkpoint: give the --workdir of a run.")
+    wanted = abstract_state(pieces, cfg).params
+    params, meta = source.restore_params(wanted, tokenizer_sha256=tokenizer.sha256)
+    return state._replace(params=params), None, f"weights of step {meta.step} of {cfg.init_from}"
+
+
+def train(cfg: RunConfig, workdir: str | os.PathLike) -> dict[str, float]:
+    """Trains a run in its workdir, or continues it; returns the last evaluation's scores."""
+    started = time.perf_counter()
+    folder = Path(workdir)
+    resuming = open_workdir(folder, cfg)
+    data = open_data(cfg)
+    cfg = with_vocabulary(cfg, data.tokenizer)
+    from jaxlm.data.pipeline import Rows, make_iterator
+
+    rows = Rows(cfg.data, data.train, cfg.seed)
+    plan = rows.plan(cfg.train.num_steps)
+    num_steps = plan.num_steps
+
+    import jax
+
+    use_compile_cache()
+    from jaxlm.checkpoint import Checkpoints, Meta
+    from jaxlm.data.pipeline import make_eval_batches
+    from jaxlm.parallel.sharding import local_rows, place_batch
+    from jaxlm.plan.flops import count_params, flops_per_token
+    from jaxlm.plan.memory import predict
+    from jaxlm.report.run_report import RunReport
+    from jaxlm.train import hooks as hook_lib
+    from jaxlm.train.loop import fit
+
+    pieces = build_pieces(cfg)
+    data.tokenizer.save(folder / TOKENIZER_FILE)
+    B, T = cfg.data.global_batch_size, cfg.data.seq_len
+    row_ids = local_rows(pieces.mesh, B)
+    per_token = flops_per_token(cfg.model, T)
+    report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(cfg))
+    with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
+        state, meta, origin = start_state(cfg, pieces, checkpoints, data.tokenizer)
+        first_step = int(state.step)
+        if resuming and first_step >= num_steps:
+            report.say(
+                f"{folder} holds this run, finished at step {first_step}. Raise train.num_steps to go on, or choose "
+                "another --workdir."
+            )
+            return dict((meta.extra if meta else {}).get("scores", {}))
+        memory = predict(cfg, pieces.sizes, pieces.mesh.size, platform=jax.default_backend())
+        total_tokens = num_steps * B * T
+        report.start(
+            {
+                "workdir": f"{folder} ({'continued' if resuming else 'new'})",
+                "weights": origin,
+                "model": f"{count_params(cfg.model, T).total:,} parameters, {cfg.model.num_layers} layers, "
+                f"{cfg.model.dtype}",
+                "mesh": " x ".join(f"{axis} {size}" for axis, size in pieces.sizes.items())
+                + f" on {pieces.mesh.size} {jax.devices()[0].device_kind} device(s)",
+                "batch": f"{B} x {T} = {B * T:,} tokens a step, {cfg.train.num_microbatches} microbatch(es)",
+                "steps": f"{first_step:,} to {num_steps:,}; {total_tokens:,} tokens in all",
+                "predicted": f"{per_token.total * total_tokens:.3g} FLOPs, "
+                f"{memory.total / 2**30:.2f} GiB a device",
+            },
+            [*plan.table().splitlines(), *plan.notes],
+        )
+        batches = make_iterator(rows, start_step=first_step, num_steps=num_steps, row_ids=row_ids)
+        place = _placer(pieces.mesh, B, place_batch)
+
+        def sources_of(step: int) -> str:
+            names = {rows.names[i] for i in rows.batch(step)["source"].tolist()}
+            return ", ".join(sorted(names))
+
+        log = hook_lib.LogSteps(
+            report,
+            every=cfg.train.log_every_steps,
+            num_steps=num_steps,
+            max_bad_steps=cfg.train.max_bad_steps,
+            flops_per_token=per_token.total,
+            peak_flops_per_s=None,
+            stall_s=lambda: batches.stall_s,
+            data_metrics=plan.metrics_at,
+            sources_of=sources_of,
+        )
+        hooks: list[hook_lib.Hook] = [log]
+        evaluate = None
+        if cfg.train.eval_batches and data.eval:
+            evaluate = hook_lib.Evaluate(
+                pieces.steps.evaluate,
+                {name: _eval_batches(cfg, store, row_ids, make_eval_batches) for name, store in data.eval.items()},
+                report,
+                every=cfg.train.eval_every_steps,
+                num_steps=num_steps,
+                bytes_per_id=data.tokenizer.bytes_per_id(),
+                place=place,
+                skip_time=log.skip_time,
+            )
+            hooks.append(evaluate)
+        before_s = meta.wall_time_s if meta else 0.0
+
+        def save(step: int, state: Any, scores: dict[str, float] | None) -> None:
+            log.flush()  # so that the event log is never behind a checkpoint
+            checkpoints.save(
+                state,
+                Meta(
+                    step=step,
+                    config=dataclasses.asdict(cfg),
+                    tokenizer_sha256=data.tokenizer.sha256,
+                    corpus_sha256=data.corpus_sha256,
+                    tokens=sum(plan.tokens_at(step).values()),
+                    epochs=plan.epochs_at(step),
+                    wall_time_s=before_s + time.perf_counter() - started,
+                    eval_loss=scores.get("eval/loss") if scores else None,
+                    extra={"scores": scores or {}},
+                ),
+            )
+            report.event("save", step=step)
+
+        hooks.append(
+            hook_lib.Save(save, every=cfg.checkpoint.every_steps, num_steps=num_steps, evaluate=evaluate)
+        )
+        profile = None
+        if cfg.train.profile_window is not None:
+            profile = hook_lib.Profile(cfg.train.profile_window, folder / "profile", report)
+            hooks.append(profile)
+        try:
+            placed = (place(batch) for batch in batches)
+            fit(state, pieces.steps.train, placed, hooks, num_steps)
+        finally:
+            batches.close()
+            if profile is not None:
+                profile.close()
+        scores = evaluate.last[1] if evaluate is not None and evaluate.last is not None else {}
+        report.end(scores, seconds=time.perf_counter() - started)
+        return scores
+
+
+def _placer(mesh: Any, global_batch_size: int, place_batch: Callable) -> Callable:
+    def place(batch: Batch) -> Batch:
+        on_device = {name: value for name, value in batch.items() if name != "source"}
+        return place_batch(on_device, mesh, global_batch_size)
+
+    return place
+
+
+def _eval_batches(cfg: RunConfig, store: TokenStore, row_ids: Any, make_eval_batches: Callable) -> Callable:
+    """bytes_per_id -> (this process's rows, bytes of text that the whole batch's targets stand for), in order."""
+
+    def batches(bytes_per_id):
+        settings = dict(
+            seq_len=cfg.data.seq_len, batch_size=cfg.data.global_batch_size, num_batches=cfg.train.eval_batches
+        )
+        everyone = make_eval_batches(store, **settings)
+        for whole in everyone:
+            num_bytes = float((bytes_per_id[whole["targets"]] * (whole["weights"] > 0)).sum())
+            yield {name: value[row_ids] for name, value in whole.items()}, num_bytes
+
+    return batches
+
+
+class LoadedRun(NamedTuple):
+    """A trained model, ready to be asked."""
+
+    config: RunConfig
+    lm: LM
+    params: Params
+    tokenizer: Tokenizer
+    step: int
+
+
+def load_run(workdir: str | os.PathLike, step: int | None = None) -> LoadedRun:
+    """Loads the weights (not the optimizer state) and tokenizer of a run's latest, or given, step on one device.
+
+    Errors: UserError when there is no run or no checkpoint, or when its tokenizer file is another.
+    """
+    folder = Path(workdir)
+    if not (folder / CONFIG_FILE).exists():
+        raise UserError(f"--run={folder} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training.")
+    cfg = load_config(folder / CONFIG_FILE)
+    import jax
+
+    use_compile_cache()
+    from jaxlm.checkpoint import Checkpoints
+    from jaxlm.data.tokenizer import load_tokenizer
+    from jaxlm.models.build import build
+
+    tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+    cfg = with_vocabulary(cfg, tokenizer)
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    if checkpoints.latest_step() is None:
+        raise UserError(f"--run={folder} has no checkpoint yet: the first is saved at step {cfg.checkpoint.every_steps}.")
+    lm = build(cfg.model, cfg.data.seq_len)
+    shapes = jax.eval_shape(lm.init, jax.random.key(0))
+    params, meta = checkpoints.restore_params(shapes, step=step, tokenizer_sha256=tokenizer.sha256)
+    return LoadedRun(cfg, lm, params, tokenizer, meta.step)

@@ -115,9 +115,7 @@ def test_a_missing_saved_config_is_named(tmp_path):
 def test_a_wrong_value_is_one_line_with_key_value_and_type(values, message):
     with pytest.raises(UserError) as caught:
         config.from_config_dict(Root, {"section": values})
-    # A nested section knows its own keys only: the right name in another section is found from the command line.
-    expected = message.replace("; did you mean seed?", "; `jaxlm config --keys` lists all keys.")
-    assert str(caught.value) == expected
+    assert str(caught.value) == message
 
 
 def test_an_int_serves_as_a_float():
@@ -212,12 +210,19 @@ def test_a_field_of_a_type_no_flag_can_set_is_a_bug_found_at_once():
         ("seq_len", "data.seq_len"),
         ("model.seq_len", "data.seq_len"),
         ("trian.num_steps", "train.num_steps"),
-        ("model.num_step", "train.num_steps"),
+        ("model.batches", "train.batch"),
         ("qqq", None),
     ],
 )
 def test_nearest_key(key, match):
-    known = ["model.num_layers", "model.num_heads", "data.seq_len", "train.num_steps", "eval.num_steps"]
+    known = [
+        "model.num_layers",
+        "model.num_heads",
+        "data.seq_len",
+        "train.num_steps",
+        "eval.num_steps",
+        "train.batch",
+    ]
     assert config.nearest_key(key, known) == match
 
 

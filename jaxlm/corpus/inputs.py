@@ -124,9 +124,19 @@ def _walk(folder: str) -> list[str]:
 def _glob(root: epath.Path, pattern: str) -> list[str]:
     if is_local(root):
         names = glob.glob(pattern, root_dir=os.fspath(root), recursive=True)
-        return [name for name in names if (root / name).is_file()]
+        return [
+            name
+            for name in names
+            if (root / name).is_file() and not ("**" in pattern and _linked(root, name))
+        ]
     prefix = len(os.fspath(root))
     return [os.fspath(file)[prefix:].lstrip("/") for file in root.glob(pattern) if not file.is_dir()]
+
+
+def _linked(root: epath.Path, name: str) -> bool:
+    """Whether one of the file's folders below `root` is a link: `**` would follow it, round and round."""
+    folders = [name[: match.start()] for match in re.finditer("/", name)]
+    return any(os.path.islink(os.path.join(root, folder)) for folder in folders)
 
 
 def _input_file(path: str, name: str) -> InputFile:

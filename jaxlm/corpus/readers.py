@@ -180,8 +180,7 @@ def open_arrayrecord(file: InputFile) -> Any:
         reader = ArrayRecordReader(file.path, options="readahead_buffer_size:0")
     except (RuntimeError, OSError) as error:
         raise _damaged(file.path, "at its start", error) from None
-    if file.num_bytes and not reader.num_records():
-        reader.close()
+    if not reader.num_records():  # also what the library says of a file without its end
         raise UserError(f"{file.path} holds no record: it is empty or was cut short. Copy it again.")
     return reader
 

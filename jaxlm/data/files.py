@@ -86,7 +86,8 @@ def exclusive(path: epath.PathLike) -> Iterator[None]:
                 try:
                     yield
                 finally:
-                    os.unlink(path)
+                    with contextlib.suppress(FileNotFoundError):  # the whole folder was deleted
+                        os.unlink(path)
                 return
         finally:
             os.close(descriptor)

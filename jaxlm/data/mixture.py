@@ -214,18 +214,18 @@ class Mixture:
         partial = np.bincount(source, minlength=len(self.names)).tolist()
         return {name: a + b for name, a, b in zip(self.names, self._drawn(block), partial)}
 
-    def row_of_run(self, name: str, num_rows: int) -> int:
-        """The row of the run that is row `num_rows` (from 0, over all epochs) of this source."""
+    def row_of_run(self, name: str, ordinal: int) -> int:
+        """The row of the run that is this row (counted from 0, over all epochs) of the source."""
         i = self.names.index(name)
         low, high = 0, 1
-        while self._drawn(high)[i] <= num_rows:
+        while self._drawn(high)[i] <= ordinal:
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._drawn(middle)[i] <= num_rows else (low, middle)
+            low, high = (middle, high) if self._drawn(middle)[i] <= ordinal else (low, middle)
         rows = np.arange(low * self.block_rows, high * self.block_rows)
-        source, ordinal = self.locate(rows)
-        return int(rows[np.flatnonzero((source == i) & (ordinal == num_rows))[0]])
+        source, ordinals = self.locate(rows)
+        return int(rows[np.flatnonzero((source == i) & (ordinals == ordinal))[0]])
 
 
 @dataclass(frozen=True)
@@ -365,10 +365,10 @@ def _check_epochs(
     limits += [] if plan.max_epochs is None else [plan.max_epochs]
     for limit in limits:
         limit_rows = math.floor(Fraction(str(limit)) * plan.num_rows)
-        first_beyond = mixture.row_of_run(plan.name, limit_rows)
-        if first_beyond >= num_steps * batch_size:
+        if plan.planned_rows <= limit_rows:
             continue
-        fits = f"lower train.num_steps to at most {first_beyond // batch_size}"
+        num_fit = mixture.row_of_run(plan.name, limit_rows) // batch_size
+        fits = f"lower train.num_steps to at most {num_fit}"
         weight = _largest_weight(plan, sources, mixture, limit_rows, num_steps * batch_size)
         if weight is not None:
             fits += f" or {key}.weight_tokens to at most {weight:g}"
@@ -411,7 +411,7 @@ def _largest_weight(
             smaller = Mixture(shares, sizes, mixture.seed)
         except UserError:  # too small a share to be kept
             return None
-        if smaller.row_of_run(plan.name, limit_rows) >= num_rows:
+        if smaller.rows_drawn(num_rows)[plan.name] <= limit_rows:
             return weight
         weight -= digit / 2
     return None

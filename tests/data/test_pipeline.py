@@ -24,10 +24,11 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path))
 
 
-def stores(scale=1):
+def stores():
+    counts = {"web": 60, "books": 25, "code": 9}
     return {
-        name: MemoryStore(lengths=np.random.default_rng(i).integers(1, 60, scale * count).tolist())
-        for i, (name, count) in enumerate({"web": 60, "books": 25, "code": 9}.items())
+        name: MemoryStore(lengths=[1 + (31 * k * k + 17 * k + i) % 59 for k in range(count)])
+        for i, (name, count) in enumerate(counts.items())
     }
 
 
@@ -42,9 +43,6 @@ def equal(batch, other):
     assert batch.keys() == other.keys() == set(KEYS)
     for key in KEYS:
         np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
-
-
-# 600 rows of web make an epoch of about 125 steps: 400 steps cross epochs of all three sources.
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
@@ -174,12 +172,12 @@ def test_rows_that_swap_places_change_the_hash_of_the_batch():
 
 
 def test_fingerprints_are_the_same_for_ever():
-    # Golden: computed by this test; they are in event logs of runs, which people compare.
+    # Golden: event logs of runs hold them, and people compare those. Print the left side to renew.
     rows = Rows(config(), stores(), seed=0)
     assert [f"{batch_hash(rows.batch(step)['fingerprint']):08x}" for step in (0, 1, 10**9)] == [
-        "766c3875",
-        "d4260a51",
-        "831d6550",
+        "9975561c",
+        "0a74ed02",
+        "e8fd03ee",
     ]
 
 

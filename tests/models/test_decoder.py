@@ -10,11 +10,17 @@ import pytest
 
 from jaxlm.models import sizes
 from jaxlm.models.build import build
+from jaxlm.models.config import ModelConfig
+from jaxlm.models.decoder import run_blocks
+from jaxlm.types import UserError
 
 TINY = sizes.TINY_SIZES
 KERNELS = ("dense", "chunked")
 B, T = 2, 160
 """More positions than one chunk of queries (128)."""
+
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""Compiles four times as fast; these models run in no time anyway."""
 
 
 def loud(params):
@@ -35,14 +41,14 @@ def make(name, seq_len=T, **overrides):
     if config.positions == "learned":
         config = dataclasses.replace(config, max_seq_len=seq_len)
     lm = build(config, seq_len, platform="cpu")
-    return config, lm, loud(lm.init(jax.random.key(1)))
+    return config, lm, jit(lambda key: loud(lm.init(key)))(jax.random.key(1))
 
 
 @functools.cache
 def compiled(name, seq_len=T, **overrides):
     """(logits(params, batch) under jit, params)."""
     _, lm, params = make(name, seq_len, **overrides)
-    return jax.jit(lambda params, batch: lm.head(params, lm.hidden(params, batch))), params
+    return jit(lambda params, batch: lm.head(params, lm.hidden(params, batch))), params
 
 
 def packed_batch(lengths=((70, 50, 30), (160,)), seq_len=T, seed=0):
@@ -141,21 +147,24 @@ def loss_and_grads(name, **overrides):
         logits = lm.head(params, lm.hidden(params, batch))
         return (jax.nn.log_softmax(logits) * mix).mean()
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+    return jit(jax.value_and_grad(loss))(params)
 
 
 def assert_same_training(name, **overrides):
     value, grads = loss_and_grads(name)
     other_value, other_grads = loss_and_grads(name, **overrides)
     assert_close(other_value, value, 1e-5)
-    jax.tree.map(lambda a, b: assert_close(a, b, 1e-4), other_grads, grads)
+    largest = max(float(np.abs(grad).max()) for grad in jax.tree.leaves(grads))
+    for (path, grad), other in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(other_grads)):
+        # Relative to the weight's own largest gradient; gradients that are 0 but for rounding, to all.
+        atol = 1e-4 * max(float(np.abs(grad).max()), 1e-3 * largest)
+        np.testing.assert_allclose(other, grad, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
-def test_every_weight_has_a_gradient():
-    for name in TINY:
-        _, grads = loss_and_grads(name)
-        for path, grad in jax.tree_util.tree_leaves_with_path(grads):
-            assert np.abs(grad).max() > 0 or path[-1].key == "k_bias", jax.tree_util.keystr(path)
+@pytest.mark.parametrize("name", TINY)
+def test_every_weight_has_a_gradient(name):
+    for path, grad in jax.tree_util.tree_leaves_with_path(loss_and_grads(name)[1]):
+        assert np.abs(grad).max() > 0, jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -181,19 +190,23 @@ def test_prefill_then_decode_equals_one_full_pass(name):
     config, lm, params = make(name, seq_len)
     rng = np.random.default_rng(5)
     tokens = rng.integers(0, 256, (B, seq_len)).astype(np.int32)
-    full = lm.head(params, lm.hidden(params, {"tokens": tokens}))
-    step = jax.jit(lm.extend)
+    full = jit(lambda params, batch: lm.head(params, lm.hidden(params, batch)))(params, {"tokens": tokens})
+    extend = jit(lm.extend)
+
+    def step(params, *args):
+        x, cache = extend(params, *args)
+        return lm.head(params, x), cache
 
     longest = prompts.max()
     prompt = np.where(np.arange(longest) < prompts[:, None], tokens[:, :longest], 0).astype(np.int32)
     places = np.broadcast_to(np.arange(longest, dtype=np.int32), prompt.shape)
-    x, cache = step(params, prompt, places, lm.init_cache(B, seq_len))
+    logits, cache = step(params, prompt, places, lm.init_cache(B, seq_len))
     rows = np.arange(B)
-    assert_close(lm.head(params, x)[rows, prompts - 1], full[rows, prompts - 1], 2e-5)
+    assert_close(logits[rows, prompts - 1], full[rows, prompts - 1], 2e-5)
     for done in range(seq_len - longest):
         at = prompts + done
-        x, cache = step(params, tokens[rows, at][:, None], at[:, None].astype(np.int32), cache)
-        assert_close(lm.head(params, x)[:, 0], full[rows, at], 2e-5)
+        logits, cache = step(params, tokens[rows, at][:, None], at[:, None].astype(np.int32), cache)
+        assert_close(logits[:, 0], full[rows, at], 2e-5)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -210,18 +223,16 @@ def test_dropout_is_keyed():
     _, lm, params = make("tiny-llama", 32, dropout=0.3)
     _, without, _ = make("tiny-llama", 32)
     batch = packed_batch(((32,), (32,)), 32)
-    hidden = jax.jit(lm.hidden)
+    hidden = jit(lm.hidden)
     one, two = jax.random.split(jax.random.key(0))
     np.testing.assert_array_equal(hidden(params, batch, one), hidden(params, batch, one))
     assert not np.allclose(hidden(params, batch, one), hidden(params, batch, two))
     assert not np.allclose(hidden(params, batch, one), hidden(params, batch))
-    np.testing.assert_array_equal(hidden(params, batch), jax.jit(without.hidden)(params, batch))
+    np.testing.assert_array_equal(hidden(params, batch), jit(without.hidden)(params, batch))
 
 
 def test_dropout_differs_between_layers():
     """With one mask for all layers, two layers of equal weights would drop the same channels."""
-    from jaxlm.models.decoder import run_blocks
-
     config, _, _ = make("tiny-llama")
     seen = []
 
@@ -270,7 +281,7 @@ def test_a_window_as_long_as_the_row_is_no_window(name):
 def test_final_softcap_squashes_the_logits():
     raw = np.asarray(logits_of("tiny-gemma2", logits_softcap=None))
     capped = np.asarray(logits_of("tiny-gemma2", logits_softcap=0.5))
-    assert np.abs(raw).max() > 0.5 > np.abs(capped).max()
+    assert np.abs(raw).max() > 0.6 and np.abs(capped).max() <= 0.5
     assert_close(capped, 0.5 * np.tanh(raw / 0.5), 1e-4)
 
 
@@ -287,7 +298,7 @@ def test_scaled_embeddings_are_scaled_by_the_root_of_the_width():
     _, plain, _ = make("tiny-gemma2", scale_embeddings=False)
     larger = {**params, "embedding": params["embedding"] * config.embed_dim**0.5}
     batch = packed_batch()
-    assert_close(lm.hidden(params, batch), plain.hidden(larger, batch), 2e-5)
+    assert_close(jit(lm.hidden)(params, batch), jit(plain.hidden)(larger, batch), 2e-5)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -313,21 +324,19 @@ def test_learned_positions_are_rows_of_a_table():
     np.testing.assert_array_equal(logits_of("tiny-gpt", shuffled, moved, seq_len), expected)
 
 
-def test_post_norm_bounds_what_a_block_adds():
+def test_post_norm_has_the_last_word_on_what_a_block_adds():
     """With the post-norms' scales at 0 (stored as -1) every block adds nothing."""
     _, lm, params = make("tiny-gemma3")
     layers = dict(params["layers"])
     for name in ("attention_post_norm", "mlp_post_norm"):
         layers[name] = {"scale": -jnp.ones_like(layers[name]["scale"])}
     batch = packed_batch()
-    shuffled = jax.tree.map(lambda w: w + 1.0, layers["mlp"])
-    silent = lm.hidden({**params, "layers": layers}, batch)
-    assert_close(silent, lm.hidden({**params, "layers": {**layers, "mlp": shuffled}}, batch), 1e-6)
+    changed = {**layers, "mlp": jax.tree.map(lambda w: w + 1.0, layers["mlp"])}
+    hidden = jit(lm.hidden)
+    silent, still = (hidden({**params, "layers": stack}, batch) for stack in (layers, changed))
+    np.testing.assert_array_equal(silent, still)
 
 
 def test_no_vocabulary_no_model():
-    from jaxlm.models.config import ModelConfig
-    from jaxlm.types import UserError
-
     with pytest.raises(UserError, match=r"model\.vocab_size"):
         build(ModelConfig(), 32)

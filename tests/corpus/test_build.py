@@ -1,0 +1,484 @@
+"""Promises of a build: the same bytes however it is run, nothing half-written, nothing lost in silence."""
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from jaxlm.corpus import build, embedded, inputs, units, workers
+from jaxlm.corpus.build import build_corpus, ensure_corpus, ensure_tokenizer, iter_texts
+from jaxlm.corpus.progress import Progress
+from jaxlm.corpus.split import hash_of, plan_split
+from jaxlm.data import files
+from jaxlm.data.config import DataConfig, SourceConfig, TokenizerConfig
+from jaxlm.data.shards import TokenStore, is_corpus, read_manifest
+from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from jaxlm.types import UserError
+
+TOPICS = embedded.texts("embedded:topics")
+
+
+@functools.cache
+def tokenizer(vocab_size: int = 400) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(train_tokenizer(TOPICS[:10], "bpe", vocab_size))
+
+
+def tree(folder):
+    """Every file below a folder with its content's hash."""
+    return {
+        os.path.relpath(os.path.join(where, name), folder): hashlib.sha256(
+            open(os.path.join(where, name), "rb").read()
+        ).hexdigest()
+        for where, _, names in os.walk(folder)
+        for name in names
+    }
+
+
+def documents(folder, split="train"):
+    """The text of every document of a corpus."""
+    store = TokenStore(folder, split, expected_tokenizer_sha256=tokenizer().sha256)
+    ends = store.document_ends
+    starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+    rows = store.read_rows(starts, ends - starts)
+    for row in rows:
+        assert row[0] == tokenizer().bos_id
+        assert row[-1] == tokenizer().eos_id
+        assert (row == tokenizer().bos_id).sum() == (row == tokenizer().eos_id).sum() == 1
+    return [tokenizer().decode(row) for row in rows]
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    """Cuts every input into units of a few kilobytes."""
+    monkeypatch.setattr(build, "plan_units", lambda files, options: inputs.plan_units(files, options, 8_000))
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Raw text of several kinds, some 200 kB."""
+    folder = tmp_path_factory.mktemp("raw")
+    with open(folder / "a.jsonl", "w") as file:
+        for text in TOPICS[:40]:
+            file.write(json.dumps({"text": text}) + "\n")
+    for i, text in enumerate(TOPICS[40:60]):
+        (folder / f"b{i:02d}.txt").write_text(text)
+    (folder / "empty.txt").write_text("")
+    return folder
+
+
+def make(raw, output, **options):
+    options = {"eval_fraction": 0.1, "shard_tokens": 20_000, "workers": 1, "progress": False, **options}
+    return build_corpus([str(raw)], output, tokenizer(), **options)
+
+
+def test_a_corpus_holds_every_document_once(raw, tmp_path, small_units):
+    manifest = make(raw, tmp_path / "out")
+    train, held_out = documents(tmp_path / "out"), documents(tmp_path / "out", "eval")
+    assert sorted(train + held_out) == sorted(TOPICS[:60])
+    assert 2 <= len(held_out) <= 15
+    for split, texts in (("train", train), ("eval", held_out)):
+        entry = manifest["splits"][split]
+        assert entry["num_documents"] == len(texts)
+        assert entry["num_bytes"] == sum(len(text.encode()) for text in texts)
+        assert entry["num_tokens"] == sum(len(tokenizer().document(text)) for text in texts)
+    assert manifest["dropped"] == {"empty_file": 1}
+    assert manifest["tokenizer_sha256"] == tokenizer().sha256
+    assert manifest["source"]["num_files"] == 22
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == tokenizer().model_bytes
+    assert [name for name in os.listdir(tmp_path / "out") if name.startswith(".")] == []
+
+
+def test_the_result_is_the_same_to_the_byte_for_any_number_of_workers(raw, tmp_path, small_units):
+    trees = []
+    for count in (1, 2, 3):
+        make(raw, tmp_path / str(count), workers=count)
+        trees.append(tree(tmp_path / str(count)))
+    assert trees[0] == trees[1] == trees[2]
+    assert len(trees[0]) > 6
+
+
+def test_shards_are_about_as_large_as_asked_and_few(raw, tmp_path, small_units):
+    manifest = make(raw, tmp_path / "out")
+    sizes = [shard["num_tokens"] for shard in manifest["splits"]["train"]["shards"]]
+    assert all(10_000 <= size <= 30_000 for size in sizes[:-1])
+    assert len(make(raw, tmp_path / "one", shard_tokens=10**9)["splits"]["train"]["shards"]) == 1
+
+
+class Interrupt(Exception):
+    """Stands for a crash."""
+
+
+@pytest.mark.parametrize(
+    "module, name", [(units, "tokenise"), (build, "join_shards"), (build, "write_manifest")]
+)
+@pytest.mark.parametrize("survived", [0, 1, 5])
+def test_an_interrupted_build_goes_on_and_ends_the_same(
+    raw, tmp_path, small_units, monkeypatch, module, name, survived
+):
+    make(raw, tmp_path / "whole")
+    original = getattr(module, name)
+    calls = itertools.count()
+
+    def failing(*args, **kwargs):
+        if next(calls) >= survived:
+            raise Interrupt
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, failing)
+        if name != "write_manifest" or survived == 0:
+            with pytest.raises(Interrupt):
+                make(raw, tmp_path / "out")
+            assert not is_corpus(tmp_path / "out")
+            with pytest.raises(UserError, match="not a tokenised corpus"):
+                TokenStore(tmp_path / "out", "train")
+    done = []
+    monkeypatch.setattr(
+        units, "tokenise", lambda job, *args, do=units.tokenise: done.append(job) or do(job, *args)
+    )
+    make(raw, tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    if name == "tokenise":
+        assert len(done) >= 10
+        total = len(
+            inputs.plan_units(inputs.find_inputs([str(raw)], units.Tally()), units.ReadOptions(), 8_000)
+        )
+        assert len(done) == total - survived
+    elif name == "join_shards":
+        assert not done
+
+
+KILLED = """
+import sys, time
+from jaxlm.corpus import build, inputs, units
+build.plan_units = lambda files, options: inputs.plan_units(files, options, 8_000)
+if {workers} == 1:
+    work = units.tokenise_texts
+    units.tokenise_texts = lambda *args: time.sleep(0.05) or work(*args)
+from jaxlm.data.tokenizer import load_tokenizer
+build.build_corpus([{raw!r}], {output!r}, load_tokenizer({model!r}), eval_fraction=0.1, shard_tokens=20_000,
+                   workers={workers}, progress=False)
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_kill_9_leaves_no_corpus_and_the_next_run_ends_the_same(raw, tmp_path, small_units, count):
+    make(raw, tmp_path / "whole")
+    tokenizer().save(tmp_path / "a.model")
+    code = KILLED.format(
+        raw=str(raw), output=str(tmp_path / "out"), model=str(tmp_path / "a.model"), workers=count
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "out").glob(".build/unit-*/unit.json")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not is_corpus(tmp_path / "out")
+    make(raw, tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_building_again_finds_it_finished_and_other_options_are_refused(raw, tmp_path, monkeypatch):
+    manifest = make(raw, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(units, "tokenise", lambda *args: pytest.fail("built again"))
+        assert make(raw, tmp_path / "out") == manifest
+        with pytest.raises(UserError, match="other input, tokenizer or options"):
+            make(raw, tmp_path / "out", eval_fraction=0.2)
+    assert tree(tmp_path / "out") == before
+
+
+def test_an_unfinished_build_of_other_options_is_started_over(raw, tmp_path, small_units, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_manifest", lambda *args: (_ for _ in ()).throw(Interrupt()))
+        with pytest.raises(Interrupt):
+            make(raw, tmp_path / "out", shard_tokens=1)
+    make(raw, tmp_path / "out")
+    make(raw, tmp_path / "whole")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_folder_with_other_files_is_left_alone(raw, tmp_path):
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="thesis.txt is in it"):
+        make(raw, tmp_path)
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_bad_row_stops_the_build_with_its_place_and_no_corpus(tmp_path, small_units, count):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = [json.dumps({"text": text}) for text in TOPICS[:30]]
+    (folder / "a.jsonl").write_text("\n".join([*rows, '{"body": "x"}', *rows]))
+    for fraction in (0.0, 0.1):
+        with pytest.raises(UserError, match=r"a\.jsonl:31: no key 'text'") as caught:
+            make(folder, tmp_path / "out", workers=count, eval_fraction=fraction)
+        assert "\n" not in str(caught.value)
+        assert not is_corpus(tmp_path / "out")
+
+
+def test_an_input_without_a_document_is_an_error_that_says_what_was_dropped(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("")
+    (tmp_path / "in" / "b.txt").write_text(" \n")
+    for fraction in (0.0, 0.1):
+        with pytest.raises(UserError, match=r"holds no document.*1 empty, 1 empty_file"):
+            make(tmp_path / "in", tmp_path / "out", eval_fraction=fraction)
+    assert not is_corpus(tmp_path / "out")
+
+
+def test_a_full_disk_is_named_and_the_build_goes_on_when_there_is_space(
+    raw, tmp_path, small_units, monkeypatch
+):
+    make(raw, tmp_path / "whole")
+    replace, calls = os.replace, itertools.count()
+
+    def full(*args):
+        if next(calls) > 12:
+            raise OSError(28, "No space left on device")
+        replace(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", full)
+        with pytest.raises(UserError, match="the disk is full"):
+            make(raw, tmp_path / "out")
+    left = [name for name in tree(tmp_path / "out") if "partial" in name]
+    assert left == []
+    assert not is_corpus(tmp_path / "out")
+    make(raw, tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(raw, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be a folder|not allowed"):
+        make(raw, tmp_path / "file" / "out")
+
+
+def test_two_builds_at_once_make_one_corpus(raw, tmp_path, small_units):
+    make(raw, tmp_path / "whole")
+    manifests = []
+    threads = [
+        threading.Thread(target=lambda: manifests.append(make(raw, tmp_path / "out"))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(manifests) == 3
+    assert manifests[0] == manifests[1] == manifests[2]
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_building_imports_no_jax():
+    code = "import sys; import jaxlm.corpus.build; print('jax' in sys.modules, 'flax' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert run.stdout == "False False\n"
+
+
+def test_a_killed_worker_is_explained(raw, tmp_path, small_units, monkeypatch):
+    monkeypatch.setattr(workers, "_work", _die)
+    with pytest.raises(UserError, match="worker process was killed"):
+        make(raw, tmp_path / "out", workers=2)
+
+
+def _die(job):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_hash_split_does_not_move_documents_when_files_are_added(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, text in enumerate(TOPICS[:30]):
+        (folder / f"m{i:02d}.txt").write_text(text)
+    make(folder, tmp_path / "one", eval_fraction=0.2)
+    for i, text in enumerate(TOPICS[30:60]):
+        (folder / f"{'az'[i % 2]}{i:02d}.txt").write_text(text)
+    make(folder, tmp_path / "two", eval_fraction=0.2)
+    assert set(documents(tmp_path / "one", "eval")) < set(documents(tmp_path / "two", "eval"))
+    assert set(documents(tmp_path / "one")) < set(documents(tmp_path / "two"))
+
+
+def test_hash_split_holds_out_the_share_asked_for():
+    texts = [f"document {i}" for i in range(20_000)]
+    split = plan_split("hash", 0.1, texts, "x")
+    held_out = sum(name == "eval" for text in texts for name, _ in split.cut(text))
+    assert 0.093 < held_out / len(texts) < 0.107
+
+
+def test_hash_split_of_a_few_documents_holds_out_one_and_trains_on_the_others():
+    for texts in (["a", "b"], ["x", "y", "z"]):
+        split = plan_split("hash", 1e-9, texts, "x")
+        names = [name for text in texts for name, _ in split.cut(text)]
+        assert sorted(names) == ["eval"] + ["train"] * (len(texts) - 1)
+        assert names[min(range(len(texts)), key=lambda i: hash_of(texts[i]))] == "eval"
+    with pytest.raises(UserError, match="books holds one document.*eval_split=tail"):
+        plan_split("hash", 0.1, ["a"], "books")
+
+
+def test_hash_split_looks_only_as_far_as_it_must():
+    read = []
+    plan_split("hash", 0.1, (read.append(i) or f"document {i}" for i in itertools.count()), "x")
+    assert len(read) < 100
+
+
+def test_tail_split_cuts_every_document_by_characters(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.txt").write_text("ক" * 90 + "খ" * 10)
+    (folder / "b.txt").write_text("x")
+    make(folder, tmp_path / "out", eval_split="tail", eval_fraction=0.1)
+    assert documents(tmp_path / "out") == ["ক" * 90]
+    assert documents(tmp_path / "out", "eval") == ["খ" * 10, "x"]
+
+
+def data_config(root, sources, **options):
+    return DataConfig(sources=sources, cache_dir=str(root / "cache"), **options)
+
+
+def test_ensure_corpus_builds_once_and_finds_it_by_content(raw, tmp_path, monkeypatch):
+    source = SourceConfig(path=str(raw))
+    data = data_config(tmp_path, {"raw": source})
+    said = []
+    folder = ensure_corpus(source, data, tokenizer(), progress=False, say=said.append)
+    assert "tokenised in" in said[-1]
+    assert "empty_file dropped" in said[-1]
+    copy = tmp_path / "elsewhere" / raw.name
+    copy.mkdir(parents=True)
+    for name in os.listdir(raw):
+        (copy / name).write_bytes((raw / name).read_bytes())
+    for path in (raw, copy):
+        with monkeypatch.context() as patch:
+            patch.setattr(units, "tokenise", lambda *args: pytest.fail("built again"))
+            again = ensure_corpus(SourceConfig(path=str(path)), data, tokenizer(), say=said.append)
+        assert again == folder
+        assert "in the cache" in said[-1]
+    (copy / "b00.txt").write_text("changed")
+    others = {
+        ensure_corpus(SourceConfig(path=str(copy)), data, tokenizer(), progress=False, say=said.append),
+        ensure_corpus(source, data, tokenizer(401), progress=False, say=said.append),
+        ensure_corpus(source, data_config(tmp_path, {}, eval_fraction=0.3), tokenizer(), progress=False),
+        ensure_corpus(SourceConfig(path=str(raw), document="line"), data, tokenizer(), progress=False),
+        folder,
+    }
+    assert len(others) == 5
+
+
+def test_ensure_corpus_sees_a_file_that_keeps_its_size(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("the lion\n\nthe zoo")
+    source = SourceConfig(path=str(path), document="paragraph")
+    data = data_config(tmp_path, {}, eval_fraction=0.0)
+    ensure_corpus(source, data, tokenizer(), progress=False)
+    path.write_text("the lamb\n\nthe zoo")
+    os.utime(path, ns=(1, 1))
+    folder = ensure_corpus(source, data, tokenizer(), progress=False)
+    assert documents(folder) == ["the lamb", "the zoo"]
+
+
+def test_ensure_corpus_uses_a_built_folder_as_it_is_and_checks_its_tokenizer(raw, tmp_path):
+    make(raw, tmp_path / "out")
+    source = SourceConfig(path=str(tmp_path / "out"))
+    data = data_config(tmp_path, {"raw": source})
+    assert ensure_corpus(source, data, tokenizer()) == str(tmp_path / "out")
+    with pytest.raises(UserError, match="another tokenizer"):
+        ensure_corpus(source, data, tokenizer(401))
+    assert ensure_tokenizer(TokenizerConfig(), data, say=str).sha256 == tokenizer().sha256
+    assert not (tmp_path / "cache").exists()
+
+
+def test_embedded_sources_are_built_into_the_cache(tmp_path):
+    data = data_config(tmp_path, {})
+    for name in embedded.NAMES:
+        folder = ensure_corpus(SourceConfig(path=f"embedded:{name}"), data, tokenizer(), progress=False)
+        manifest = read_manifest(folder)
+        assert manifest["splits"]["eval"]["num_documents"] >= 1
+        size = manifest["splits"]["train"]["num_bytes"] + manifest["splits"]["eval"]["num_bytes"]
+        assert size == manifest["source"]["num_bytes"] == embedded.num_bytes(f"embedded:{name}")
+
+
+def test_a_tokenizer_is_trained_once_on_text_that_is_not_held_out(raw, tmp_path, monkeypatch):
+    sources = {"raw": SourceConfig(path=str(raw)), "topics": SourceConfig(path="embedded:topics")}
+    data = data_config(tmp_path, sources, eval_fraction=0.3)
+    seen = []
+    train = build.train_tokenizer
+    monkeypatch.setattr(
+        build, "train_tokenizer", lambda texts, *args: train((seen.append(t) or t for t in texts), *args)
+    )
+    said = []
+    config = TokenizerConfig(vocab_size=500)
+    first = ensure_tokenizer(config, data, say=said.append)
+    held_out = set(documents_of(data, sources["raw"], "eval", first))
+    assert held_out
+    assert not held_out & set(seen)
+    assert set(documents_of(data, sources["raw"], "train", first)) <= set(seen)
+    seen.clear()
+    assert ensure_tokenizer(config, data, say=said.append).sha256 == first.sha256
+    assert seen == []
+    assert "trained bpe, 500 pieces" in said[0]
+    assert "in the cache" in said[1]
+    assert ensure_tokenizer(TokenizerConfig(vocab_size=501), data, say=str).sha256 != first.sha256
+    path = str(next((tmp_path / "cache" / "tokenizers").glob("*.model")))
+    assert ensure_tokenizer(TokenizerConfig(path=path), data).vocab_size in (500, 501)
+
+
+def documents_of(data, source, split, tokenizer):
+    store = TokenStore(ensure_corpus(source, data, tokenizer, progress=False), split)
+    starts = np.concatenate([[0], store.document_ends[:-1]])
+    return [tokenizer.decode(row) for row in store.read_rows(starts, store.document_ends - starts)]
+
+
+def test_a_large_source_is_sampled_evenly_for_the_tokenizer(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with open(path, "w") as file:
+        for i in range(40_000):
+            file.write(json.dumps({"text": f"{i:06d} " + "lion " * 20}) + "\n")
+    source = SourceConfig(path=str(path))
+    data = data_config(tmp_path, {"a": source}, eval_fraction=0.01)
+    texts = list(iter_texts(source, data, 200_000))
+    assert 180_000 < sum(map(len, texts)) < 220_000
+    numbers = [int(text[:6]) for text in texts if text[:6].isdigit()]
+    assert numbers == sorted(numbers)
+    assert len({number // 10_000 for number in numbers}) == 4
+    assert texts == list(iter_texts(source, data, 200_000))
+    everything = list(iter_texts(source, data))
+    assert 0.985 < len(everything) / 40_000 < 0.995
+
+
+def test_the_share_of_a_source_in_the_tokenizer_follows_its_weight(monkeypatch):
+    monkeypatch.setattr(build, "TRAINING_BYTES", 1000)
+    sources = {"a": SourceConfig(path="x", weight_tokens=3), "b": SourceConfig(path="y", weight_tokens=1)}
+    assert build._budgets(sources, {"a": 5000, "b": 5000}) == {"a": 750, "b": 250}
+    assert build._budgets(sources, {"a": 500, "b": 400}) == {"a": None, "b": None}
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr("jaxlm.corpus.progress.LINE_EVERY_S", 0.0)
+    with Progress("tokenising books", 100) as bar:
+        bar.add(50, 2_000_000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("tokenising books: 50%, 2.0 M tokens")
+    with Progress("x", 100, show=False) as bar:
+        bar.add(50, 1)
+    assert capsys.readouterr().err == ""

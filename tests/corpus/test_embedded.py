@@ -1,0 +1,100 @@
+"""Promises of the embedded sources: English prose, on every Python, always the same, and never run."""
+
+import subprocess
+import sys
+
+import pytest
+
+from jaxlm.corpus import embedded
+from jaxlm.types import UserError
+
+LEAST_BYTES = {"topics": 300_000, "docstrings": 1_000_000, "licences": 10_000}
+
+
+@pytest.mark.parametrize("name", embedded.NAMES)
+def test_an_embedded_source_holds_enough_english_prose(name):
+    texts = embedded.texts(f"embedded:{name}")
+    assert sum(map(len, texts)) > LEAST_BYTES[name]
+    assert len(texts) >= 5
+    assert all(
+        text.strip() and text.endswith("\n") and "\r" not in text and "\0" not in text for text in texts
+    )
+    words = " ".join(texts).lower().split()
+    assert sum(words.count(word) for word in ("the", "of", "a", "to")) > len(words) / 20
+    assert embedded.about_bytes(f"embedded:{name}") == pytest.approx(
+        embedded.num_bytes(f"embedded:{name}"), rel=0.5
+    )
+
+
+def test_the_three_sources_hold_what_their_names_say():
+    topics, docstrings, licences = (embedded.texts(f"embedded:{name}") for name in embedded.NAMES)
+    assert any("for" in text and "iterable" in text for text in topics)
+    assert any(text.startswith("textwrap\n") and "textwrap.TextWrapper.wrap" in text for text in docstrings)
+    assert any("PYTHON SOFTWARE FOUNDATION LICENSE" in text for text in licences)
+    assert any(text.startswith(("Copyright", "The MIT License")) for text in licences)
+
+
+def test_docstrings_come_from_the_library_itself_and_nothing_beside_it():
+    modules = {text.split("\n", 1)[0].split(".")[0] for text in embedded.texts("embedded:docstrings")}
+    assert {"json", "argparse", "asyncio"} <= modules
+    assert not {"numpy", "pip", "pytest", "test", "idlelib", "_sysconfigdata"} & modules
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """(hashes, seconds, modules imported) of reading all texts in other processes with other hash seeds."""
+    code = (
+        "import hashlib, sys, time; from jaxlm.corpus import embedded as e; before = set(sys.modules)\n"
+        "texts = [e.texts(f'embedded:{n}') for n in e.NAMES]\n"
+        "print([hashlib.sha256(repr(t).encode()).hexdigest() for t in texts], "
+        "[e.fingerprint(f'embedded:{n}') for n in e.NAMES])\n"
+        "print(time.process_time(), *sorted(set(sys.modules) - before))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True, text=True, check=True,
+        ).stdout.splitlines()
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    seconds, *modules = runs[0][1].split()
+    return [hashes for hashes, _ in runs], float(seconds), modules
+
+
+def test_another_process_with_another_hash_seed_reads_the_same(elsewhere):
+    hashes, _, _ = elsewhere
+    assert hashes[0] == hashes[1]
+
+
+def test_nothing_of_the_library_is_imported_and_reading_is_quick(elsewhere):
+    _, seconds, modules = elsewhere
+    assert not {"antigravity", "this", "turtle", "tkinter", "pydoc_data.topics"} & set(modules)
+    assert seconds < 10  # about 2; this guards against work that grows
+
+
+def test_the_fingerprint_is_known_without_reading(monkeypatch):
+    monkeypatch.setattr(embedded, "_docstrings", lambda: pytest.fail("the texts were read"))
+    assert embedded.fingerprint("embedded:docstrings") != embedded.fingerprint("embedded:topics")
+
+
+def test_a_python_without_its_licence_falls_back(monkeypatch, tmp_path):
+    monkeypatch.setattr(embedded, "_python_licences", lambda: iter(()))
+    (tmp_path / "GPL-3").write_text("GNU GENERAL PUBLIC LICENSE")
+    (tmp_path / "GPL").symlink_to("GPL-3")
+    monkeypatch.setattr(embedded, "_COMMON_LICENCES", str(tmp_path))
+    assert list(embedded._licences()) == ["GNU GENERAL PUBLIC LICENSE\n"]
+    monkeypatch.setattr(embedded, "_COMMON_LICENCES", str(tmp_path / "nowhere"))
+    assert any("Redistribution" in text or "Apache License" in text for text in embedded._licences())
+
+
+def test_a_python_without_the_texts_is_named(monkeypatch):
+    monkeypatch.setattr(embedded, "_topics", lambda: iter(()))
+    embedded.texts.cache_clear()
+    with pytest.raises(UserError, match="embedded:topics: this Python"):
+        embedded.texts("embedded:topics")
+    embedded.texts.cache_clear()
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(UserError, match="did you mean 'licences'"):
+        embedded.texts("embedded:licenses")

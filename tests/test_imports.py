@@ -1,0 +1,171 @@
+"""The import rule: cli -> run -> {...} -> train -> objectives -> {models, data, parallel} -> {checkpoint, config, types}.
+
+Reads the imports of every file of jaxlm/, those inside functions included, and names each offence.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "jaxlm"
+LAYERS = (
+    {"cli", "__main__"},
+    {"run", "runconfig"},
+    {"infer", "evaluate", "report", "interop", "plan", "corpus"},
+    {"train"},
+    {"objectives"},
+    {"models", "data", "parallel"},
+    {"checkpoint", "checkpoint_integrity", "checkpoint_meta", "config", "config_flags", "types", "__init__"},
+)
+"""From the command line down: a module imports from its own part of jaxlm, and from layers below."""
+HEAVY = {
+    "array_record", "flax", "grain", "jax", "jaxlib", "matplotlib", "numpy", "optax", "orbax", "pyarrow",
+    "sentencepiece", "tensorstore",
+}  # fmt: skip
+"""Packages that take more than a moment to import: help, plans and config errors answer without them."""
+
+
+def is_light(module: str) -> bool:
+    """Whether a module has to be importable at once."""
+    light = {
+        "jaxlm",
+        "jaxlm.config_flags",
+        "jaxlm.run",
+        "jaxlm.runconfig",
+        "jaxlm.plan.flops",
+        "jaxlm.plan.memory",
+    }
+    return module in light or module.startswith("jaxlm.cli.") or module.endswith(".config")
+
+
+def name_of(path: Path, package: Path) -> str:
+    parts = path.relative_to(package.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, module: str, modules: set[str], top_level: bool) -> Iterator[tuple[int, str]]:
+    """(line, imported module) of a file; `from jaxlm import run` imports jaxlm.run. TYPE_CHECKING counts not."""
+
+    def visit(node: ast.AST) -> Iterator[tuple[int, str]]:
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the whole name"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield node.lineno, inner if inner in modules else str(node.module)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and top_level:
+            return
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and top_level:
+            return
+        else:
+            for child in ast.iter_child_nodes(node):
+                yield from visit(child)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def layer_of(module: str) -> tuple[int, str]:
+    """(place in LAYERS, part of jaxlm) of a module."""
+    part = (module.split(".") + ["__init__"])[1]
+    place = next((place for place, parts in enumerate(LAYERS) if part in parts), None)
+    assert place is not None, (
+        f"{module}: jaxlm.{part} has no place in LAYERS; decide which layer it belongs to"
+    )
+    return place, part
+
+
+def offences(package: Path) -> list[str]:
+    """One line for each import that breaks a rule."""
+    files = {
+        name_of(path, package): path for path in sorted(package.rglob("*.py")) if "configs" not in path.parts
+    }
+    modules, found = set(files), []
+    for module, path in files.items():
+        place, part = layer_of(module)
+        for line, target in imports(path, module, modules, top_level=False):
+            where = f"{path.relative_to(package.parent)}:{line}"
+            if target.partition(".")[0] == "flax" and part != "models":
+                found.append(f"{where} imports {target}: only jaxlm/models may know Flax")
+            if target.partition(".")[0] != package.name:
+                continue
+            target_place, target_part = layer_of(target)
+            shared = (
+                target_part == part
+                or place == target_place == len(LAYERS) - 1
+                or {part, target_part} <= LAYERS[1]
+            )
+            if not shared and target_place <= place:
+                found.append(f"{where} imports {target}: {part} is not above {target_part}")
+    for module in filter(is_light, files):
+        found += [f"{module} must import at once, but needs {chain}" for chain in heavy_chains(module, files)]
+    return found
+
+
+def heavy_chains(module: str, files: dict[str, Path], seen: frozenset[str] = frozenset()) -> list[str]:
+    """Chains of module-level imports that lead from a module to a heavy package, packages on the way included."""
+    chains = []
+    for _, target in imports(files[module], module, set(files), top_level=True):
+        if target.partition(".")[0] in HEAVY:
+            chains.append(target)
+            continue
+        parents = [target.rsplit(".", up)[0] for up in range(target.count(".") + 1)]
+        for step in parents:
+            if step in files and step not in seen and step != module:
+                inner = heavy_chains(step, files, seen | {module})
+                chains += [f"{step} -> {chain}" for chain in inner]
+    return sorted(set(chains), key=len)[:1]
+
+
+def test_imports_point_down_and_light_modules_stay_light():
+    found = offences(PACKAGE)
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "offence"),
+    [
+        ("models/build.py", "from jaxlm.train import step", "models is not above train"),
+        ("models/build.py", "def f():\n    import jaxlm.train.step", "models is not above train"),
+        ("train/step.py", "if TYPE_CHECKING:\n    from jaxlm import run", "train is not above run"),
+        ("data/pipeline.py", "from jaxlm.models.build import LM", "data is not above models"),
+        ("config.py", "from jaxlm.data.files import f", "config is not above data"),
+        ("run.py", "from jaxlm.cli import main", "run is not above cli"),
+        ("train/step.py", "import flax.linen as nn", "only jaxlm/models may know Flax"),
+        ("data/config.py", "import numpy as np", "jaxlm.data.config must import at once, but needs numpy"),
+        (
+            "cli/train.py",
+            "from jaxlm.train import step\nclass A:\n    import os",
+            "needs jaxlm.train.step -> jax",
+        ),
+        (
+            "plan/memory.py",
+            "try:\n    from jaxlm.data.config import C\nexcept ImportError:\n    import jax",
+            "-> ",
+        ),
+    ],
+)
+def test_each_rule_is_enforced(tmp_path, path, text, offence):
+    package = tmp_path / "jaxlm"
+    files = {
+        "__init__.py": "", "config.py": "", "run.py": "", "cli/main.py": "import jaxlm.config",
+        "train/__init__.py": "", "train/step.py": "import jax", "models/build.py": "import flax.linen, jax",
+        "data/__init__.py": "", "data/files.py": "", "data/config.py": "from jaxlm.config import check_choice",
+    }  # fmt: skip
+    for name, content in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(content)
+    assert offences(package) == []
+    (package / path).parent.mkdir(exist_ok=True)
+    (package / path).write_text(text)
+    found = offences(package)
+    assert any(offence in line for line in found), found
+
+
+def test_a_new_folder_must_find_its_layer(tmp_path):
+    (tmp_path / "jaxlm" / "helpers").mkdir(parents=True)
+    (tmp_path / "jaxlm" / "helpers" / "misc.py").write_text("")
+    with pytest.raises(AssertionError, match=r"jaxlm\.helpers has no place in LAYERS"):
+        offences(tmp_path / "jaxlm")

@@ -1,0 +1,199 @@
+"""jaxlm/runconfig.py: the rules that cross sections."""
+
+import dataclasses
+
+import pytest
+
+from jaxlm import objectives, runconfig
+from jaxlm.config import diff, iterate_keys
+from jaxlm.runconfig import RunConfig, default_config, load_config, parse, resolve, resolve_mesh
+from jaxlm.types import UserError
+
+
+def quickstart(*flags):
+    return resolve(parse(["--config=quickstart", *(f"--config.{flag}" for flag in flags)]))
+
+
+def test_the_default_config_is_the_dataclass_and_needs_only_a_source():
+    cfg = default_config()
+    with pytest.raises(UserError, match="data.sources is empty"):
+        resolve(cfg)
+    cfg.data.sources.mine = {"path": "x"}
+    resolved = resolve(cfg)
+    assert [d.key for d in diff(RunConfig(), resolved)] == [
+        f"data.sources.mine.{name}"
+        for name in ("path", "weight_tokens", "on_exhausted", "max_epochs", "text_key", "document")
+    ]
+
+
+def test_the_names_of_objectives_are_those_of_the_table():
+    assert runconfig.OBJECTIVES == tuple(objectives.OBJECTIVES)
+
+
+def test_there_are_about_sixty_keys():
+    assert len(list(iterate_keys(RunConfig))) <= 85
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["objective=pretrian"], "objective='pretrian' is not one of pretrain; did you mean 'pretrain'?"),
+        (["seed=-1"], "seed=-1 must be in [0, 2**32)."),
+        (
+            [f"data.sources.{name}.weight_tokens=0" for name in ("topics", "docstrings", "licences")],
+            "Give one of docstrings, licences, topics a positive weight.",
+        ),
+        (["data.eval_fraction=0"], "train.eval_batches=8 needs held-out text, but data.eval_fraction=0.0."),
+        (
+            ["train.eval_batches=0", "checkpoint.keep_best=true"],
+            "checkpoint.keep_best=True needs held-out losses",
+        ),
+        (["data.global_batch_size=10", "train.num_microbatches=4"], "Try global_batch_size=8 or 12."),
+        (["data.global_batch_size=2", "mesh.data=4"], "Try global_batch_size=4."),
+        (
+            ["data.global_batch_size=20", "mesh.data=3", "mesh.fsdp=2", "train.num_microbatches=2"],
+            "must be a multiple of train.num_microbatches=2 x mesh.data=3 x mesh.fsdp=2 = 12: ",
+        ),
+        (
+            ["model.num_kv_heads=2", "mesh.tensor=4"],
+            "model.num_kv_heads=2 must be a multiple of mesh.tensor=4",
+        ),
+        (
+            ["model.mlp_dim=510", "mesh.tensor=4", "model.num_kv_heads=4"],
+            "Try mesh.tensor in [1, 2, 3, 5, 6]",
+        ),
+        (
+            ["model.vocab_size=4097", "mesh.tensor=2"],
+            "model.vocab_size=4097 must be a multiple of mesh.tensor=2",
+        ),
+        (
+            ["mesh.fsdp=5", "data.global_batch_size=20"],
+            "model.embed_dim=192 must be a multiple of mesh.fsdp=5",
+        ),
+        (
+            ["train.num_steps=20"],
+            "optimizer.warmup_steps=50 must fit into train.num_steps=20. Try warmup_steps=2.",
+        ),
+        (
+            ["optimizer.schedule=wsd", "optimizer.decay_steps=590"],
+            "warmup_steps=50 + decay_steps=590 must fit into train.num_steps=600. Try warmup_steps=10.",
+        ),
+        (["optimizer.decay_steps=601"], "Try warmup_steps=0 and decay_steps at most 540."),
+        (
+            ["optimizer.schedule=constant", "optimizer.decay_steps=9"],
+            "optimizer.decay_steps=9 would be ignored",
+        ),
+        (["train.profile_steps=590:601"], "must end by train.num_steps=600. Try profile_steps='595:600'."),
+        (
+            ["model.positions=learned", "model.max_seq_len=64"],
+            "data.seq_len=128 must not exceed model.max_seq_len=64",
+        ),
+        (["model.vocab_size=4000"], "model.vocab_size=4000 must be at least tokenizer.vocab_size=4096"),
+    ],
+)
+def test_what_cannot_work_is_one_line_with_a_way_out(flags, message):
+    with pytest.raises(UserError) as caught:
+        quickstart(*flags)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["data.eval_fraction=0", "train.eval_batches=0"],
+        ["optimizer.schedule=wsd", "optimizer.decay_steps=550"],
+        ["optimizer.warmup_steps=600"],
+        ["train.profile_steps=595:600"],
+        ["model.positions=learned", "model.max_seq_len=128"],
+        ["model.vocab_size=4000", "tokenizer.kind=char"],
+        ["model.vocab_size=4000", "tokenizer.path=some.model"],
+        ["data.global_batch_size=24", "mesh.data=3", "train.num_microbatches=4"],
+        ["mesh.fsdp=1", "mesh.tensor=-1"],
+    ],
+)
+def test_what_just_fits_is_accepted(flags):
+    quickstart(*flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_devices", "sizes"),
+    [
+        ([], 1, (1, 1, 1)),
+        ([], 8, (1, 8, 1)),
+        (["mesh.data=2", "mesh.tensor=2"], 8, (2, 2, 2)),
+        (["mesh.data=-1", "mesh.fsdp=4"], 8, (2, 4, 1)),
+        (["mesh.fsdp=2"], 2, (1, 2, 1)),
+    ],
+)
+def test_the_mesh_takes_all_devices(flags, num_devices, sizes):
+    assert resolve_mesh(quickstart(*flags), num_devices) == dict(zip(("data", "fsdp", "tensor"), sizes))
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_devices", "message"),
+    [
+        (
+            ["mesh.data=8"],
+            4,
+            "must divide the 4 devices. Try mesh.fsdp=-1 (all that are left), with mesh.data and ",
+        ),
+        (["mesh.fsdp=4"], 8, "mesh.data=1 x mesh.fsdp=4 x mesh.tensor=1 must multiply to the 8 devices."),
+        ([], 6, "data.global_batch_size=16 must be a multiple of train.num_microbatches=1 x mesh.fsdp=6"),
+        ([], 32, "Try global_batch_size=32."),
+        (["mesh.fsdp=1", "mesh.tensor=-1"], 4, "model.num_kv_heads=2 must be a multiple of mesh.tensor=4"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_with_what_would(flags, num_devices, message):
+    cfg = quickstart(*flags)
+    with pytest.raises(UserError) as caught:
+        resolve_mesh(cfg, num_devices)
+    assert message in str(caught.value)
+
+
+def test_a_saved_run_config_loads_as_it_was(tmp_path):
+    cfg = quickstart("init_from=runs/größe", "optimizer.clip_norm=None")
+    runconfig.save_config(tmp_path / "config.json", cfg)
+    assert load_config(tmp_path / "config.json") == cfg
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+MAY = [
+    "train.num_steps=700", "train.eval_every_steps=7", "train.eval_batches=3", "train.log_every_steps=3",
+    "train.num_microbatches=2", "train.loss_chunk_tokens=64", "train.profile_steps=5:7", "train.max_bad_steps=9",
+    "checkpoint.every_steps=7", "checkpoint.keep_best=true", "mesh.data=2", "report.writers=wandb",
+    "model.remat=full", "model.scan_layers=false", "model.attention=dense", "data.cache_dir=/elsewhere",
+    "data.sources.topics.on_exhausted=stop", "data.sources.topics.max_epochs=9",
+]  # fmt: skip
+MUST_NOT = [
+    "seed=1", "init_from=x", "model.embed_dim=128", "model.dtype=bfloat16", "model.dropout=0.1",
+    "tokenizer.kind=unigram", "data.seq_len=64", "data.global_batch_size=32", "data.packing=best_fit",
+    "data.eval_fraction=0.1", "data.sources.topics.weight_tokens=0.9", "data.sources.topics.path=x",
+    "optimizer.learning_rate=1", "optimizer.warmup_steps=7", "train.z_loss=0.1", "train.spike_factor=3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", MAY)
+def test_a_restart_may_change_how_a_run_is_computed(flag):
+    assert diff(quickstart(), quickstart(flag))
+    assert runconfig.restart_differences(quickstart(), quickstart(flag)) == []
+
+
+@pytest.mark.parametrize("flag", MUST_NOT)
+def test_a_restart_may_not_change_which_run_it_is(flag):
+    differences = runconfig.restart_differences(dataclasses.asdict(quickstart()), quickstart(flag))
+    assert [difference.key for difference in differences] == [flag.partition("=")[0]]
+    assert differences == diff(quickstart(), quickstart(flag))
+
+
+def test_a_source_that_came_or_went_makes_another_run():
+    gone = quickstart("data.sources.topics=None")
+    keys = [difference.key for difference in runconfig.restart_differences(quickstart(), gone)]
+    assert "data.sources.topics.path" in keys
+
+
+def test_a_vocabulary_left_to_the_tokenizer_is_no_difference():
+    filled = dataclasses.replace(quickstart(), model=dataclasses.replace(quickstart().model, vocab_size=4096))
+    assert runconfig.restart_differences(filled, quickstart()) == []
+    other = quickstart("model.vocab_size=5000")
+    assert [d.key for d in runconfig.restart_differences(filled, other)] == ["model.vocab_size"]
