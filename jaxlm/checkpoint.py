@@ -58,13 +58,6 @@ class Restored(NamedTuple):
     meta: Meta
 
 
-class Failure(NamedTuple):
-    """A save that did not reach the disk."""
-
-    step: int
-    error: BaseException
-
-
 def warn_on_stderr(message: str) -> None:
     """Prints a warning line; a run passes its event log's method instead."""
     print(f"jaxlm: warning: {message}", file=sys.stderr)
@@ -118,7 +111,7 @@ class Checkpoints:
         self._orbax: Any = None
         self._saving: threading.Thread | None = None
         self._step = -1  # being saved
-        self._failure: Failure | None = None
+        self._failure: tuple[int, BaseException] | None = None
         self._interrupted: list[epath.Path] = []
         if policy is not None:
             # Orbax takes 0.3 s to import: meanwhile, so that the first save need not wait for it.
@@ -168,7 +161,7 @@ class Checkpoints:
         self._join()
         self._report(raise_disk_errors=False)
         step = self._step = meta.step
-        if step in self.all_steps():
+        if step in _from_first(self.all_steps()):
             return False
         ocp = _import_orbax()
         meta = dataclasses.replace(meta, arrays=array_specs(state), saved_at=time.time())
@@ -188,6 +181,11 @@ class Checkpoints:
         self._saving = threading.Thread(target=self._finish, args=(step,), name="finish_save")
         self._saving.start()
         return True
+
+    @property
+    def saving(self) -> bool:
+        """Whether a save is still being written."""
+        return self._saving is not None and self._saving.is_alive()
 
     def wait(self) -> None:
         """Returns when the last save is on disk and what need not be kept is deleted.
@@ -217,7 +215,7 @@ class Checkpoints:
             return
         self._join()  # the save under way is finished; the error that ends the run is the one to be seen
         if self._failure is not None:
-            self._warn(f"Checkpoint {self._failure.step} was not saved either: {self._failure.error}")
+            self._warn(f"Checkpoint {self._failure[0]} was not saved either: {self._failure[1]}")
             self._failure = None
         self.close()
 
@@ -235,7 +233,7 @@ class Checkpoints:
             self._warn(f"Old checkpoints in {self.directory} could not be deleted: {error}.")
 
     def _fail(self, step: int, error: BaseException) -> None:
-        self._failure = Failure(step, error)
+        self._failure = (step, error)
         with contextlib.suppress(Exception):  # would say the same again; the next save starts with a new one
             self._orbax.close()
         self._orbax = None

@@ -173,7 +173,9 @@ def abstract_state(pieces: Pieces, cfg: RunConfig) -> Any:
 
     shapes = jax.eval_shape(pieces.steps.init, jax.random.key(cfg.seed))
     return jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, pieces.steps.shardings
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes,
+        pieces.steps.shardings,
     )
 
 
@@ -280,7 +282,10 @@ def train(cfg: RunConfig, workdir: str | os.PathLike) -> dict[str, float]:
         if cfg.train.eval_batches and data.eval:
             evaluate = hook_lib.Evaluate(
                 pieces.steps.evaluate,
-                {name: _eval_batches(cfg, store, row_ids, make_eval_batches) for name, store in data.eval.items()},
+                {
+                    name: _eval_batches(cfg, store, row_ids, make_eval_batches)
+                    for name, store in data.eval.items()
+                },
                 report,
                 every=cfg.train.eval_every_steps,
                 num_steps=num_steps,
@@ -341,7 +346,9 @@ def _eval_batches(cfg: RunConfig, store: TokenStore, row_ids: Any, make_eval_bat
 
     def batches(bytes_per_id):
         settings = dict(
-            seq_len=cfg.data.seq_len, batch_size=cfg.data.global_batch_size, num_batches=cfg.train.eval_batches
+            seq_len=cfg.data.seq_len,
+            batch_size=cfg.data.global_batch_size,
+            num_batches=cfg.train.eval_batches,
         )
         everyone = make_eval_batches(store, **settings)
         for whole in everyone:
@@ -368,7 +375,9 @@ def load_run(workdir: str | os.PathLike, step: int | None = None) -> LoadedRun:
     """
     folder = Path(workdir)
     if not (folder / CONFIG_FILE).exists():
-        raise UserError(f"--run={folder} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training.")
+        raise UserError(
+            f"--run={folder} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training."
+        )
     cfg = load_config(folder / CONFIG_FILE)
     import jax
 
@@ -381,7 +390,9 @@ def load_run(workdir: str | os.PathLike, step: int | None = None) -> LoadedRun:
     cfg = with_vocabulary(cfg, tokenizer)
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     if checkpoints.latest_step() is None:
-        raise UserError(f"--run={folder} has no checkpoint yet: the first is saved at step {cfg.checkpoint.every_steps}.")
+        raise UserError(
+            f"--run={folder} has no checkpoint yet: the first is saved at step {cfg.checkpoint.every_steps}."
+        )
     lm = build(cfg.model, cfg.data.seq_len)
     shapes = jax.eval_shape(lm.init, jax.random.key(0))
     params, meta = checkpoints.restore_params(shapes, step=step, tokenizer_sha256=tokenizer.sha256)

@@ -238,8 +238,11 @@ def test_an_argument_goes_to_get_config(tmp_path, write):
 
 
 def test_a_plain_dict_gets_all_keys_and_their_types(tmp_path):
-    text = "{'optimizer': {'clip_norm': None, 'b1': 0}, 'data': {'sources': {'a': {'path': 'x', 'weight_tokens': 1}}}}"
-    (tmp_path / "mine.py").write_text(f"def get_config():\n    return {text}\n")
+    plain = {
+        "optimizer": {"clip_norm": None, "b1": 0},
+        "data": {"sources": {"a": {"path": "x", "weight_tokens": 1}}},
+    }
+    (tmp_path / "mine.py").write_text(f"def get_config():\n    return {plain}\n")
     flags = ["optimizer.clip_norm=0.5", "optimizer.b1=0.25", "data.sources.a.weight_tokens=.5", "seed=3"]
     cfg = resolve(parse([f"--config={tmp_path}/mine.py", *(f"--config.{flag}" for flag in flags)]))
     assert (cfg.optimizer.clip_norm, cfg.optimizer.b1, cfg.seed) == (0.5, 0.25, 3)

@@ -136,7 +136,7 @@ def test_the_mesh_takes_all_devices(flags, num_devices, sizes):
         (
             ["mesh.data=8"],
             4,
-            "must divide the 4 devices. Try mesh.fsdp=-1 (all that are left), with mesh.data and ",
+            "must divide the 4 devices. Try mesh.fsdp=-1 (all that are left), ",
         ),
         (["mesh.fsdp=4"], 8, "mesh.data=1 x mesh.fsdp=4 x mesh.tensor=1 must multiply to the 8 devices."),
         ([], 6, "data.global_batch_size=16 must be a multiple of train.num_microbatches=1 x mesh.fsdp=6"),
@@ -160,7 +160,8 @@ def test_a_saved_run_config_loads_as_it_was(tmp_path):
 
 MAY = [
     "train.num_steps=700", "train.eval_every_steps=7", "train.eval_batches=3", "train.log_every_steps=3",
-    "train.num_microbatches=2", "train.loss_chunk_tokens=64", "train.profile_steps=5:7", "train.max_bad_steps=9",
+    "train.num_microbatches=2", "train.loss_chunk_tokens=64", "train.profile_steps=5:7",
+    "train.max_bad_steps=9",
     "checkpoint.every_steps=7", "checkpoint.keep_best=true", "mesh.data=2", "report.writers=wandb",
     "model.remat=full", "model.scan_layers=false", "model.attention=dense", "data.cache_dir=/elsewhere",
     "data.sources.topics.on_exhausted=stop", "data.sources.topics.max_epochs=9",

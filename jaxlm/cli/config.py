@@ -14,7 +14,6 @@ import json
 import re
 import sys
 import textwrap
-from typing import Any
 
 from jaxlm.config import ABSENT, diff, flatten, iterate_keys
 from jaxlm.run import RunConfig, parse, resolve
@@ -73,10 +72,6 @@ def _print_diff(this: RunConfig, other: RunConfig, as_json: bool) -> None:
 def _print_keys() -> None:
     for key in iterate_keys(RunConfig):
         kind = key.spec.type.__name__ + (" | None" if key.spec.optional else "")
-        print(f"{key.name}: {kind} = {_shown(key.default)}")
+        print(f"{key.name}: {kind} = {key.default!r}")
         if key.doc:
             print(textwrap.fill(key.doc, 100, initial_indent="    ", subsequent_indent="    "))
-
-
-def _shown(default: Any) -> str:
-    return '""' if default == "" else repr(default)

@@ -134,7 +134,6 @@ def _check_finished(output: str, key: str) -> dict[str, Any]:
 
 def _prepare(staging: str, key: str) -> None:
     """Keeps the finished units of a build with the same key; removes those of another."""
-    make_folder(os.path.join(staging, _BUILD))
     plan = os.path.join(staging, _BUILD, _PLAN)
     if os.path.exists(plan):
         with open(plan, encoding="utf-8") as file:
@@ -151,6 +150,7 @@ def _prepare(staging: str, key: str) -> None:
             f"{staging} is not empty ({others[0]} is in it) and holds no unfinished build: choose another "
             "--output."
         )
+    make_folder(os.path.join(staging, _BUILD))
     write_atomic(plan, json.dumps({"key": key}).encode())
 
 

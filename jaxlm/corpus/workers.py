@@ -6,6 +6,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,12 +72,16 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(tokenizer: Tokenizer, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets `stop`
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.update(tokenizer=tokenizer, stop=stop)
 
 
-def _parent_lives() -> bool:
+def _end_with_parent() -> None:
+    """A pool's idle worker would wait for ever for the next job of a parent that was killed."""
     parent = multiprocessing.parent_process()
-    return parent is None or parent.is_alive()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(job: units.Job) -> int:
@@ -85,7 +90,7 @@ def _work(job: units.Job) -> int:
     def heartbeat(count: int) -> None:
         nonlocal tokens
         tokens += count
-        if _worker["stop"].is_set() or not _parent_lives():
+        if _worker["stop"].is_set():
             raise units.Cancelled
 
     units.tokenise(job, _worker["tokenizer"], heartbeat)

@@ -54,7 +54,8 @@ def test_help_and_version_import_nothing_heavy(argv):
     code = (
         "import sys\nfrom jaxlm.cli.main import main\n"
         "try:\n    code = main(sys.argv[1:])\nexcept SystemExit as stop:\n    code = stop.code\n"
-        "heavy = {'jax', 'numpy', 'flax', 'grain', 'orbax'} & set(sys.modules)\nsys.exit(code or str(heavy or '') or 0)"
+        "heavy = {'jax', 'numpy', 'flax', 'grain', 'orbax'} & set(sys.modules)\n"
+        "sys.exit(code or str(heavy or '') or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
