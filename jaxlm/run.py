@@ -7,7 +7,6 @@ before a device is touched. What is heavy is imported where it is used.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 import time

@@ -196,12 +196,16 @@ class Attention(nn.Module):
         else:
             attend = {"dense": attend_dense, "chunked": attend_chunked}[self.kernel]
             o_BTNH = attend(
-                q_BTNH, k_BTKH, v_BTKH, segments_BT=places.segments_BT, window=window, softcap=cap, scale=scale
+                q_BTNH,
+                k_BTKH,
+                v_BTKH,
+                segments_BT=places.segments_BT,
+                window=window,
+                softcap=cap,
+                scale=scale,
             )
         o_BTNH = checkpoint_name(self.constrain(o_BTNH, "batch", "length", "heads", "head_dim"), "attention")
-        w_o = weight(
-            self, "o", (N, H, D), ("heads", "head_dim", "embed"), normal(residual_stddev(config))
-        )
+        w_o = weight(self, "o", (N, H, D), ("heads", "head_dim", "embed"), normal(residual_stddev(config)))
         b_o = None
         if config.bias == "all":
             b_o = weight(self, "o_bias", (D,), ("embed",), nn.initializers.zeros)

@@ -86,14 +86,16 @@ def build(
         return (("layers",) if path[0].key == "layers" else ()) + tuple(box.names)
 
     axes = jax.tree_util.tree_map_with_path(
-        unbox_axes, jax.eval_shape(boxed_init, jax.random.key(0)), is_leaf=lambda x: isinstance(x, nn.Partitioned)
+        unbox_axes,
+        jax.eval_shape(boxed_init, jax.random.key(0)),
+        is_leaf=lambda x: isinstance(x, nn.Partitioned),
     )
 
     def start(ends, params, tokens_BT, positions_BT, dropout_key):
         x_BTD = ends.apply({"params": params}, tokens_BT, positions_BT, method="embed")
         return dropout(x_BTD, config.dropout, dropout_key)
 
-    def finish(params, x_BTD):
+    def finish(params, x_BTD) -> Any:
         return ends.apply({"params": params}, x_BTD, method="norm")
 
     def hidden(params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:

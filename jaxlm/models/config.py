@@ -85,7 +85,9 @@ class ModelConfig:
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise UserError(f"model.{name}={value} must be positive; leave it unset (None) for the default.")
+                raise UserError(
+                    f"model.{name}={value} must be positive; leave it unset (None) for the default."
+                )
         check_choice("model.activation", self.activation, ACTIVATIONS)
         check_choice("model.norm", self.norm, NORMS)
         check_choice("model.bias", self.bias, BIASES)

@@ -6,6 +6,7 @@ The weights of all blocks are one stack, [L, ...], however they are run: a check
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -111,7 +112,9 @@ def unstack(stack, num_layers: int) -> list:
     return [treedef.unflatten([jnp.squeeze(parts[i], 0) for parts in split]) for i in range(num_layers)]
 
 
-def run_blocks(config: ModelConfig, apply_block, stack, x_BTD, dropout_key=None, cache: Cache | None = None):
+def run_blocks(
+    config: ModelConfig, apply_block, stack, x_BTD, dropout_key=None, cache: Cache | None = None
+) -> tuple[Any, Any]:
     """Passes x through all blocks. apply_block(kind, params, x, key, cache, layer) -> (x, cache).
 
     With scan_layers the loop runs over whole periods of layer_pattern, so that each layer's kind is known to the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str
     """Makes or fetches a float32 weight; the only door, so that no weight can lack its logical axes."""
     if len(shape) != len(axes):
         raise AssertionError(f"{name}: {len(shape)} dims but {len(axes)} logical axes")
-    return module.param(name, nn.with_partitioning(init, axes), shape, jnp.float32)
+    return cast(jax.Array, module.param(name, nn.with_partitioning(init, axes), shape, jnp.float32))
 
 
 def normal(stddev: float = INIT_STDDEV):

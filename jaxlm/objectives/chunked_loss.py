@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,7 @@ def num_chunks(length: int, rows: int, chunk_tokens: int) -> int:
     return length
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
-def chunked_loss(
+def _chunked_loss(
     head: Callable[[Params, jax.Array], jax.Array],
     head_params: Params,
     x_BTD: jax.Array,
@@ -69,7 +68,9 @@ def _chunk(head, head_params, x_BCD, targets_BC, weights_BC, z_loss, with_grads:
     return (loss, cross_entropy), pull(dlogits_BCV)
 
 
-def _loop(head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, *, with_grads: bool):
+def _loop(
+    head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, *, with_grads: bool
+) -> tuple[Any, Any]:
     B, T, D = x_BTD.shape
     num = num_chunks(T, B, chunk_tokens)
     C = T // num
@@ -79,7 +80,13 @@ def _loop(head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss
         for start in range(0, T, C):
             piece = slice(start, start + C)
             more, grads = _chunk(
-                head, head_params, x_BTD[:, piece], targets_BT[:, piece], weights_BT[:, piece], z_loss, with_grads
+                head,
+                head_params,
+                x_BTD[:, piece],
+                targets_BT[:, piece],
+                weights_BT[:, piece],
+                z_loss,
+                with_grads,
             )
             sums = jax.tree.map(jnp.add, sums, more)
             if grads is not None:
@@ -92,13 +99,15 @@ def _loop(head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss
 
     def body(carry, xs):
         sums, d_params = carry
-        more, grads = _chunk(head, head_params, *xs, z_loss, with_grads)
+        x_BCD, targets_BC, weights_BC = xs
+        more, grads = _chunk(head, head_params, x_BCD, targets_BC, weights_BC, z_loss, with_grads)
         sums = jax.tree.map(jnp.add, sums, more)
         if grads is None:
             return (sums, d_params), None
         return (sums, jax.tree.map(jnp.add, d_params, grads[0])), grads[1]
 
     start = (zero, jax.tree.map(jnp.zeros_like, head_params) if with_grads else None)
+    d_x: Any
     (sums, d_params), d_x = jax.lax.scan(body, start, (pieces(x_BTD), pieces(targets_BT), pieces(weights_BT)))
     return sums, (d_params, jnp.swapaxes(d_x, 0, 1).reshape(B, T, D)) if with_grads else None
 
@@ -113,4 +122,5 @@ def _backward(head, chunk_tokens, z_loss, grads, cotangents):
     return jax.tree.map(lambda d: (g * d).astype(d.dtype), d_params), (g * d_x).astype(d_x.dtype), None, None
 
 
+chunked_loss = jax.custom_vjp(_chunked_loss, nondiff_argnums=(0, 5, 6))
 chunked_loss.defvjp(_forward, _backward)

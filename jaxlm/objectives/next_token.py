@@ -12,7 +12,9 @@ from jaxlm.objectives.sums import Sums
 from jaxlm.types import Batch, Params
 
 
-def make_loss(lm: LM, *, z_loss: float = 0.0, chunk_tokens: int = 1024) -> Callable[..., tuple[jax.Array, Sums]]:
+def make_loss(
+    lm: LM, *, z_loss: float = 0.0, chunk_tokens: int = 1024
+) -> Callable[..., tuple[jax.Array, Sums]]:
     """loss(params, batch, dropout_key=None) -> (scalar to differentiate, Sums).
 
     The scalar is the sum over targets of weight x (cross-entropy + z_loss x log(Z)^2), in nats; Sums.loss leaves

@@ -24,7 +24,9 @@ class MeshConfig:
             raise UserError(f"Only one of mesh.{', mesh.'.join(wild)} may be -1 (the devices that are left).")
         for name, size in self.sizes.items():
             if size == 0 or size < -1:
-                raise UserError(f"mesh.{name}={size} must be a positive number of devices, or -1 for all left.")
+                raise UserError(
+                    f"mesh.{name}={size} must be a positive number of devices, or -1 for all left."
+                )
 
     @property
     def sizes(self) -> dict[str, int]:

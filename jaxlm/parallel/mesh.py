@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from jax.sharding import AxisType, Mesh
 from jaxlm.types import UserError
 
 
-def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: dict[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of these axis sizes (no -1 left) over the devices, which default to all there are.
 
     Axes are Auto: the compiler chooses shardings between our constraints. Plain `jax.make_mesh` may give Explicit
@@ -25,7 +26,9 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
     shape = tuple(sizes.values())
     if int(np.prod(shape)) != len(devices):
         wanted = " x ".join(f"{name} {size}" for name, size in sizes.items())
-        raise UserError(f"The mesh {wanted} needs {int(np.prod(shape))} devices, but there are {len(devices)}.")
+        raise UserError(
+            f"The mesh {wanted} needs {int(np.prod(shape))} devices, but there are {len(devices)}."
+        )
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
     if num_slices > 1 and devices[0].platform == "tpu":
         if sizes["data"] % num_slices:

@@ -65,7 +65,9 @@ def spec_for(axes: tuple[str, ...], table: Table) -> PartitionSpec:
 def param_shardings(axes: PyTree, mesh: Mesh) -> PyTree:
     """NamedShardings shaped like params, from `LM.axes`."""
     return jax.tree.map(
-        lambda names: NamedSharding(mesh, spec_for(names, PARAMS)), axes, is_leaf=lambda x: isinstance(x, tuple)
+        lambda names: NamedSharding(mesh, spec_for(names, PARAMS)),
+        axes,
+        is_leaf=lambda x: isinstance(x, tuple),
     )
 
 

@@ -66,7 +66,9 @@ class RunReport:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ):
         if error is not None:
             self.event("failed", error=f"{type(error).__name__}: {error}")
         self._log.close()
@@ -92,7 +94,7 @@ class RunReport:
         print("\n".join(lines), flush=True)
         self.event("start", **facts)
 
-    def steps(self, rows: list[dict[str, float]], extra: dict[str, float]) -> None:
+    def steps(self, rows: list[dict[str, Any]], extra: dict[str, float]) -> None:
         """Every step into the log; the last one onto the terminal."""
         events: list[dict[str, Any]] = [{"event": "step", **row} for row in rows]
         events[-1] |= extra

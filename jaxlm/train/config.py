@@ -53,7 +53,9 @@ class OptimizerConfig:
         if self.weight_decay < 0:
             raise UserError(f"optimizer.weight_decay={self.weight_decay} must not be negative.")
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise UserError(f"optimizer.clip_norm={self.clip_norm} must be positive; unset (None) does not clip.")
+            raise UserError(
+                f"optimizer.clip_norm={self.clip_norm} must be positive; unset (None) does not clip."
+            )
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
         if self.eval_batches < 0:
-            raise UserError(f"train.eval_batches={self.eval_batches} must not be negative; 0 means no evaluation.")
+            raise UserError(
+                f"train.eval_batches={self.eval_batches} must not be negative; 0 means no evaluation."
+            )
         if self.z_loss < 0:
             raise UserError(f"train.z_loss={self.z_loss} must not be negative.")
         if self.spike_factor is not None and self.spike_factor <= 1:
@@ -92,7 +96,9 @@ class TrainConfig:
         if self.profile_steps is not None:
             start, _, stop = self.profile_steps.partition(":")
             if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-                raise UserError(f"train.profile_steps={self.profile_steps!r} must read first:last, such as 100:105.")
+                raise UserError(
+                    f"train.profile_steps={self.profile_steps!r} must read first:last, such as 100:105."
+                )
 
     @property
     def profile_window(self) -> tuple[int, int] | None:

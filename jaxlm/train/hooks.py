@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from jaxlm.train.loop import Hook
 from jaxlm.train.step import Metrics, TrainState
 from jaxlm.types import UserError
+
+__all__ = ["Evaluate", "Hook", "LogSteps", "Profile", "Report", "Save", "is_due", "source_scores"]
 
 
 class Report(Protocol):
     """Where measurements go: the event log, the terminal, TensorBoard and the like."""
 
-    def steps(self, rows: list[dict[str, float]], extra: dict[str, float]) -> None:
+    def steps(self, rows: list[dict[str, Any]], extra: dict[str, float]) -> None:
         """One dict per finished step, oldest first; `extra` holds what was measured over all of them."""
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
@@ -72,7 +75,7 @@ class LogSteps:
         if not self._pending:
             return
         values = jax.device_get([metrics for _, metrics in self._pending])
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"step": step} | {name: value.item() for name, value in sorted(one.items())}
             for (step, _), one in zip(self._pending, values)
         ]

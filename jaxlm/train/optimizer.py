@@ -21,7 +21,11 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     Cosine and linear fall to final_lr_fraction of the peak over decay_steps and stay there; wsd stays at the peak
     until the last decay_steps.
     """
-    peak, warmup, final = config.learning_rate, config.warmup_steps, config.learning_rate * config.final_lr_fraction
+    peak, warmup, final = (
+        config.learning_rate,
+        config.warmup_steps,
+        config.learning_rate * config.final_lr_fraction,
+    )
     after_warmup = max(num_steps - warmup, 1)
     if config.schedule == "constant":
         main = optax.constant_schedule(peak)
@@ -75,7 +79,9 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     step's: it needs the norm anyway.
     """
     rules = {
-        "adamw": lambda: optax.chain(optax.scale_by_adam(config.b1, config.b2, config.eps), optax.scale(-1.0)),
+        "adamw": lambda: optax.chain(
+            optax.scale_by_adam(config.b1, config.b2, config.eps), optax.scale(-1.0)
+        ),
         "lion": lambda: optax.chain(optax.scale_by_lion(config.b1, config.b2), optax.scale(-1.0)),
         "adafactor": lambda: optax.adafactor(1.0, multiply_by_parameter_scale=False, eps=1e-30),
         "muon": lambda: muon(
@@ -89,7 +95,9 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         ),
     }
     decay = optax.add_decayed_weights(-config.weight_decay, mask=decay_mask)
-    return optax.chain(rules[config.name](), decay) if config.weight_decay else optax.chain(rules[config.name]())
+    return (
+        optax.chain(rules[config.name](), decay) if config.weight_decay else optax.chain(rules[config.name]())
+    )
 
 
 def global_norm(tree: PyTree) -> jax.Array:

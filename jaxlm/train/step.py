@@ -54,13 +54,9 @@ def state_shardings(lm: LM, tx: optax.GradientTransformation, mesh: Mesh) -> Tra
     shapes = jax.eval_shape(lambda key: init_state(lm, tx, key), jax.random.key(0))
     params = param_shardings(lm.axes, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
-    return TrainState(
-        step=replicated,
-        params=params,
-        opt_state=shardings_like(shapes.opt_state, params, shapes.params, mesh),
-        num_bad_in_row=replicated,
-        num_bad=replicated,
-        mean_grad_norm=replicated,
+    counters = jax.tree.map(lambda _: replicated, shapes._replace(params=None, opt_state=None))
+    return counters._replace(
+        params=params, opt_state=shardings_like(shapes.opt_state, params, shapes.params, mesh)
     )
 
 
@@ -129,12 +125,16 @@ def make_train_step(
         if clip_norm is not None:
             scale = scale * jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-12))
         learning_rate = schedule(state.step)
-        updates, opt_state = tx.update(jax.tree.map(lambda g: g * scale, grads), state.opt_state, state.params)
+        updates, opt_state = tx.update(
+            jax.tree.map(lambda g: g * scale, grads), state.opt_state, state.params
+        )
         params = jax.tree.map(lambda p, u: jnp.where(good, p + learning_rate * u, p), state.params, updates)
         opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), opt_state, state.opt_state)
         bad = (~good).astype(jnp.int32)
         mean = jnp.where(
-            state.mean_grad_norm > 0, NORM_MEMORY * state.mean_grad_norm + (1 - NORM_MEMORY) * grad_norm, grad_norm
+            state.mean_grad_norm > 0,
+            NORM_MEMORY * state.mean_grad_norm + (1 - NORM_MEMORY) * grad_norm,
+            grad_norm,
         )
         new_state = TrainState(
             step=state.step + 1,

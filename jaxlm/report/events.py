@@ -1,0 +1,233 @@
+"""The event log of a run, `<workdir>/events.jsonl`: one JSON object per line, only ever appended to.
+
+    {"event": "step", "time_s": 1763971200.25, "step": 10, "train/loss": 6.2541823387145996, ...}
+
+`event` is one of start, restore, step, eval, text, save, warning, end, or a word of the caller's; `time_s` is Unix
+time. Floats are written so that reading gives back the same bits. NaN and infinities, which JSON has not, are
+written as null and named beside it, `"train/loss": null, "nonfinite": {"train/loss": "nan"}`, so that every
+number column of the file stays a column of numbers; `read_events` puts them back.
+
+A resumed run writes the steps after its checkpoint once more. `last_of_each_step` lets the later one win.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from etils import epath
+
+from jaxlm.data.files import disk_error, is_local
+from jaxlm.types import UserError
+
+EVENTS = "events.jsonl"
+UPLOAD_EVERY_S = 60.0
+"""An object on gs:// cannot be appended to; it is replaced this often, and at the end."""
+
+
+class EventLog:
+    """Appends events to a file; safe between threads, and between processes of one machine.
+
+    Each line reaches the file in one write under a lock, so lines of two processes never mix. A line that a killed
+    process left half-written is cut off when the log is next opened or written to.
+
+    Args:
+      path: local, or on an object store, where the log is kept in memory and the object replaced every minute.
+      enabled: False writes nothing: on all processes of a run but the first.
+    """
+
+    def __init__(self, path: epath.PathLike, *, enabled: bool = True):
+        self.path = epath.Path(path)
+        self.enabled = enabled
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        self._remote: io.BytesIO | None = None
+        self._uploaded_at = 0.0
+        if not enabled:
+            return
+        if is_local(self.path):
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            except OSError as error:
+                raise disk_error(self.path, error) or UserError(
+                    f"{self.path} cannot be written: {error.strerror}. Choose another --workdir."
+                ) from None
+        else:
+            self._remote = io.BytesIO()
+            if self.path.exists():
+                self._remote.write(_whole_lines(self.path.read_bytes()))
+
+    def write(self, event: str, *, step: int | None = None, **fields: Any) -> None:
+        """Appends one event. Values: numbers (also of numpy and jax), strings, lists and dicts of them, None."""
+        self.write_many([(event, step, fields)])
+
+    def write_many(self, events: Iterable[tuple[str, int | None, Mapping[str, Any]]]) -> None:
+        """Appends (event, step, fields) in one go.
+
+        Errors: UserError when the disk is full; what was written of the lines is taken back.
+        """
+        if not self.enabled:
+            return
+        now = time.time()
+        text = "".join(encode_event(event, now, step, fields) + "\n" for event, step, fields in events)
+        lines = text.encode(errors="backslashreplace")  # a lone surrogate becomes its JSON escape
+        with self._lock:
+            if self._descriptor is not None:
+                self._append(self._descriptor, lines)
+            elif self._remote is not None:
+                self._remote.write(lines)
+                if time.monotonic() - self._uploaded_at > UPLOAD_EVERY_S:
+                    self._upload()
+            else:
+                raise ValueError(f"{self.path} was closed")
+
+    def _append(self, descriptor: int, lines: bytes) -> None:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        end = None
+        try:
+            end = _cut_torn_line(descriptor)
+            rest = memoryview(lines)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except OSError as error:
+            if end is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                os.ftruncate(descriptor, end)
+            raise disk_error(self.path, error) or error from None
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+    def _upload(self) -> None:
+        assert self._remote is not None
+        self.path.write_bytes(self._remote.getvalue())
+        self._uploaded_at = time.monotonic()
+
+    def close(self) -> None:
+        """Closes the file; closing twice does nothing."""
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            elif self._remote is not None:
+                self._upload()
+            self._descriptor = self._remote = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ):
+        self.close()
+
+
+def encode_event(event: str, time_s: float, step: int | None, fields: Mapping[str, Any]) -> str:
+    """One line, without its newline."""
+    nonfinite: dict[str, str] = {}
+    line: dict[str, Any] = {"event": event, "time_s": round(time_s, 3)}
+    if step is not None:
+        line["step"] = int(step)
+    for key, value in fields.items():
+        if key in ("event", "time_s", "step", "nonfinite"):
+            raise ValueError(f"{key!r} is a key of the log's own")
+        line[key] = _plain(value, key, nonfinite)
+    if nonfinite:
+        line["nonfinite"] = nonfinite
+    return json.dumps(line, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any, path: str, nonfinite: dict[str, str]) -> Any:
+    """The value with Python's own numbers, and None where one is not finite. Paths join keys with a tab."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, f"{path}\t{key}", nonfinite) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, f"{path}\t{index}", nonfinite) for index, inner in enumerate(value)]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0:
+        return _plain(value.tolist(), path, nonfinite)
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        nonfinite[path] = repr(value)
+        return None
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise TypeError(f"{path}: {type(value).__name__} is no JSON value")
+
+
+def read_events(path: epath.PathLike) -> Iterator[dict[str, Any]]:
+    """The events of a file, in order, one line in memory at a time. A half-written last line is left out.
+
+    Errors: UserError when there is no such file, or a line that is not the last is no JSON object.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise UserError(f"There is no event log {path}. Check the path of the run.")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = None
+            if not isinstance(event, dict):
+                raise UserError(
+                    f"{path}, line {number} is no JSON object: the file was edited or damaged. Remove that line."
+                )
+            yield _restore_nonfinite(event)
+
+
+def _restore_nonfinite(event: dict[str, Any]) -> dict[str, Any]:
+    for key, text in event.pop("nonfinite", {}).items():
+        *outer, last = key.split("\t")
+        holder: Any = event
+        for name in outer:
+            holder = holder[int(name) if isinstance(holder, list) else name]
+        holder[int(last) if isinstance(holder, list) else last] = float(text)
+    return event
+
+
+def last_of_each_step(events: Iterable[dict[str, Any]], kind: str = "step") -> dict[int, dict[str, Any]]:
+    """Step -> its event of this kind, ascending; what was written last wins.
+
+    A `restore` event at step s takes back what an earlier process wrote of the steps after s.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for event in events:
+        if event["event"] == "restore" and event.get("step") is not None:
+            found = {step: earlier for step, earlier in found.items() if step <= event["step"]}
+        elif event["event"] == kind and event.get("step") is not None:
+            found[event["step"]] = event
+    return dict(sorted(found.items()))
+
+
+def _cut_torn_line(descriptor: int, block: int = 1 << 16) -> int:
+    """Truncates the file after its last newline; returns its size. The caller holds the lock."""
+    end = size = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - block)
+        if end == size and os.pread(descriptor, 1, size - 1) == b"\n":
+            return size
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            os.ftruncate(descriptor, start + newline + 1)
+            return start + newline + 1
+        end = start
+    if size:
+        os.ftruncate(descriptor, 0)
+    return 0
+
+
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
