@@ -11,6 +11,7 @@ from jaxlm.run import RunConfig, parse, resolve
 from jaxlm.types import UserError
 
 REPOSITORY = Path(__file__).parent.parent
+SMALL = f"--config={Path(__file__).parent}/small_config.py"
 KEYS = list(iterate_keys(RunConfig))
 VALUES = {int: ("7", 7), float: ("0.625", 0.625), bool: ("true", True), str: ("some text=1", "some text=1")}
 
@@ -41,9 +42,9 @@ def test_every_key_can_be_set_by_a_flag(key):
     text, value = VALUES[key.spec.type]
     if value == key.default:
         text, value = "false", False
-    before = flatten(parse(["--config=quickstart"]))
+    before = flatten(parse([SMALL]))
     for argv in ([f"--config.{name}={text}"], [f"--config.{name}", text]):
-        after = flatten(parse(["--config=quickstart", *argv]))
+        after = flatten(parse([SMALL, *argv]))
         assert after[name] == value
         assert type(after[name]) is key.spec.type
         assert {k: v for k, v in after.items() if k != name} == {k: v for k, v in before.items() if k != name}
@@ -53,7 +54,7 @@ def test_every_key_can_be_set_by_a_flag(key):
 def test_optional_keys_and_no_others_can_be_unset_and_set_again(key):
     name = key.name.replace("<name>", "topics")
     text, value = VALUES[key.spec.type]
-    argv = ["--config=quickstart", f"--config.{name}={text}", f"--config.{name}=None"]
+    argv = [SMALL, f"--config.{name}={text}", f"--config.{name}=None"]
     if key.spec.optional:
         assert flatten(parse(argv))[name] is None
         assert flatten(parse([*argv, f"--config.{name}={text}"]))[name] == value
@@ -64,7 +65,7 @@ def test_optional_keys_and_no_others_can_be_unset_and_set_again(key):
 @pytest.mark.parametrize("key", [key for key in KEYS if key.spec.type is not str], ids=lambda key: key.name)
 def test_a_value_of_the_wrong_type_is_refused_by_key_value_and_type(key):
     name = key.name.replace("<name>", "topics")
-    message = refused("--config=quickstart", f"--config.{name}=ten")
+    message = refused(SMALL, f"--config.{name}=ten")
     assert message.startswith(f"--config.{name}=ten must be ")
     assert key.spec.type.__name__ in message
 
@@ -74,24 +75,22 @@ def test_a_typo_is_answered_with_the_key_that_was_meant(key):
     name = key.name.replace("<name>", "topics")
     section, dot, field = name.rpartition(".")
     typo = f"{section}{dot}{field[:-1]}{field[-1] * 2}"
-    assert refused("--config=quickstart", f"--config.{typo}=1") == (
-        f"Unknown config key {typo}; did you mean {name}?"
-    )
+    assert refused(SMALL, f"--config.{typo}=1") == (f"Unknown config key {typo}; did you mean {name}?")
 
 
 def test_a_boolean_needs_no_value_and_knows_no():
-    assert parse(["--config=quickstart", "--config.model.qk_norm"]).model.qk_norm is True
-    assert parse(["--config=quickstart", "--noconfig.model.scan_layers"]).model.scan_layers is False
-    assert "needs a value" in refused("--config=quickstart", "--config.train.num_steps")
+    assert parse([SMALL, "--config.model.qk_norm"]).model.qk_norm is True
+    assert parse([SMALL, "--noconfig.model.scan_layers"]).model.scan_layers is False
+    assert "needs a value" in refused(SMALL, "--config.train.num_steps")
 
 
 def test_the_last_flag_for_a_key_wins_and_flags_may_stand_before_the_file():
-    cfg = parse(["--config.seed=1", "--config=quickstart", "--config.seed=2"])
+    cfg = parse(["--config.seed=1", SMALL, "--config.seed=2"])
     assert cfg.seed == 2
 
 
 def test_negative_numbers_are_values():
-    cfg = parse(["--config", "quickstart", "--config.mesh.data", "-1", "--config.mesh.fsdp", "1"])
+    cfg = parse([SMALL, "--config.mesh.data", "-1", "--config.mesh.fsdp", "1"])
     assert (cfg.mesh.data, cfg.mesh.fsdp) == (-1, 1)
 
 
@@ -114,18 +113,18 @@ def test_config_flags_are_split_from_the_others(argv, config_argv, rest):
 
 def test_a_source_can_be_added_dropped_and_replaced_by_flags():
     mine = ["--config.data.sources.mine.weight_tokens=2", "--config.data.sources.mine.path=/x.txt"]
-    added = resolve(parse(["--config=quickstart", *mine])).data.sources
+    added = resolve(parse([SMALL, *mine])).data.sources
     assert list(added) == ["docstrings", "licences", "mine", "topics"]
     assert (added["mine"].path, added["mine"].weight_tokens, added["mine"].text_key) == (
         "/x.txt",
         2.0,
         "text",
     )
-    dropped = resolve(parse(["--config=quickstart", "--config.data.sources.topics=None"])).data.sources
+    dropped = resolve(parse([SMALL, "--config.data.sources.topics=None"])).data.sources
     assert list(dropped) == ["docstrings", "licences"]
-    replaced = resolve(parse(["--config=quickstart", "--config.data.sources=None", *mine])).data.sources
+    replaced = resolve(parse([SMALL, "--config.data.sources=None", *mine])).data.sources
     assert replaced == {"mine": added["mine"]}
-    assert "mine" not in parse(["--config=quickstart", *mine, "--config.data.sources.mine=None"]).data.sources
+    assert "mine" not in parse([SMALL, *mine, "--config.data.sources.mine=None"]).data.sources
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_a_source_can_be_added_dropped_and_replaced_by_flags():
     ],
 )
 def test_mistakes_in_flags_are_one_line_with_a_way_out(flag, message):
-    assert message in refused("--config=quickstart", f"--config.{flag}")
+    assert message in refused(SMALL, f"--config.{flag}")
 
 
 @pytest.mark.parametrize("name", ["quickstart", "quickstart.py", "configs/quickstart.py"])
@@ -255,7 +254,7 @@ def test_references_in_a_config_file_follow_flags(write):
 
 
 def test_a_saved_config_and_the_workdir_that_holds_it_are_configs(tmp_path):
-    cfg = resolve(parse(["--config=quickstart", "--config.optimizer.clip_norm=None"]))
+    cfg = resolve(parse([SMALL, "--config.optimizer.clip_norm=None"]))
     (tmp_path / config_flags.CONFIG_FILE).write_text(to_json(cfg))
     for name in (tmp_path, tmp_path / config_flags.CONFIG_FILE):
         assert resolve(parse([f"--config={name}"])) == cfg

@@ -39,10 +39,7 @@ jaxlm COMMAND --help explains the flags of a command; jaxlm config --keys lists 
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises UserError instead of exiting; takes no abbreviated flags."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**{"allow_abbrev": False, **kwargs})
+    """Raises UserError instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See `{self.prog} --help`.")
@@ -87,7 +84,7 @@ def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
 
 
 def _check_flags(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    """Names the nearest flag for an unknown one, before argparse complains of what it then misses."""
+    """Names the nearest flag for an unknown one, before argparse expands it or complains of what it then misses."""
     known = {
         flag for inner in _parsers(parser) for action in inner._actions for flag in action.option_strings
     }

@@ -85,16 +85,18 @@ def decode(raw: bytes, options: ReadOptions, tally: Tally, where: Where) -> str 
 
 def clean(text: str, options: ReadOptions, tally: Tally, where: Where) -> str | None:
     """Applies the rules on characters; None drops the document."""
-    if not text.isascii() and (match := _SURROGATE.search(text)):
-        # Only JSON escapes such as "\ud83d" get here: half of a character, not encodable.
+    try:
+        text.encode()  # many times faster than a search for surrogates
+    except UnicodeEncodeError as error:
+        # Only JSON escapes such as "\ud83d" get here: half of a character.
         if options.invalid_utf8 == "skip":
             tally.dropped["invalid_utf8"] += 1
             return None
         if options.invalid_utf8 == "strict":
             raise UserError(
-                f"{where(0)}: the escape \\u{ord(match[0]):04x} is half of a character (a lone surrogate). "
+                f"{where(0)}: the escape \\u{ord(text[error.start]):04x} is half of a character (a lone surrogate). "
                 "Choose invalid_utf8=replace or skip to go on without it."
-            )
+            ) from None
         tally.changed["invalid_utf8"] += 1
         text = _SURROGATE.sub("\ufffd", text)
     if "\r\n" in text:

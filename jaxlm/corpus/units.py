@@ -8,8 +8,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from jaxlm.corpus.inputs import Unit
 from jaxlm.corpus.readers import read_documents
 from jaxlm.corpus.split import Split
@@ -98,7 +96,7 @@ class _Output:
         """Tokenises and writes what has come together; returns the number of tokens."""
         if not self.texts:
             return 0
-        ids, lengths = tokenise_texts(self.tokenizer, self.texts)
+        ids, lengths = self.tokenizer.documents(self.texts)
         if self.writer is None:
             name = f"{self.name}-{len(self.shards):05d}"
             self.writer = ShardWriter(self.job.folder, name, self.tokenizer.vocab_size, self.job.chunk_tokens)
@@ -121,17 +119,3 @@ class _Output:
         if self.writer is not None:
             self.writer.abort()
             self.writer = None
-
-
-def tokenise_texts(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Documents end to end with BOS and EOS, as (ids, tokens of each document)."""
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    flat: list[int] = []
-    lengths = []
-    for ids in tokenizer.encode_batch(texts):
-        flat += bos
-        flat += ids
-        flat += eos
-        lengths.append(len(bos) + len(ids) + len(eos))
-    return np.array(flat, np.int32), np.array(lengths, np.int64)

@@ -368,10 +368,11 @@ def _check_epochs(
         if plan.planned_rows <= limit_rows:
             continue
         num_fit = mixture.row_of_run(plan.name, limit_rows) // batch_size
-        fits = f"lower train.num_steps to at most {num_fit}"
+        ways = [f"train.num_steps to at most {num_fit}"] if num_fit else []
         weight = _largest_weight(plan, sources, mixture, limit_rows, num_steps * batch_size)
         if weight is not None:
-            fits += f" or {key}.weight_tokens to at most {weight:g}"
+            ways.append(f"{key}.weight_tokens to at most {weight:g}")
+        fits = f"lower {' or '.join(ways or ['data.global_batch_size'])}"
         found = f"{key}: {num_steps:,} steps read it {plan.planned_epochs:.3f} times"
         if plan.max_epochs is not None and limit == plan.max_epochs:
             raise UserError(f"{found}, more than its max_epochs={plan.max_epochs:g} allows: {fits}.")

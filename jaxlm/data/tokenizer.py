@@ -7,6 +7,7 @@ and the bytes that ids stand for add up to those of the text, which makes bits p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -31,6 +32,8 @@ CHUNK_CHARS = 4000
 CACHED_WORDS = 200_000
 CACHED_WORD_CHARS = 48
 
+_RETURNS_ARRAYS = hasattr(sentencepiece.SentencePieceProcessor, "EncodeAsNumpy")
+"""Since 0.2.3; a fifth faster than lists of Python's integers."""
 _WORD = re.compile(r" *+[^ ]*+")
 _PIECE_ACROSS_WORDS = re.compile(f"[^{SPACE}]{SPACE}")
 _UNTRAINABLE = re.compile("[\0\u2581\u2585\u2047]+")
@@ -57,6 +60,10 @@ class Tokenizer(Protocol):
 
     def document(self, text: str) -> list[int]:
         """Ids of a whole document: BOS and EOS around it, where the tokenizer has them."""
+        ...
+
+    def documents(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """`document` of many texts, end to end: (int32 ids, int64 tokens of each)."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -140,7 +147,7 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts, in one thread: parallel builds use processes."""
-        try:
+        with self._checking(texts):
             if not self.exact:
                 return self._sp.encode(list(texts), num_threads=1)
             plain = [text for text in texts if SPACE not in text]
@@ -148,6 +155,12 @@ class SentencePieceTokenizer:
                 return self._encode_plain(texts)
             encoded = iter(self._encode_plain(plain))
             return [self._encode_pieces(t) if SPACE in t else next(encoded) for t in texts]
+
+    @contextlib.contextmanager
+    def _checking(self, texts: Sequence[str]) -> Iterator[None]:
+        """Names a text that is not valid Unicode, which sentencepiece refuses in words of its own."""
+        try:
+            yield
         except (UnicodeEncodeError, RuntimeError, TypeError):  # which one depends on sentencepiece's version
             for text in texts:
                 check_unicode(text)
@@ -170,6 +183,29 @@ class SentencePieceTokenizer:
         bos = [] if self.bos_id is None else [self.bos_id]
         eos = [] if self.eos_id is None else [self.eos_id]
         return bos + self.encode(text) + eos
+
+    def documents(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """`document` of many texts, end to end: (int32 ids, int64 tokens of each)."""
+        if (
+            _RETURNS_ARRAYS
+            and self._words is None
+            and not any(self.exact and SPACE in text for text in texts)
+        ):
+            has: dict[str, Any] = {"add_bos": self.bos_id is not None, "add_eos": self.eos_id is not None}
+            with self._checking(texts):
+                arrays = self._sp.encode(list(texts), num_threads=1, return_type="numpy", **has)
+            lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
+            return np.concatenate(arrays) if arrays else np.empty(0, np.int32), lengths
+        bos = [] if self.bos_id is None else [self.bos_id]
+        eos = [] if self.eos_id is None else [self.eos_id]
+        flat: list[int] = []
+        lengths = []
+        for ids in self.encode_batch(texts):
+            flat += bos
+            flat += ids
+            flat += eos
+            lengths.append(len(bos) + len(ids) + len(eos))
+        return np.array(flat, np.int32), np.array(lengths, np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special ids add nothing, bytes that are not UTF-8 become U+FFFD."""

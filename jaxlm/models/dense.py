@@ -1,43 +1,77 @@
-"""The matrix product of every projection, with the gradient in the form each platform computes fastest."""
+"""The matrix product of every layer, with the backward pass written out.
+
+The mathematics is x @ w and its two gradients; what is decided here is how each product is put to the compiler.
+On TPUs and GPUs: as one contraction, as it stands. On CPUs a weight gradient that contracts the leading dims where
+they stand runs at half speed, so there the operand is first transposed in memory (`make bench` measures it).
+"""
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
-@jax.custom_vjp
-def dense(x: jax.Array, w_DF: jax.Array) -> jax.Array:
-    """x[..., D] @ w[D, F], accumulated in float32, in x's type.
+def _product(a: jax.Array, b: jax.Array, a_dims: tuple[int, ...], b_dims: tuple[int, ...]) -> jax.Array:
+    """Contracts a_dims of a with b_dims of b; accumulates and returns float32 (float64 where both are)."""
+    accumulate = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+    return lax.dot_general(a, b, ((a_dims, b_dims), ((), ())), preferred_element_type=accumulate)
 
-    The leading dims are flattened, so that the weight's gradient contracts one axis: on a CPU a two-axis
-    contraction ran at 60% of the speed of the flat product.
+
+def _weight_grad(x: jax.Array, g: jax.Array) -> jax.Array:
+    """Sum over all leading dims of x[..., I] (outer) g[..., O] -> [I, O]."""
+    lead = tuple(range(x.ndim - 1))
+    return _product(x, g, lead, lead)
+
+
+def _weight_grad_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
+    """The same on a CPU: (x transposed in memory) @ g, the one form its fast kernels take in every dtype.
+
+    The barriers keep the compiler from folding the transposition back into the product. The detour through three
+    dims gives the transposed operand a row-major layout from the start: without it a bfloat16 product is silently
+    computed in float32. Measured on AVX-512: 170-190 to 340-360 GFLOP/s in bfloat16, 165 to 190 in float32.
     """
-    return _forward(x, w_DF)[0]
+    num_in, num_rows = x.shape[-1], x.size // x.shape[-1]
+    x_IR = x.reshape(num_rows, num_in).T
+    if num_rows % 2 == 0:
+        x_IR = lax.optimization_barrier(x_IR.reshape(num_in, 2, num_rows // 2)).reshape(num_in, num_rows)
+    else:
+        x_IR = lax.optimization_barrier(x_IR)
+    # A barrier behind the product too: a transposition of the result would be folded into its operands.
+    return lax.optimization_barrier(_product(x_IR, g.reshape(num_rows, -1), (1,), (0,)))
 
 
-def _forward(x, w_DF):
-    x_XD = x.reshape(-1, x.shape[-1])
-    y_XF = jnp.matmul(x_XD, w_DF, preferred_element_type=jnp.float32).astype(x.dtype)
-    return y_XF.reshape(*x.shape[:-1], w_DF.shape[1]), (x, w_DF)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dense(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return _product(x, w.astype(x.dtype), (x.ndim - 1,), (0,)).astype(dtype)
 
 
-def _backward(residuals, g):
-    x, w_DF = residuals
-    x_XD, g_XF = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    dx_XD = jnp.matmul(g_XF, w_DF.T, preferred_element_type=jnp.float32).astype(x.dtype)
-    # XLA:CPU only takes its fast path when the transposed operand is a materialised array.
-    dw_DF = jax.lax.platform_dependent(
-        x_XD,
-        g_XF,
-        cpu=lambda x, g: _product_f32(jax.lax.optimization_barrier(x.T), g),
-        default=lambda x, g: _product_f32(x.T, g),
-    )
-    return dx_XD.reshape(x.shape), dw_DF.astype(w_DF.dtype)
+def _dense_fwd(x, w, dtype):
+    return _dense(x, w, dtype), (x, w)
 
 
-def _product_f32(a, b):
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+def _dense_bwd(dtype, saved, g):
+    x, w = saved
+    g = g.astype(x.dtype)
+    dx = _product(g, w.astype(x.dtype), (g.ndim - 1,), (1,)).astype(x.dtype)
+    dw = lax.platform_dependent(x, g, cpu=_weight_grad_cpu, default=_weight_grad)
+    return dx, dw.astype(w.dtype)
 
 
-dense.defvjp(_forward, _backward)
+_dense.defvjp(_dense_fwd, _dense_bwd)
+
+
+def dense(x: jax.Array, w: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+    """x[..., I] @ w[I, O] -> [..., O] in x's dtype, accumulated in float32.
+
+    Pass w as it is stored (float32): it is rounded to x's dtype for the products, while its gradient comes back in
+    float32 without ever being rounded.
+
+    Args:
+      x: activations; its dtype is the one the products run in.
+      w: weights, one matrix.
+      dtype: of the result, where it should differ from x's (float32 logits of bfloat16 states).
+    """
+    return _dense(x, w, jnp.dtype(dtype or x.dtype))

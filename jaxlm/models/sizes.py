@@ -195,9 +195,8 @@ _SIZES: dict[str, ModelConfig] = {
     "mistral-7b": _llama(
         32, 4096, 32, 14336, vocab_size=32000, num_kv_heads=8, layer_pattern="l", sliding_window=4096
     ),
-    # For tests: a few ten thousand parameters that exercise every feature of a family. Widths of heads are
-    # free (heads x width != embed_dim), depths leave a remainder of the layer pattern, windows are far below
-    # seq_len.
+    # For tests: a few ten thousand parameters that exercise every feature of a family. Widths of heads are free
+    # (heads x width != embed_dim), windows short; tiny-gemma3 is two periods of its pattern and a remainder.
     "tiny-gpt": _gpt(64, 3, 32, 4, vocab_size=320),
     "tiny-llama": _llama3(
         3, 32, 4, 96, factor=8.0, vocab_size=320, num_kv_heads=2, head_dim=16, rope_original_len=16
@@ -205,11 +204,11 @@ _SIZES: dict[str, ModelConfig] = {
     "tiny-qwen2": _qwen25(3, 32, 4, 2, 96, vocab_size=320),
     "tiny-qwen3": _qwen3(3, 32, 4, 96, tied=True, vocab_size=320, num_kv_heads=1, head_dim=16),
     "tiny-gemma2": _gemma(
-        _GEMMA2, 3, 32, 4, 2, 16, 96, vocab_size=320, sliding_window=5, query_scale_dim=24,
+        _GEMMA2, 4, 32, 4, 2, 16, 96, vocab_size=320, sliding_window=5, query_scale_dim=24,
         attention_softcap=2.0, logits_softcap=0.5,
     ),
     "tiny-gemma3": _gemma(
-        _GEMMA3_LARGE, 5, 32, 4, 1, 16, 64, vocab_size=320, sliding_window=5, layer_pattern="llg",
+        _GEMMA3_LARGE, 7, 32, 4, 1, 16, 64, vocab_size=320, sliding_window=5, layer_pattern="llg",
         query_scale_dim=24,
     ),
 }  # fmt: skip

@@ -2,8 +2,8 @@
 
     {"event": "step", "time_s": 1763971200.25, "step": 10, "train/loss": 6.2541823387145996, ...}
 
-`event` is one of start, restore, step, eval, text, save, warning, end, or a word of the caller's; `time_s` is Unix
-time. Floats are written so that reading gives back the same bits. NaN and infinities, which JSON has not, are
+`event` is start, step, eval, text, save, warning, message, end, failed, or a word of the caller's; `time_s` is
+Unix time. Floats are written so that reading gives back the same bits. NaN and infinities, which JSON has not, are
 written as null and named beside it, `"train/loss": null, "nonfinite": {"train/loss": "nan"}`, so that every
 number column of the file stays a column of numbers; `read_events` puts them back.
 
@@ -201,14 +201,21 @@ def _restore_nonfinite(event: dict[str, Any]) -> dict[str, Any]:
 def last_of_each_step(events: Iterable[dict[str, Any]], kind: str = "step") -> dict[int, dict[str, Any]]:
     """Step -> its event of this kind, ascending; what was written last wins.
 
-    A `restore` event at step s takes back what an earlier process wrote of the steps after s.
+    Where the steps of the log go back, a process resumed from a checkpoint: what an earlier one wrote of that step
+    and those after it is taken back.
     """
     found: dict[int, dict[str, Any]] = {}
+    latest = -1
     for event in events:
-        if event["event"] == "restore" and event.get("step") is not None:
-            found = {step: earlier for step, earlier in found.items() if step <= event["step"]}
-        elif event["event"] == kind and event.get("step") is not None:
-            found[event["step"]] = event
+        step = event.get("step")
+        if step is None:
+            continue
+        if event["event"] == "step":
+            if step <= latest:
+                found = {s: earlier for s, earlier in found.items() if s < step}
+            latest = step
+        if event["event"] == kind:
+            found[step] = event
     return dict(sorted(found.items()))
 
 

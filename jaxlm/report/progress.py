@@ -20,7 +20,7 @@ RATE_WINDOW_S = 30.0
 """The remaining time follows from the speed over about this long: later than compilation, slower than noise."""
 
 Sections = Mapping[str, Any]
-"""Title -> a text; or {label: value}; or a list of dicts with equal keys, which makes a table."""
+"""Title -> a text (lines as they are); or {label: value}; or a list of dicts with equal keys: a table."""
 
 
 def start_screen(sections: Sections, columns: int = SCREEN_COLUMNS) -> str:
@@ -44,6 +44,10 @@ def start_screen(sections: Sections, columns: int = SCREEN_COLUMNS) -> str:
         elif isinstance(body, Sequence) and not isinstance(body, str):
             lines.append(title)
             lines += table(body, columns)
+        elif "\n" in str(body):
+            lines.append(title)
+            for line in str(body).splitlines():
+                lines += [f"  {line}"] if len(line) + 2 <= columns else textwrap.wrap(f"  {line}", columns)
         else:
             lines += _labelled(title, str(body), columns, indent=0)
     return "\n".join(lines)
@@ -117,6 +121,8 @@ def step_line(values: Mapping[str, float]) -> str:
     parts = []
     for key, show in (
         ("train/loss", lambda v: f"loss {v:.4f}"),
+        ("train/learning_rate", lambda v: f"lr {v:.2e}"),
+        ("train/grad_norm", lambda v: f"grad norm {v:.2f}"),
         ("perf/tokens_per_s", lambda v: f"{v:,.0f} tokens/s"),
         ("perf/flops_per_s", lambda v: quantity(v, "FLOP/s")),
         ("perf/mfu", lambda v: f"MFU {v:.1%}"),
@@ -126,15 +132,16 @@ def step_line(values: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
-def eval_line(values: Mapping[str, float]) -> str:
-    """`topics loss 3.21 perplexity 24.8 bits/byte 1.42  ...` from `eval/<source>/<metric>`."""
+def eval_lines(values: Mapping[str, float]) -> list[str]:
+    """One line per source, `  topics          loss 3.2123  perplexity 24.83  bits/byte 1.4211`."""
     sources: dict[str, list[str]] = {}
-    shown = {"loss": "loss {:.4f}", "perplexity": "perplexity {:.2f}", "bits_per_byte": "bits/byte {:.4f}"}
+    shown = {"loss": "loss {:.4f}", "perplexity": "perplexity {:,.2f}", "bits_per_byte": "bits/byte {:.4f}"}
     for key, value in values.items():
-        _, source, metric = (*key.split("/", 2), "", "")[:3]
-        if metric in shown:
+        group, _, rest = key.partition("/")
+        source, _, metric = rest.rpartition("/")
+        if group == "eval" and source and metric in shown:
             sources.setdefault(source, []).append(shown[metric].format(float(value)))
-    return "  ".join(f"{source}: {' '.join(parts)}" for source, parts in sources.items())
+    return [f"  {source:<16} {'  '.join(parts)}" for source, parts in sources.items()]
 
 
 class Progress:
@@ -214,9 +221,9 @@ class Progress:
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Reports held-out losses."""
-        losses = [float(v) for k, v in values.items() if k.startswith("eval/") and k.endswith("/loss")]
-        self._eval = f"eval loss {sum(losses) / len(losses):.4f}" if losses else ""
-        self.print(f"step {step:,}  eval  {eval_line(values)}")
+        loss = values.get("eval/loss")
+        self._eval = "" if loss is None else f"held out {float(loss):.4f}"
+        self.print("\n".join([f"step {step:,}  held out", *eval_lines(values)]))
 
     def close(self) -> None:
         """Leaves the last line standing."""

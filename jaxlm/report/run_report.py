@@ -1,67 +1,157 @@
-"""The report of a run: the event log, always, and lines on the terminal."""
+"""RunReport: the one object that a run tells what happens; it passes it on to event log, terminal and writers.
+
+Names of metrics are the same everywhere:
+
+    train/loss  train/learning_rate  train/grad_norm  train/num_tokens  train/num_bad
+    perf/tokens_per_s  perf/flops_per_s  perf/mfu  perf/step_time_s  perf/stall_share
+    data/<source>/tokens  data/<source>/epochs
+    eval/loss  eval/<source>/loss  eval/<source>/perplexity  eval/<source>/bits_per_byte
+"""
 
 from __future__ import annotations
 
-import json
-import math
-import time
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-EVENTS = "events.jsonl"
+from etils import epath
 
+from jaxlm.report.events import EVENTS, EventLog
+from jaxlm.report.progress import Progress, duration, eval_lines, start_screen
+from jaxlm.report.writers import Writer, check_installed, open_writers
 
-def clean(value: Any) -> Any:
-    """A float that JSON cannot hold becomes its name: "NaN", "Infinity", "-Infinity"."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-class EventLog:
-    """Appends one JSON object a line to <workdir>/events.jsonl; readers take the last of a step logged twice."""
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b", buffering=0)
-        if self._file.tell() and not self._ends_line(path):
-            self._file.write(b"\n")  # a killed process may leave half a line; ours must not continue it
-
-    @staticmethod
-    def _ends_line(path: Path) -> bool:
-        with path.open("rb") as file:
-            file.seek(-1, 2)
-            return file.read(1) == b"\n"
-
-    def write(self, events: list[dict[str, Any]]) -> None:
-        """One write per call, so that lines of two processes cannot interleave."""
-        now = time.time()
-        lines = [json.dumps({"time_s": now} | {k: clean(v) for k, v in event.items()}) for event in events]
-        self._file.write("".join(line + "\n" for line in lines).encode())
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events in order; a torn line is left out."""
-    events = []
-    for line in path.read_bytes().splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events
+LOG_ONLY = ("step", "batch_hash")
+"""Keys of a step's metrics that are no measurements."""
 
 
 class RunReport:
-    """Implements `train.hooks.Report`."""
+    """Implements `train.hooks.Report`. On other processes than the first it does nothing.
 
-    def __init__(self, workdir: Path, writers: tuple[str, ...], *, num_steps: int, config: dict[str, Any]):
-        self._log = EventLog(workdir / EVENTS)
-        self._num_steps = num_steps
+    A writer that fails (its service cannot be reached) is named once, in log and terminal, and left out from then
+    on: it need not end a run of weeks, and the event log has everything.
+
+    Args:
+      workdir: gets events.jsonl and what the writers keep.
+      writers: names, as in `ReportConfig.names`. A missing package is a UserError at once; the services are opened
+        with the first metrics, when the step is known from which the run goes on.
+      num_steps: of the whole run.
+      config: resolved; sent to the writers without secrets.
+      progress: default: standard output.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        writers: Sequence[str] = (),
+        *,
+        num_steps: int,
+        config: Mapping[str, Any],
+        progress: Progress | None = None,
+    ):
+        import jax
+
+        self._first = jax.process_index() == 0
+        self._workdir = epath.Path(workdir)
+        self._config = config
+        self._names = tuple(writers) if self._first else ()
+        check_installed(self._names)
+        self._writers: list[Writer] | None = None
+        self._log = EventLog(self._workdir / EVENTS, enabled=self._first)
+        self._progress = progress or Progress(num_steps)
+
+    def say(self, line: str) -> None:
+        """A line for people, and an event."""
+        self._print(line)
+        self.event("message", text=line)
+
+    def warning(self, line: str) -> None:
+        """A line that people should not miss, and an event. Fits `Checkpoints(warn=...)`; from any thread."""
+        self._print(f"warning: {line}")
+        self.event("warning", text=line)
+
+    def event(self, name: str, *, step: int | None = None, **fields: Any) -> None:
+        """Anything worth remembering, into the log."""
+        self._log.write(name, step=step, **fields)
+
+    def start(self, facts: Mapping[str, Any], lines: Sequence[str] = ()) -> None:
+        """The first screen: what was decided, and the plan of the data."""
+        sections: dict[str, Any] = {"run": facts}
+        if lines:
+            sections["data"] = "\n".join(lines)
+        self._print(start_screen(sections))
+        self.event("start", **facts)
+
+    def steps(self, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, float]) -> None:
+        """One dict per finished step, oldest first; `extra` was measured over all of them.
+
+        Every step goes to log and writers, the last one to the terminal.
+        """
+        named = [{k if k in LOG_ONLY else f"train/{k}": v for k, v in row.items()} for row in rows]
+        named[-1] |= extra
+        self._log.write_many(
+            ("step", row["step"], {k: v for k, v in row.items() if k != "step"}) for row in named
+        )
+        if not self._first:
+            return
+        self._progress.step(named[-1]["step"], named[-1])
+        for row in named:
+            step, values = row["step"], {k: v for k, v in row.items() if k not in LOG_ONLY}
+            self._send(step, lambda writer, step=step, values=values: writer.scalars(step, values))
+
+    def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
+        """Held-out scores."""
+        self._log.write_many([("eval", step, scores)])
+        if self._first:
+            self._progress.evaluation(step, scores)
+            self._send(step, lambda writer: writer.scalars(step, scores))
+
+    def text(self, step: int, name: str, value: str) -> None:
+        """A text of a step, such as a sample."""
+        self._log.write_many([("text", step, {"name": name, "text": value})])
+        self._print(f"{name} at step {step:,}:\n{value}")
+        self._send(step, lambda writer: writer.text(step, name, value))
+
+    def end(self, scores: Mapping[str, float], *, seconds: float) -> None:
+        """The last lines of a run that reached its last step."""
+        self._log.write_many([("end", None, {"seconds": seconds, **scores})])
+        self._print("\n".join([f"done in {duration(seconds)}", *eval_lines(scores)]))
+
+    def _print(self, text: str) -> None:
+        if self._first:
+            self._progress.print(text)
+
+    def _send(self, step: int, send: Callable[[Writer], None]) -> None:
+        if self._writers is None:
+            self._writers = open_writers(
+                self._names,
+                self._workdir,
+                run_name=self._workdir.name,
+                config=self._config,
+                start_step=step - 1,
+            )
+        for writer in list(self._writers):
+            try:
+                send(writer)
+            except Exception as error:  # of a foreign package, so of any type
+                self._writers.remove(writer)
+                self._failed(writer, error)
+
+    def _failed(self, writer: Writer, error: Exception) -> None:
+        # Its type only: the text may hold an address with a key in it.
+        self.warning(
+            f"{type(writer).__name__} failed ({type(error).__name__}); from here on metrics go to {EVENTS} only."
+        )
+
+    def close(self) -> None:
+        """Closes terminal, writers and log."""
+        self._progress.close()
+        for writer in self._writers or []:
+            try:
+                writer.close()
+            except Exception as error:
+                self._failed(writer, error)
+        self._writers = []
+        self._log.close()
 
     def __enter__(self) -> Self:
         return self
@@ -71,55 +161,4 @@ class RunReport:
     ):
         if error is not None:
             self.event("failed", error=f"{type(error).__name__}: {error}")
-        self._log.close()
-
-    def say(self, line: str) -> None:
-        """A line for people, and an event."""
-        print(line, flush=True)
-        self.event("message", text=line)
-
-    def warning(self, line: str) -> None:
-        """A line that people should not miss, and an event."""
-        print(f"warning: {line}", flush=True)
-        self.event("warning", text=line)
-
-    def event(self, name: str, **fields: Any) -> None:
-        """Anything worth remembering."""
-        self._log.write([{"event": name, **fields}])
-
-    def start(self, facts: dict[str, str], lines: list[str]) -> None:
-        """The first screen: what was decided, and the plan of the data."""
-        for name, value in facts.items():
-            print(f"{name:<10} {value}")
-        print("\n".join(lines), flush=True)
-        self.event("start", **facts)
-
-    def steps(self, rows: list[dict[str, Any]], extra: dict[str, float]) -> None:
-        """Every step into the log; the last one onto the terminal."""
-        events: list[dict[str, Any]] = [{"event": "step", **row} for row in rows]
-        events[-1] |= extra
-        self._log.write(events)
-        last, rate = rows[-1], extra["perf/tokens_per_s"]
-        left = (self._num_steps - last["step"]) * extra["perf/step_time_s"]
-        print(
-            f"step {last['step']:>6}/{self._num_steps}  loss {last['loss']:.4f}  lr {last['learning_rate']:.2e}  "
-            f"grad norm {last['grad_norm']:.2f}  {rate:,.0f} tokens/s  {extra['perf/flops_per_s'] / 1e9:,.0f} "
-            f"GFLOP/s  {left:,.0f} s left",
-            flush=True,
-        )
-
-    def evaluation(self, step: int, scores: dict[str, float]) -> None:
-        """Held-out scores, one line per source."""
-        self._log.write([{"event": "eval", "step": step, **scores}])
-        for name in sorted({key.split("/")[1] for key in scores if key.count("/") == 2}):
-            one = {part: scores[f"eval/{name}/{part}"] for part in ("loss", "perplexity", "bits_per_byte")}
-            print(
-                f"  held out at step {step}: {name:<14} loss {one['loss']:.4f}  perplexity "
-                f"{one['perplexity']:,.2f}  bits per byte {one['bits_per_byte']:.4f}",
-                flush=True,
-            )
-
-    def end(self, scores: dict[str, float], *, seconds: float) -> None:
-        """The last line."""
-        self.event("end", seconds=seconds, **scores)
-        print(f"done in {seconds:.0f} s", flush=True)
+        self.close()

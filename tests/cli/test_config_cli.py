@@ -2,12 +2,15 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from jaxlm.cli.main import main
 from jaxlm.config import key_names
 from jaxlm.run import RunConfig, parse, resolve, save_config
+
+SMALL = Path(__file__).parent.parent / "small_config.py"
 
 
 def printed(capsys, *argv):
@@ -17,7 +20,7 @@ def printed(capsys, *argv):
 
 def test_prints_every_key_in_declared_order_and_marks_what_is_not_default(capsys):
     lines = printed(
-        capsys, "--config=quickstart", "--config.seed=3", "--config.optimizer.clip_norm=None"
+        capsys, f"--config={SMALL}", "--config.seed=3", "--config.optimizer.clip_norm=None"
     ).splitlines()
     keys = [re.match(r"[ *] ([\w.]+) += ", line)[1] for line in lines]
     source = re.compile(r"data\.sources\.\w+\.")
@@ -33,28 +36,28 @@ def test_prints_every_key_in_declared_order_and_marks_what_is_not_default(capsys
 
 
 def test_json_is_the_config_that_a_run_would_save(capsys, tmp_path):
-    out = printed(capsys, "--config=quickstart", "--json")
-    save_config(tmp_path / "config.json", resolve(parse(["--config=quickstart"])))
+    out = printed(capsys, f"--config={SMALL}", "--json")
+    save_config(tmp_path / "config.json", resolve(parse([f"--config={SMALL}"])))
     assert out == (tmp_path / "config.json").read_text()
 
 
 def test_diff_prints_only_what_differs(capsys):
-    out = printed(capsys, "--config=quickstart", "--config.seed=3", "--diff=quickstart")
+    out = printed(capsys, f"--config={SMALL}", "--config.seed=3", f"--diff={SMALL}")
     assert out == "seed = 3 -> 0\n"
-    out = printed(capsys, "--config=quickstart", "--config.data.sources.topics=None", "--diff=quickstart")
+    out = printed(capsys, f"--config={SMALL}", "--config.data.sources.topics=None", f"--diff={SMALL}")
     assert "data.sources.topics.path          = (absent) -> 'embedded:topics'\n" in out
 
 
 def test_diff_reads_a_workdir(capsys, tmp_path):
     save_config(
-        tmp_path / "config.json", resolve(parse(["--config=quickstart", "--config.model.norm=layernorm"]))
+        tmp_path / "config.json", resolve(parse([f"--config={SMALL}", "--config.model.norm=layernorm"]))
     )
-    out = printed(capsys, "--config=quickstart", f"--diff={tmp_path}", "--json")
+    out = printed(capsys, f"--config={SMALL}", f"--diff={tmp_path}", "--json")
     assert json.loads(out) == {"model.norm": ["rmsnorm", "layernorm"]}
 
 
 def test_no_difference_says_so_beside_an_empty_output(capsys):
-    assert main(["config", "--config=quickstart", "--diff=quickstart"]) == 0
+    assert main(["config", f"--config={SMALL}", f"--diff={SMALL}"]) == 0
     assert capsys.readouterr() == ("", "No key differs.\n")
 
 
@@ -70,12 +73,12 @@ def test_keys_lists_every_key_with_type_default_and_meaning(capsys):
     ("argv", "message"),
     [
         ([], "--config=NAME is needed"),
-        (["--keys", "--config=quickstart"], "--keys lists what every config has"),
+        (["--keys", f"--config={SMALL}"], "--keys lists what every config has"),
         (
-            ["--config=quickstart", "--diff=quickstrat"],
+            [f"--config={SMALL}", "--diff=quickstrat"],
             "--config=quickstrat: no such config. Did you mean quickstart?",
         ),
-        (["--config=quickstart", "--config.mesh.data=3"], "data.global_batch_size="),
+        ([f"--config={SMALL}", "--config.mesh.data=3"], "data.global_batch_size="),
     ],
 )
 def test_mistakes_exit_with_2(argv, message, capsys):

@@ -165,8 +165,8 @@ import sys, time
 from jaxlm.corpus import build, inputs, units
 build.plan_units = lambda files, options: inputs.plan_units(files, options, 20_000)
 if {workers} == 1:
-    work = units.tokenise_texts
-    units.tokenise_texts = lambda *args: time.sleep(0.05) or work(*args)
+    work = units.tokenise
+    units.tokenise = lambda *args: time.sleep(0.05) or work(*args)
 from jaxlm.data.tokenizer import load_tokenizer
 build.build_corpus([{raw!r}], {output!r}, load_tokenizer({model!r}), eval_fraction=0.1, shard_tokens=20_000,
                    workers={workers}, progress=False)

@@ -63,7 +63,7 @@ def test_permute_and_keys_are_the_same_for_ever():
     assert seed_key("source", 0, "web") == 0x467FA48EACA3EC63
 
 
-@given(mixtures, st.integers(0, 10**13))
+@given(mixtures, st.integers(0, 10**16))
 @settings(max_examples=100, deadline=None)
 def test_share_of_rows_is_exact_to_one_row_at_any_block(mixture_and_seed, block):
     mixture, _ = make(*mixture_and_seed)
@@ -269,6 +269,36 @@ def test_max_epochs_is_kept_and_the_message_offers_what_fits(limit):
     fits = plan(2 * steps, books={"max_epochs": limit, "weight_tokens": float(weight)})
     books = next(source for source in fits.sources if source.name == "books")
     assert books.planned_epochs == pytest.approx(limit, rel=0.05), "the largest weight, not just a small one"
+
+
+@given(mixtures, st.integers(1, 400), st.integers(1, 30), st.floats(0.05, 3.0))
+@settings(max_examples=150, deadline=None)
+def test_the_plan_an_error_offers_is_accepted(mixture_and_seed, num_steps, batch_size, limit):
+    """Whatever the rounding of shares to rows does."""
+    sources, seed = mixture_and_seed
+    sizes = {name: size for name, (_, size) in sources.items()}
+    limited = sorted(sources)[0]
+
+    def attempt(num_steps, weight):
+        configs = {
+            name: SourceConfig(path="x", weight_tokens=w, on_exhausted="repeat")
+            for name, (w, _) in sources.items()
+        }
+        configs[limited] = SourceConfig(
+            path="x", weight_tokens=weight, on_exhausted="repeat", max_epochs=limit
+        )
+        return make_plan(configs, sizes, global_batch_size=batch_size, num_steps=num_steps, seed=seed)
+
+    try:
+        attempt(num_steps, sources[limited][0])
+    except UserError as error:
+        num_fit = re.search(r"num_steps to at most (\d+)", str(error))
+        weight = re.search(r"weight_tokens to at most ([\d.e-]+)\.$", str(error))
+        assert num_fit or weight or "lower data.global_batch_size" in str(error)
+        if num_fit:
+            assert attempt(int(num_fit[1]), sources[limited][0]).num_steps > 0
+        if weight:
+            attempt(num_steps, float(weight[1]))
 
 
 def test_stop_ends_the_run_before_any_row_comes_twice_and_says_so():

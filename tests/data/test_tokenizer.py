@@ -83,6 +83,11 @@ def test_decode_undoes_encode_for_every_unicode_string(kind, text):
 def test_a_batch_is_encoded_as_its_texts_alone(kind, texts):
     tokenizer = trained(kind)
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+    ids, lengths = tokenizer.documents(texts)
+    alone = [tokenizer.document(text) for text in texts]
+    assert ids.tolist() == [i for document in alone for i in document]
+    assert lengths.tolist() == [len(document) for document in alone]
+    assert ids.dtype == np.int32
 
 
 @settings(max_examples=300, deadline=None)
@@ -193,6 +198,8 @@ def test_special_ids_of_other_models_are_theirs():
     none = foreign(bos_id=-1, eos_id=-1)
     assert (none.bos_id, none.eos_id, none.pad_id) == (None, None, 0)
     assert none.document("the lion") == none.encode("the lion")
+    for tokenizer in (t5_style(), llama_style(), gemma_style(), none):
+        assert tokenizer.documents(["the lion"])[0].tolist() == tokenizer.document("the lion")
 
 
 def test_which_models_keep_text_exactly():
@@ -231,8 +238,9 @@ def test_bytes_that_are_not_utf8_decode_to_the_replacement_character():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lone_surrogate_is_named(kind):
-    with pytest.raises(UserError, match="lone surrogate '\\\\ud800' at character 1"):
-        trained(kind).encode("a\ud800")
+    for method in ("encode", "documents"):
+        with pytest.raises(UserError, match="lone surrogate '\\\\ud800' at character 1"):
+            getattr(trained(kind), method)(["a\ud800"] if method == "documents" else "a\ud800")
     with pytest.raises(UserError, match="lone surrogate"):
         train_tokenizer(["a\ud800"], kind, 300)
 

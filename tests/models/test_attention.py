@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -57,6 +58,23 @@ def test_kernels_compute_textbook_attention(kernel, T, N, K, window, softcap, pa
     expected = reference_attention(q, k, v, segments=segments, **kwargs)
     actual = KERNELS[kernel](jnp.array(q), jnp.array(k), jnp.array(v), segments_BT=segments, **kwargs)
     np.testing.assert_allclose(actual, expected, atol=2e-6 * math.sqrt(T) + 2e-6)
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (40, 1.5)])
+def test_kernels_have_the_same_gradients(window, softcap):
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.normal(size=(2, 200, 4, 8)), jnp.float32)
+    k, v = jnp.asarray(rng.normal(size=(2, 2, 200, 2, 8)), jnp.float32)
+    segments = np.sort(rng.integers(0, 3, (2, 200))).astype(np.int32)
+    mix = jnp.asarray(rng.normal(size=q.shape), jnp.float32)
+    kwargs = dict(segments_BT=segments, window=window, softcap=softcap, scale=0.7)
+
+    def grads(kernel):
+        loss = jax.grad(lambda q, k, v: (KERNELS[kernel](q, k, v, **kwargs) * mix).sum(), argnums=(0, 1, 2))
+        return jax.jit(loss)(q, k, v)
+
+    for dense, chunked in zip(grads("dense"), grads("chunked"), strict=True):
+        np.testing.assert_allclose(chunked, dense, atol=2e-5)
 
 
 def test_auto_picks_by_platform():

@@ -98,7 +98,7 @@ def test_after_a_resume_the_later_line_wins_and_steps_beyond_are_taken_back(path
     with EventLog(path) as log:
         for step in (10, 20, 30, 40):
             log.write("step", step=step, loss=1.0 * step)
-        log.write("restore", step=20)
+        log.write("eval", step=40, loss=0.0)
         log.write("step", step=25, loss=-25.0)
         log.write("step", step=30, loss=-30.0)
         log.write("eval", step=30, loss=0.0)
