@@ -60,7 +60,7 @@ clean:  ## remove the environment and caches (runs/ stays)
 $(VENV)/bin/python:
 	@if [ -z "$(PYTHON)" ]; then echo "Python >= 3.11 not found. Install it, or: make PYTHON=/path/to/python3"; exit 1; fi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(PYTHON) is older than Python 3.11. Try: make PYTHON=/path/to/python3"; exit 1; }
+		{ echo "PYTHON=$(PYTHON) is not a Python >= 3.11. Try: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "$(PYTHON) cannot make environments. On Debian: apt install python3-venv"; exit 1; }
 

@@ -25,8 +25,6 @@ PREFILL_TOKENS = 256
 """A longer prompt is prefilled in pieces of this size: bounded memory, one compiled shape at any length."""
 BUFFER_TOKENS = 64
 """Most tokens a row decodes before the host looks at them."""
-STREAM_TOKENS = 4
-"""The same where somebody is watching."""
 
 OnTokens = Callable[[int, list[int]], int | None]
 """on_tokens(row, new tokens) -> None to go on, or how many of them to keep and stop the row there."""
@@ -161,7 +159,7 @@ def check_prompts(
             advice = f"ask for {room} new tokens at most" if room > 0 else "shorten the prompt"
             raise UserError(
                 f"prompt {number} has {len(prompt)} tokens and max_new_tokens={max_new_tokens}, together beyond "
-                f"the {limit} positions the model has learned (model.max_seq_len): {advice}."
+                f"the {limit} positions the model has learned (max_seq_len): {advice}."
             )
 
 
@@ -182,6 +180,7 @@ def generate(
     vocab_size: int | None = None,
     batch_size: int = 32,
     on_tokens: OnTokens | None = None,
+    tokens_per_call: int = 4,
 ) -> list[Generation]:
     """Continues every prompt by up to max_new_tokens tokens.
 
@@ -196,7 +195,8 @@ def generate(
       eos_id, stop_ids: ids that end a row; they are not part of the result.
       vocab_size: ids from here on only pad the model's embedding and are never picked.
       batch_size: most rows decoded at once; memory grows with it.
-      on_tokens: called with each row's new tokens, every few tokens; may stop the row (stop strings).
+      on_tokens: called with each row's new tokens, may stop the row (stop strings).
+      tokens_per_call: tokens between two calls of on_tokens; the result does not depend on it.
 
     Raises:
       UserError: an impossible setting; a prompt that is empty, foreign to the vocabulary, or beyond the
@@ -213,6 +213,7 @@ def generate(
     batch = Request(
         lm, params, make_knobs(sampling, vocab_size), jnp.asarray(padded_ends, jnp.int32),
         eos_id, max_new_tokens, limit, jax.random.key(seed), on_tokens,
+        BUFFER_TOKENS if on_tokens is None else min(max(tokens_per_call, 1), BUFFER_TOKENS),
     )  # fmt: skip
     results = [Generation() for _ in prompts]
     # Rows of similar length share a batch, so that short prompts do not pay for long ones.
@@ -235,6 +236,7 @@ class Request(NamedTuple):
     limit: int | None
     key: jax.Array
     on_tokens: OnTokens | None
+    tokens_per_call: int
 
 
 def run_batch(
@@ -262,10 +264,9 @@ def run_batch(
     row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(
         request.key, jnp.asarray(list(row_ids) + [0] * (B - len(row_ids)), jnp.uint32)
     )
-    chunk = BUFFER_TOKENS if request.on_tokens is None else STREAM_TOKENS
     num_done = 0
     while num_done < request.max_new_tokens and not done_B.all():
-        num_tokens = min(chunk, request.max_new_tokens - num_done)
+        num_tokens = min(request.tokens_per_call, request.max_new_tokens - num_done)
         cache, rows, tokens_BT, logprobs_BT = steps.decode(
             request.params, cache, rows, row_keys_B, request.stop_ids, request.knobs, jnp.int32(num_tokens)
         )

@@ -118,13 +118,16 @@ class MlflowWriter:
             raise UserError(
                 f"report.writers: mlflow needs MLFLOW_TRACKING_URI when the workdir is {workdir}."
             )
+        artifacts = None if uri else f"{os.path.abspath(os.fspath(workdir))}/mlartifacts"
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "jaxlm")
         try:
             self._client = mlflow.MlflowClient(
                 tracking_uri=uri or f"sqlite:///{os.path.abspath(os.fspath(workdir))}/mlflow.db"
             )
             found = self._client.get_experiment_by_name(experiment)
-            experiment_id = found.experiment_id if found else self._client.create_experiment(experiment)
+            experiment_id = (
+                found.experiment_id if found else self._client.create_experiment(experiment, artifacts)
+            )
             run_id = kept_id(workdir, "mlflow_run_id", "")
             new = not run_id
             if new:

@@ -491,3 +491,23 @@ def test_progress_in_a_log_is_a_line_now_and_then(capsys, monkeypatch):
     with Progress("x", 100, show=False) as bar:
         bar.add(50, 1)
     assert capsys.readouterr().err == ""
+
+
+def test_a_remote_output_is_built_in_the_cache_and_uploaded_manifest_last(
+    raw, tmp_path, small_units, monkeypatch
+):
+    make(raw, tmp_path / "whole")
+    monkeypatch.setattr(build, "is_local", lambda path: "remote" not in str(path))
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
+    written = []
+    write = build.write_manifest
+
+    def write_manifest(folder, manifest):
+        written.extend(os.listdir(folder))
+        write(folder, manifest)
+
+    monkeypatch.setattr(build, "write_manifest", write_manifest)
+    make(raw, tmp_path / "remote")
+    assert tree(tmp_path / "remote") == tree(tmp_path / "whole")
+    assert set(written) == set(tree(tmp_path / "whole")) - {"manifest.json"}
+    assert tree(tmp_path / "cache") == {}

@@ -291,14 +291,16 @@ def test_the_plan_an_error_offers_is_accepted(mixture_and_seed, num_steps, batch
 
     try:
         attempt(num_steps, sources[limited][0])
+        return
     except UserError as error:
-        num_fit = re.search(r"num_steps to at most (\d+)", str(error))
-        weight = re.search(r"weight_tokens to at most ([\d.e-]+)\.$", str(error))
-        assert num_fit or weight or "lower data.global_batch_size" in str(error)
-        if num_fit:
-            assert attempt(int(num_fit[1]), sources[limited][0]).num_steps > 0
-        if weight:
-            attempt(num_steps, float(weight[1]))
+        message = str(error)
+    num_fit = re.search(r"num_steps to at most (\d+)", message)
+    weight = re.search(r"weight_tokens to at most ([\d.e-]+)\.$", message)
+    assert num_fit or weight or "lower data.global_batch_size" in message
+    if num_fit:
+        assert attempt(int(num_fit[1]), sources[limited][0]).num_steps > 0
+    if weight:
+        attempt(num_steps, float(weight[1]))
 
 
 def test_stop_ends_the_run_before_any_row_comes_twice_and_says_so():
