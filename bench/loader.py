@@ -51,7 +51,7 @@ def main() -> None:
             print(
                 f"loader {packing:>8} {place:>6} {batch_size:>2} x {data.seq_len}: "
                 f"{speed.tokens_per_s / 1e6:5.1f} million tokens/s = {speed.ratio:.2f} of np.take "
-                f"({speed.limit_tokens_per_s / 1e6:.0f}), "
+                f"({speed.limit_tokens_per_s / 1e6:.0f}), {speed.tokens_per_cpu_s / 1e6:.1f} per CPU s, "
                 f"{speed.tokens_per_s / GOAL_TOKENS_PER_S:.1f} x goal; first {speed.first_batch_s:.3f} s",
                 flush=True,
             )

@@ -176,9 +176,7 @@ class Mixture:
         before_GS = np.array([self._before(block) for block in [*blocks.tolist(), (chunk + 1) * G]])
         keys = mix64(blocks.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(self._block_key))
         place = permute(np.tile(np.arange(K), (G, 1)), K, keys[:, None]) + np.arange(G)[:, None] * K
-        begins = (
-            np.diff(before_GS, axis=0)[:, :-1] + np.arange(G)[:, None] * K
-        ).ravel()  # of sources in blocks
+        begins = (np.diff(before_GS, axis=0)[:, :-1] + np.arange(G)[:, None] * K).ravel()  # of each `part`
         part = np.searchsorted(begins, place.ravel(), side="right") - 1  # block * S + source
         order = np.argsort(part, kind="stable")  # the rows that a source gets in a block keep their order
         ordinal = np.empty(G * K, np.int64)

@@ -13,6 +13,7 @@ position of a run is its step. Grain is given one element per batch and brings t
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -248,8 +249,6 @@ def batch_hash(fingerprints: np.ndarray) -> int:
 
 
 def index_folder(data: DataConfig) -> Path:
-    """Where `best_fit` keeps its indices: in the cache, if that is on this machine."""
-    cache = cache_root(data.cache_dir)
-    return (
-        Path(cache if is_local(cache) else cache_root()) / "packing"
-    )  # memory-mapped: not on an object store
+    """Where `best_fit` keeps its indices, which are memory-mapped: in a cache on this machine, not on gs://."""
+    roots = [cache_root(data.cache_dir), cache_root(), os.path.expanduser("~/.cache/jaxlm")]
+    return Path(next(root for root in roots if is_local(root))) / "packing"

@@ -20,6 +20,8 @@ class LoaderSpeed(NamedTuple):
     """From the first request of data to the first batch, nothing read ahead."""
     tokens_per_s: float
     batches_per_s: float
+    tokens_per_cpu_s: float
+    """The same per second of processor time: what others do on the machine matters less."""
     limit_tokens_per_s: float
     """Of `np.take` of as many rows from memory and a copy of the other fields."""
 
@@ -33,7 +35,7 @@ class LoaderSpeed(NamedTuple):
         return [
             f"first batch  {self.first_batch_s:.4f} s",
             f"loader       {self.tokens_per_s / 1e6:.1f} million tokens/s, {self.batches_per_s:,.0f} "
-            f"batches/s, measured over {self.num_batches:,}",
+            f"batches/s over {self.num_batches:,}; {self.tokens_per_cpu_s / 1e6:.1f} million tokens per CPU second",
             f"limit        {self.limit_tokens_per_s / 1e6:.1f} million tokens/s (np.take and copies of as "
             f"many bytes, one thread)",
             f"ratio        {self.ratio:.2f} of the limit",
@@ -47,16 +49,17 @@ def measure_loader(rows: Rows, num_batches: int) -> LoaderSpeed:
     with make_iterator(rows, num_steps=num_batches + 1) as batches:
         next(batches)
         first_s = time.perf_counter() - start
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         for _ in batches:
             pass
-        seconds = time.perf_counter() - start
+        seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
     limit_s = _copy_batches(rows.data.global_batch_size, rows.data.seq_len, num_batches)
     return LoaderSpeed(
         num_batches=num_batches,
         first_batch_s=first_s,
         tokens_per_s=num_batches * places / seconds,
         batches_per_s=num_batches / seconds,
+        tokens_per_cpu_s=num_batches * places / max(cpu_s, 1e-9),
         limit_tokens_per_s=num_batches * places / limit_s,
     )
 

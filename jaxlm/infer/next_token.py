@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.infer.config import SamplingConfig
-from jaxlm.infer.pick import filter_logits, forbid_padding, make_knobs, pick
+from jaxlm.infer.pick import Knobs, filter_logits, forbid_padding, make_knobs, pick
 from jaxlm.infer.sample import axis_size, round_rows
 from jaxlm.infer.text import REPLACEMENT, encode_prompt
 from jaxlm.models.build import LM
@@ -106,6 +106,13 @@ def compiled_logits(hidden: Callable, head: Callable) -> Callable[..., jax.Array
         return head(params, jnp.take_along_axis(x_BTD, places_BW[:, :, None], axis=1))
 
     return logits_at
+
+
+@jax.jit
+def filter_and_pick(logits_BV, row_keys_B, positions_B, knobs: Knobs):
+    """(logits without padding ids, the same filtered, the ids picked), as sampling does it."""
+    masked_BV = forbid_padding(logits_BV, knobs)
+    return masked_BV, filter_logits(masked_BV, knobs), pick(logits_BV, row_keys_B, positions_B, knobs)[0]
 
 
 def row_logits(
@@ -214,10 +221,11 @@ def next_token_distribution(
             "(--step)."
         )
     logits_1V = jnp.asarray(logits[0])
-    masked_1V = forbid_padding(logits_1V, knobs)
-    probs = softmax(np.asarray(masked_1V)[0])
-    filtered_V = np.asarray(filter_logits(masked_1V, knobs))[0]
-    probs_sampled = softmax(filtered_V)
+    row_key = jax.random.fold_in(jax.random.key(seed), 0)
+    masked_V, filtered_V, sampled = (
+        np.asarray(x)[0] for x in filter_and_pick(logits_1V, row_key[None], jnp.asarray([len(ids)]), knobs)
+    )
+    probs, probs_sampled = softmax(masked_V), softmax(filtered_V)
     order = np.argsort(-probs, kind="stable")
     cumulative = np.cumsum(probs[order])
     rank_of = np.empty(len(order), np.int64)
@@ -230,8 +238,6 @@ def next_token_distribution(
             rank + 1, token, tokenizer.piece(token), p, min(float(cumulative[rank]), 1.0), p_sampled
         )
 
-    row_key = jax.random.fold_in(jax.random.key(seed), 0)
-    sampled, _ = pick(logits_1V, row_key[None], jnp.asarray([len(ids)], jnp.int32), knobs)
     nats = entropy(probs)
     return NextToken(
         prompt=prompt,
@@ -244,7 +250,7 @@ def next_token_distribution(
         top=[entry(int(token)) for token in order[: min(top, tokenizer.vocab_size)]],
         candidates=word_probabilities(tokenizer, words, rows[1:], logits[1:], len(ids)),
         greedy=entry(int(order[0])),
-        sampled=entry(int(sampled[0])),
+        sampled=entry(int(sampled)),
     )
 
 

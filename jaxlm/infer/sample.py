@@ -205,6 +205,10 @@ def generate(
     sampling = SamplingConfig(temperature, top_k, top_p, min_p)
     limit = axis_size(lm, params, "positions")
     check_prompts(prompts, max_new_tokens, axis_size(lm, params, "vocab"), limit)
+    if batch_size < 1:
+        raise UserError(
+            f"batch_size={batch_size} must be at least 1: it is the number of rows decoded at once."
+        )
     row_ids = range(len(prompts)) if row_ids is None else row_ids
     if len(row_ids) != len(prompts):
         raise UserError(f"{len(row_ids)} row ids for {len(prompts)} prompts: give one for each.")

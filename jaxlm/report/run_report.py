@@ -17,7 +17,7 @@ from typing import Any, Self
 from etils import epath
 
 from jaxlm.report.events import EVENTS, EventLog
-from jaxlm.report.progress import Progress, duration, eval_lines, start_screen
+from jaxlm.report.progress import Progress, duration, start_screen
 from jaxlm.report.writers import Writer, check_installed, open_writers
 
 LOG_ONLY = ("step", "batch_hash")
@@ -112,9 +112,9 @@ class RunReport:
         self._send(step, lambda writer: writer.text(step, name, value))
 
     def end(self, scores: Mapping[str, float], *, seconds: float) -> None:
-        """The last lines of a run that reached its last step."""
+        """The last line of a run that reached its last step."""
         self._log.write_many([("end", None, {"seconds": seconds, **scores})])
-        self._print("\n".join([f"done in {duration(seconds)}", *eval_lines(scores)]))
+        self._print(f"done in {duration(seconds)}")
 
     def _print(self, text: str) -> None:
         if self._first:

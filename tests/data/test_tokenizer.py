@@ -98,6 +98,17 @@ def test_the_word_cache_gives_what_sentencepiece_gives(text):
     assert tokenizer.encode(text) == tokenizer._sp.encode(text)
 
 
+def test_a_model_with_pieces_across_words_is_not_encoded_word_by_word():
+    tokenizer = foreign(
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        model_type="bpe", add_dummy_prefix=False, split_by_whitespace=False, vocab_size=400,
+    )  # fmt: skip
+    assert tokenizer.exact
+    assert any(" " in tokenizer.piece(i).strip() for i in range(tokenizer.vocab_size))
+    text = "the lion is in the forest"
+    assert tokenizer.encode(text) == tokenizer._sp.encode(text)
+
+
 def test_the_word_cache_stays_small(monkeypatch):
     monkeypatch.setattr(tokenizer_lib, "CACHED_WORDS", 10)
     tokenizer = SentencePieceTokenizer(trained("bpe").model_bytes)

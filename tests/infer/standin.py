@@ -73,7 +73,9 @@ class ByteTokenizer:
     def encode(self, text):
         data, ids = text.encode(), []
         while data:
-            best = max(range(2, self.vocab_size), key=lambda i: data.startswith(self.bytes[i]) * len(self.bytes[i]))
+            best = max(
+                range(2, self.vocab_size), key=lambda i: data.startswith(self.bytes[i]) * len(self.bytes[i])
+            )
             ids.append(best)
             data = data[len(self.bytes[best]) :]
         return ids
