@@ -51,7 +51,8 @@ files:
 	if [ -n "$$large" ]; then echo "too large for the repository: $$large"; exit 1; fi
 
 bench: $(VENV)/run.stamp  ## speed of the reference shapes on this machine
-	$(BIN)/jaxlm bench
+	$(BIN)/python bench/loader.py
+	$(BIN)/python bench/checkpoint.py
 
 clean:  ## remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

@@ -11,7 +11,6 @@ import pytest
 from jaxlm.data.config import DataConfig
 from jaxlm.models import sizes
 from jaxlm.models.build import build
-from jaxlm.models.config import REMATS
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.sharding import PARAMS
 from jaxlm.plan import memory
