@@ -23,14 +23,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from etils import epath
 
 from jaxlm import checkpoint_integrity as integrity
-from jaxlm.checkpoint_hosts import first_text, from_first, process_count, process_index
 from jaxlm.checkpoint_integrity import DamagedCheckpoint
 from jaxlm.checkpoint_meta import ArraySpec, Meta, check_fit, check_tokenizer
 from jaxlm.types import Params, PyTree, UserError
@@ -75,12 +73,7 @@ def named_arrays(tree: PyTree) -> dict[str, Any]:
 
 def array_specs(tree: PyTree) -> dict[str, ArraySpec]:
     """Shape and dtype of every leaf, by path."""
-    return {name: spec_of(leaf) for name, leaf in named_arrays(tree).items()}
-
-
-def spec_of(array: Any) -> ArraySpec:
-    """Shape and dtype of an array or ShapeDtypeStruct."""
-    return ArraySpec(tuple(array.shape), str(array.dtype))
+    return {name: ArraySpec(tuple(x.shape), str(x.dtype)) for name, x in named_arrays(tree).items()}
 
 
 def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +161,7 @@ class Checkpoints:
         self._join()
         self._report(raise_disk_errors=False)
         step = self._step = meta.step
-        if step in from_first(self.all_steps()):
+        if step in _from_first(self.all_steps()):
             return False
         ocp = _import_orbax()
         meta = dataclasses.replace(meta, arrays=array_specs(state), saved_at=time.time())
@@ -234,7 +227,7 @@ class Checkpoints:
             self._fail(step, error)
             return
         try:
-            if process_index() == 0:
+            if _process_index() == 0:
                 self._delete_old()
         except OSError as error:
             self._warn(f"Old checkpoints in {self.directory} could not be deleted: {error}.")
@@ -245,7 +238,7 @@ class Checkpoints:
             self._orbax.close()
         self._orbax = None
         partial = self.directory / f"{step}{integrity.UNFINISHED}"
-        if process_count() > 1:
+        if _process_count() > 1:
             self._interrupted.append(partial)  # other hosts may still be writing there
         elif partial.exists():
             partial.rmtree()
@@ -295,7 +288,7 @@ class Checkpoints:
 
     def _tidy(self) -> None:
         """What an earlier process left behind when it was killed."""
-        if process_index() != 0:
+        if _process_index() != 0:
             return
         for folder in integrity.list_leftovers(self.directory, integrity.DELETING):
             folder.rmtree()
@@ -339,28 +332,64 @@ class Checkpoints:
     ) -> Restored:
         import jax
 
-        if step is not None:
-            self._check_exists(step)
+        ocp = _import_orbax()
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         prefix = "" if group is None else f"{group}/"
         wanted = {
             prefix + name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device)
             for name, leaf in named_arrays(abstract).items()
         }
+        wanted_tree = _nest(wanted)
+        while True:
+            good = self._choose(step)
+            folder = self.directory / str(good)
+            meta = integrity.read_meta(folder)
+            where = f"Checkpoint {good} in {self.directory}"
+            check_tokenizer(where, meta, tokenizer_sha256)
+            check_fit(
+                where, meta, {prefix + name: spec for name, spec in array_specs(abstract).items()}, group
+            )
+            try:
+                arrays = (
+                    self._open_orbax()
+                    .restore(
+                        folder,
+                        args=ocp.args.Composite(
+                            state=ocp.args.PyTreeRestore(
+                                item=wanted_tree,
+                                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted_tree),
+                                partial_restore=group is not None,
+                            )
+                        ),
+                    )
+                    .state
+                )
+            except Exception:
+                if self._policy is None and step is None and not folder.exists():
+                    continue  # a reader beside a running training: the step was deleted meanwhile
+                raise
+            named = named_arrays(arrays)
+            leaves = [named[name] for name in wanted]
+            return Restored(jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta)
+
+    def _choose(self, step: int | None) -> int:
+        """The step to use, on which all processes agree; damaged later ones are set aside."""
+        if step is not None:
+            self._check_exists(step)
         damages: dict[int, str] = {}
         tried: set[int] = set()
-        while left := [s for s in from_first(self.all_steps()) if s not in tried and step in (None, s)]:
-            candidate = max(left)
+        while candidates := [
+            s for s in _from_first(self.all_steps()) if s not in tried and step in (None, s)
+        ]:
+            candidate = max(candidates)
             tried.add(candidate)
-            found = self._try(candidate, wanted, group, tokenizer_sha256)
-            if not isinstance(found, str):
+            if not (self.directory / str(candidate)).exists():
+                continue
+            if not (damage := self._damage(candidate)):
                 for bad, reason in damages.items():
                     self._set_aside(bad, reason, candidate)
-                named, meta = found
-                leaves = [named[name] for name in wanted]
-                return Restored(jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta)
-            if (self.directory / str(candidate)).exists():  # else a running training has deleted it meanwhile
-                damages[candidate] = found
+                return candidate
+            damages[candidate] = damage
         if not damages:
             raise UserError(f"There is no checkpoint in {self.directory}. Check the path of the run.")
         listed = "; ".join(f"{bad}: {reason}" for bad, reason in damages.items())
@@ -368,58 +397,23 @@ class Checkpoints:
         way_out = f"Try one of the steps {others}." if others else "Train again in another --workdir."
         raise UserError(f"No good checkpoint is left in {self.directory} ({listed}). {way_out}")
 
-    def _try(
-        self, step: int, wanted: dict[str, Any], group: str | None, tokenizer_sha256: str | None
-    ) -> tuple[dict[str, Any], Meta] | str:
-        """The arrays of a step by path, and its meta; or what is wrong with its files, on which processes agree.
-
-        One process compares the checksums of the large files while Orbax reads them. Several compare all first,
-        each its share: were one to stop at a damaged file, the others would wait for it.
-        """
-        folder, num = self.directory / str(step), process_count()
+    def _damage(self, step: int) -> str:
+        """What is wrong with a step, "" if nothing is; hosts share the reading, and agree."""
+        folder = self.directory / str(step)
         try:
-            integrity.verify(
-                folder, checksums="small" if num == 1 else "all", part=process_index(), num_parts=num
-            )
-            meta, damage = integrity.read_meta(folder), ""
+            integrity.verify(folder, part=_process_index(), num_parts=_process_count())
+            integrity.read_meta(folder)
+            damage = ""
         except DamagedCheckpoint as error:
-            meta, damage = None, str(error)
-        damage = first_text(damage)
-        if meta is None or damage:
-            return damage
-        where = f"Checkpoint {step} in {self.directory}"
-        check_tokenizer(where, meta, tokenizer_sha256)
-        check_fit(where, meta, {name: spec_of(leaf) for name, leaf in wanted.items()}, group)
-        with ThreadPoolExecutor(1) as pool:
-            verified = pool.submit(integrity.verify, folder, checksums="large" if num == 1 else "none")
-            try:
-                named = self._read(folder, wanted, partial=group is not None)
-            except Exception:
-                if verified.exception() is None and folder.exists():
-                    raise
-                return str(verified.exception())
-            try:
-                verified.result()
-            except DamagedCheckpoint as error:
-                return str(error)
-        return named, meta
-
-    def _read(self, folder: epath.Path, wanted: dict[str, Any], *, partial: bool) -> dict[str, Any]:
-        ocp = _import_orbax()
-        tree = _nest(wanted)
-        args = ocp.args.PyTreeRestore(
-            item=tree,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
-            partial_restore=partial,
-        )
-        return named_arrays(self._open_orbax().restore(folder, args=ocp.args.Composite(state=args)).state)
+            damage = str(error)
+        return _first_text(damage)
 
     def _set_aside(self, step: int, reason: str, instead: int) -> None:
         folder = self.directory / str(step)
         text = f"Checkpoint {step} in {self.directory} is damaged: {reason}. Using step {instead} instead"
         if self._policy is None or not integrity.is_local(folder):
             self._warn(f"{text}; the damaged one is left where it is.")
-        elif process_index() == 0:
+        elif _process_index() == 0:
             self._warn(f"{text}; the damaged one is now {integrity.set_aside(folder).name}.")
 
     def _check_exists(self, step: int) -> None:
@@ -430,7 +424,7 @@ class Checkpoints:
 
     def mark(self, step: int, name: str) -> None:
         """Notes that something which follows a save (an evaluation, an export) was completed."""
-        if process_index() == 0:
+        if _process_index() == 0:
             integrity.write_mark(self.directory, step, name)
 
     def marked(self, step: int, name: str) -> bool:
@@ -465,3 +459,42 @@ def _import_orbax() -> Any:
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
+
+
+def _process_index() -> int:
+    import jax
+
+    return jax.process_index()
+
+
+def _process_count() -> int:
+    import jax
+
+    return jax.process_count()
+
+
+def _from_first(values: list[int]) -> list[int]:
+    """The first process's list, on all processes: a shared file system may show them different ones."""
+    if _process_count() == 1:
+        return values
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
+    padded = np.resize(np.array([*values, 0], np.int32), count)
+    return multihost_utils.broadcast_one_to_all(padded).tolist() if count else []
+
+
+def _first_text(text: str, limit_bytes: int = 512) -> str:
+    """The first text among the processes that is not empty, on all of them; "" if all are."""
+    if _process_count() == 1:
+        return text
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    encoded = np.zeros(limit_bytes, np.uint8)
+    content = np.frombuffer(text.encode()[:limit_bytes], np.uint8)
+    encoded[: len(content)] = content
+    rows = np.asarray(multihost_utils.process_allgather(encoded)).reshape(_process_count(), limit_bytes)
+    texts = [row[row != 0].tobytes().decode(errors="replace") for row in rows]
+    return next((t for t in texts if t), "")

@@ -24,7 +24,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -44,7 +44,6 @@ UNSEALED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 BLOCK_BYTES = 64 << 20
 """A large file has one checksum per block, so that several threads can share it."""
 BUFFER_BYTES = 1 << 20
-SMALL_BYTES = 1 << 20
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 DISK_WORDS = (
     "No space left",
@@ -71,13 +70,6 @@ class FileSeal(NamedTuple):
     size: int
     crc32: tuple[int, ...]
     """One for each block of BLOCK_BYTES; empty on object stores, which check their objects themselves."""
-
-
-class Seal(NamedTuple):
-    """What all files of a step were when it was sealed."""
-
-    files: dict[str, FileSeal]
-    block_bytes: int
 
 
 def is_local(path: epath.PathLike) -> bool:
@@ -141,8 +133,8 @@ def _canonical_crc(body: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps({k: v for k, v in body.items() if k != "crc32"}, sort_keys=True).encode())
 
 
-def read_seal(folder: epath.PathLike) -> Seal:
-    """The seal of a step.
+def read_seal(folder: epath.PathLike) -> dict[str, FileSeal]:
+    """File -> its seal.
 
     Errors: DamagedCheckpoint when there is none (the save was not finished) or it is damaged itself.
     """
@@ -155,56 +147,43 @@ def read_seal(folder: epath.PathLike) -> Seal:
         raise DamagedCheckpoint(SEAL, "cannot be parsed: it is truncated or damaged") from None
     if not isinstance(body, dict) or body.get("crc32") != _canonical_crc(body):
         raise DamagedCheckpoint(SEAL, "does not match its own checksum: it was damaged or edited")
-    files = {name: FileSeal(size, tuple(crcs)) for name, (size, crcs) in body["files"].items()}
-    return Seal(files, body["block_bytes"])
+    return {name: FileSeal(size, tuple(crcs)) for name, (size, crcs) in body["files"].items()}
 
 
-def verify(
-    folder: epath.PathLike,
-    *,
-    checksums: Literal["all", "small", "large", "none"] = "all",
-    part: int = 0,
-    num_parts: int = 1,
-) -> None:
+def verify(folder: epath.PathLike, *, checksums: bool = True, part: int = 0, num_parts: int = 1) -> None:
     """Compares a checkpoint with its seal: every file there, every size right, every checksum equal.
 
     Args:
-      checksums: of all files; of those up to SMALL_BYTES (all but the arrays' data); of the larger ones; or none,
-        which takes no time.
+      checksums: False looks at names and sizes only, which takes no time.
       part, num_parts: check only this share of the blocks: hosts divide the reading among them.
 
     Errors: DamagedCheckpoint that names the first bad file.
     """
     folder = epath.Path(folder)
-    sealed = read_seal(folder)
-    for name, file in sealed.files.items():
+    seals = read_seal(folder)
+    for name, sealed in seals.items():
         path = folder / name
         if not path.exists():
             raise DamagedCheckpoint(name, "is missing")
-        if (size := path.stat().length) != file.size:
-            how = "is truncated" if size < file.size else "is longer than what was written"
-            raise DamagedCheckpoint(name, f"{how}: {size:,} bytes instead of {file.size:,}")
-    wanted = {"all": (True, True), "small": (True, False), "large": (False, True), "none": (False, False)}[
-        checksums
-    ]
-    blocks = [
-        (name, index, crc)
-        for name, file in sealed.files.items()
-        if wanted[file.size > SMALL_BYTES]
-        for index, crc in enumerate(file.crc32)
-    ][part::num_parts]
+        if (size := path.stat().length) != sealed.size:
+            how = "is truncated" if size < sealed.size else "is longer than what was written"
+            raise DamagedCheckpoint(name, f"{how}: {size:,} bytes instead of {sealed.size:,}")
+    if not checksums:
+        return
+    blocks = [(name, i, crc) for name, sealed in seals.items() for i, crc in enumerate(sealed.crc32)]
     local = threading.local()
 
     def check(block: tuple[str, int, int]) -> bool:
         name, index, expected = block
         if not hasattr(local, "buffer"):
             local.buffer = memoryview(bytearray(BUFFER_BYTES))
-        return _block_crc(folder / name, index, sealed.block_bytes, local.buffer) == expected
+        return _block_crc(folder / name, index, local.buffer) == expected
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="verify") as pool:
-        for (name, index, _), good in zip(blocks, pool.map(check, blocks)):
+        mine = blocks[part::num_parts]
+        for (name, index, _), good in zip(mine, pool.map(check, mine)):
             if not good:
-                where = f" from byte {index * sealed.block_bytes:,} on" if index else ""
+                where = f" from byte {index * BLOCK_BYTES:,} on" if index else ""
                 raise DamagedCheckpoint(
                     name, f"does not match its checksum{where}: it changed since the save"
                 )
@@ -212,14 +191,13 @@ def verify(
 
 def _checksums(path: epath.Path, size: int) -> tuple[int, ...]:
     buffer = memoryview(bytearray(BUFFER_BYTES))
-    num_blocks = max(1, -(-size // BLOCK_BYTES))
-    return tuple(_block_crc(path, index, BLOCK_BYTES, buffer) for index in range(num_blocks))
+    return tuple(_block_crc(path, index, buffer) for index in range(max(1, -(-size // BLOCK_BYTES))))
 
 
-def _block_crc(path: epath.Path, index: int, block_bytes: int, buffer: memoryview) -> int:
-    crc, left = 0, block_bytes
+def _block_crc(path: epath.Path, index: int, buffer: memoryview) -> int:
+    crc, left = 0, BLOCK_BYTES
     with open(path, "rb", buffering=0) as file:
-        file.seek(index * block_bytes)
+        file.seek(index * BLOCK_BYTES)
         while left and (count := file.readinto(buffer[: min(left, len(buffer))])):
             crc = zlib.crc32(buffer[:count], crc)
             left -= count
@@ -232,7 +210,7 @@ def read_meta(folder: epath.PathLike) -> Meta:
     Errors: DamagedCheckpoint; UserError for a later format.
     """
     folder = epath.Path(folder)
-    sealed = read_seal(folder).files.get(META)
+    sealed = read_seal(folder).get(META)
     if sealed is None:
         raise DamagedCheckpoint(SEAL, f"does not list {META}")
     try:

@@ -69,7 +69,7 @@ def collect(run: epath.Path, step: int | None, *, verify: bool) -> dict[str, Any
     metas: dict[int, Meta] = {}
     for one in integrity.list_steps(directory):
         try:
-            integrity.verify(directory / str(one), checksums="all" if verify else "none")
+            integrity.verify(directory / str(one), checksums=verify)
             metas[one] = integrity.read_meta(directory / str(one))
         except integrity.DamagedCheckpoint as damage:
             damages[one] = str(damage)

@@ -12,8 +12,8 @@ DECAY = 0.5
 def history_lm(table_VV, *, decay=DECAY, num_positions=None):
     """A model whose next-token logits are sum over s <= t of decay^(t - s) * table[token_s].
 
-    decay=0 is a bigram model. The cache holds token ids by slot, so wrong slots, positions or masks change
-    the logits. `lm.traces` counts how often extend was traced: one per compiled shape and function.
+    decay=0 is a bigram model. The cache holds token ids by slot, so wrong slots, positions or masks change the logits.
+    `lm.traces` counts how often extend was traced: one per compiled shape and function.
     """
     V = len(table_VV)
     traces = []
@@ -63,8 +63,7 @@ def random_table(vocab_size, seed=0, scale=1.0):
 
 
 class ByteTokenizer:
-    """Ids 0 and 1 are BOS and EOS; id 2 + b is byte b; then come words of several characters, longest match
-    first."""
+    """Ids 0 and 1 are BOS and EOS; id 2 + b is byte b; then come words of several characters, longest match first."""
 
     def __init__(self, words=(), bos_id=0):
         self.bos_id, self.eos_id, self.pad_id, self.sha256 = bos_id, 1, 1, "0" * 64

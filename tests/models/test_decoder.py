@@ -23,31 +23,25 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 """Compiles four times as fast; these models run in no time anyway."""
 
 
+def loud(params):
+    """Weights far from initialisation, where attention is uniform and norms and biases do nothing."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    out = []
+    for (path, leaf), key in zip(leaves, keys, strict=True):
+        is_vector = path[-1].key == "scale" or "bias" in path[-1].key
+        out.append(leaf + 0.2 * jax.random.normal(key, leaf.shape) if is_vector else 8.0 * leaf)
+    return jax.tree.unflatten(treedef, out)
+
+
 @functools.cache
 def make(name, seq_len=T, **overrides):
-    """(config, LM, params) of a tiny size, with changed fields; the same weights whatever is changed."""
+    """(config, LM, params) of a tiny size, with changed fields. Weights are the same for the same shapes."""
     config = dataclasses.replace(sizes.size(name), **{"attention": "dense", **overrides})
     if config.positions == "learned":
         config = dataclasses.replace(config, max_seq_len=seq_len)
     lm = build(config, seq_len, platform="cpu")
-    return config, lm, loud_weights(config, lm)
-
-
-def loud_weights(config, lm):
-    """Weights far from initialisation, where attention is uniform and norms and biases do nothing."""
-    rng = np.random.default_rng(7)
-
-    def fill(path, leaf):
-        name, noise = path[-1].key, rng.normal(size=leaf.shape)
-        if name == "scale":
-            noise = 0.2 * noise + (0.0 if config.norm == "rmsnorm_plus_one" else 1.0)
-        elif "bias" in name:
-            noise = 0.2 * noise
-        else:
-            noise = (0.06 if name in ("o", "down") else 0.16) * noise
-        return noise.astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(lm.init, jax.random.key(0)))
+    return config, lm, jit(lambda key: loud(lm.init(key)))(jax.random.key(1))
 
 
 @functools.cache
