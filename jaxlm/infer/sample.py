@@ -18,6 +18,7 @@ from jax import lax
 
 from jaxlm.infer.config import SamplingConfig
 from jaxlm.infer.pick import Knobs, make_knobs, pick
+from jaxlm.infer.weights import decoding_weights
 from jaxlm.models.build import LM, is_axes
 from jaxlm.types import Params, PyTree, UserError
 
@@ -25,6 +26,8 @@ PREFILL_TOKENS = 256
 """A longer prompt is prefilled in pieces of this size: bounded memory, one compiled shape at any length."""
 BUFFER_TOKENS = 64
 """Most tokens a row decodes before the host looks at them."""
+SMALLEST_PIECE = 32
+"""A shorter prompt is padded to this: the few milliseconds cost less than compiling one more shape."""
 
 OnTokens = Callable[[int, list[int]], int | None]
 """on_tokens(row, new tokens) -> None to go on, or how many of them to keep and stop the row there."""
@@ -70,7 +73,7 @@ def prefill_pieces(num_tokens: int, limit: int | None) -> list[tuple[int, int]]:
     pieces = [(start, PREFILL_TOKENS) for start in range(0, num_tokens - PREFILL_TOKENS + 1, PREFILL_TOKENS)]
     done = PREFILL_TOKENS * len(pieces)
     if done < num_tokens:
-        size = max(16, 1 << (num_tokens - done - 1).bit_length())
+        size = max(SMALLEST_PIECE, 1 << (num_tokens - done - 1).bit_length())
         pieces.append((done, size if limit is None else min(size, limit - done)))
     return pieces
 
@@ -215,7 +218,7 @@ def generate(
     ends = ([eos_id] if eos_id is not None else []) + list(stop_ids)
     padded_ends = ends + [-1] * (-len(ends) % 8 or (0 if ends else 8))
     batch = Request(
-        lm, params, make_knobs(sampling, vocab_size), jnp.asarray(padded_ends, jnp.int32),
+        lm, decoding_weights(lm, params), make_knobs(sampling, vocab_size), jnp.asarray(padded_ends, jnp.int32),
         eos_id, max_new_tokens, limit, jax.random.key(seed), on_tokens,
         BUFFER_TOKENS if on_tokens is None else min(max(tokens_per_call, 1), BUFFER_TOKENS),
     )  # fmt: skip

@@ -118,7 +118,8 @@ def run_blocks(
     """Passes x through all blocks. apply_block(kind, params, x, key, cache, layer) -> (x, cache).
 
     With scan_layers the loop runs over whole periods of layer_pattern, so that each layer's kind is known to the
-    compiler; what is left over (26 layers of a pattern of 6) is unrolled.
+    compiler; what is left over (26 layers of a pattern of 6) is unrolled. So is a stack that comes as a tuple of L
+    layers: decoding on a CPU takes them apart once instead of slicing the stack for every token.
     """
     L, kinds, period = config.num_layers, config.layer_kinds, len(config.layer_pattern)
 
@@ -131,7 +132,8 @@ def run_blocks(
         step = jax.checkpoint(
             step, policy=remat_policy(config.remat), prevent_cse=not config.scan_layers, static_argnums=(1,)
         )
-    num_scanned = L // period if config.scan_layers and L // period > 1 else 0
+    apart = isinstance(stack, tuple)
+    num_scanned = L // period if config.scan_layers and L // period > 1 and not apart else 0
     done = num_scanned * period
     if num_scanned:
         periods = jax.tree.map(lambda w: w[:done].reshape(num_scanned, period, *w.shape[1:]), stack)
@@ -146,7 +148,7 @@ def run_blocks(
         (x_BTD, cache), _ = jax.lax.scan(body, (x_BTD, cache), (jnp.arange(num_scanned), periods))
     if done < L:
         rest = jax.tree.map(lambda w: w[done:], stack) if done else stack
-        for i, params in enumerate(unstack(rest, L - done), start=done):
+        for i, params in enumerate(rest if apart else unstack(rest, L - done), start=done):
             x_BTD, cache = step(i, kinds[i], params, x_BTD, cache)
     return x_BTD, cache
 
