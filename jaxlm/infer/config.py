@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from jaxlm.types import UserError
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that has no random key of its own."""
+    if not 0 <= seed < 2**32:
+        raise UserError(
+            f"seed={seed} must be in [0, 2**32): others would repeat the text of one of these. Try 0."
+        )
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """Temperature and the three filters, in this order; the defaults sample from the model as it is."""
@@ -44,8 +52,3 @@ class SamplingConfig:
                 f"min_p={self.min_p} must be in [0, 1]: it is a share of the largest probability. Try 0.05, "
                 "or leave it out to keep all."
             )
-
-    @property
-    def changes_distribution(self) -> bool:
-        """Whether tokens are picked from anything but the model's own distribution."""
-        return self.temperature != 1.0 or any(x is not None for x in (self.top_k, self.top_p, self.min_p))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.data.tokenizer import Tokenizer
-from jaxlm.infer.config import SamplingConfig
+from jaxlm.infer.config import SamplingConfig, check_seed
 from jaxlm.infer.pick import Knobs, filter_logits, forbid_padding, make_knobs, pick
 from jaxlm.infer.sample import axis_size, round_rows
 from jaxlm.infer.text import REPLACEMENT, encode_prompt
@@ -49,9 +49,10 @@ class WordProbability:
     """p(token | prompt and the word's tokens before it)."""
     p_prefix: float
     """Their product: the text goes on with these letters; "forest" counts in "forests"."""
+    p_end: float
+    """That the word ends there: the next token begins with no letter, digit or mark, or is EOS."""
     p_word: float
-    """p_prefix times the probability that the next token begins with no letter, digit or mark, or is EOS: the
-    word ends there."""
+    """p_prefix times p_end."""
     share: float
     """p_word among the candidates."""
     merged: bool
@@ -206,6 +207,7 @@ def next_token_distribution(
     """
     if top < 1:
         raise UserError(f"top={top} must be at least 1: it is the number of tokens listed.")
+    check_seed(seed)
     knobs = make_knobs(SamplingConfig(temperature, top_k, top_p, min_p), tokenizer.vocab_size)
     words = list(dict.fromkeys(word.strip() for word in candidates))
     if "" in words:
@@ -272,9 +274,11 @@ def word_probabilities(
         new = row[num_shared:]
         token_ps = [float(probs_WV[i, token]) for i, token in enumerate(new)]
         p_prefix = math.prod(token_ps)
-        p_word = p_prefix * float(probs_WV[len(new), is_end].sum())
+        p_end = min(float(probs_WV[len(new), is_end].sum()), 1.0)
         pieces = [tokenizer.piece(token) for token in new]
         merged = num_shared < num_prompt
-        found.append(WordProbability(word, new, pieces, token_ps, p_prefix, p_word, 0.0, merged))
+        found.append(
+            WordProbability(word, new, pieces, token_ps, p_prefix, p_end, p_prefix * p_end, 0.0, merged)
+        )
     total = sum(candidate.p_word for candidate in found)
     return [replace(c, share=c.p_word / total if total > 0 else 0.0) for c in found]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.infer.config import SamplingConfig
+from jaxlm.infer.config import SamplingConfig, check_seed
 from jaxlm.infer.pick import Knobs, make_knobs, pick
 from jaxlm.infer.weights import decoding_weights
 from jaxlm.models.build import LM, is_axes
@@ -146,7 +146,9 @@ def check_prompts(
 ):
     """Raises UserError for what the model cannot continue, before anything is compiled."""
     if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1.")
+        raise UserError(
+            f"max_new_tokens={max_new_tokens} must be at least 1: the number of tokens to add. Try 100."
+        )
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise UserError(f"prompt {number} has no tokens: the model needs one to start from, such as BOS.")
@@ -206,6 +208,7 @@ def generate(
         positions a model with learned positions has; logits that are not finite.
     """
     sampling = SamplingConfig(temperature, top_k, top_p, min_p)
+    check_seed(seed)
     limit = axis_size(lm, params, "positions")
     check_prompts(prompts, max_new_tokens, axis_size(lm, params, "vocab"), limit)
     if batch_size < 1:
