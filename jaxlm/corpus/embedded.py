@@ -1,4 +1,4 @@
-"""English prose that every Python has: `embedded:topics`, `embedded:docstrings`, `embedded:licences`.
+"""English prose that every Python has: `embedded:topics`, `docstrings`, `comments` and `licences`.
 
 Nothing is downloaded, imported or run. The text is that of this machine's Python: it differs a little between
 versions, not between machines with the same one.
@@ -11,10 +11,12 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import os
 import re
 import sys
 import sysconfig
+import tokenize
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -23,12 +25,17 @@ from jaxlm.config import check_choice
 from jaxlm.types import UserError
 
 PREFIX = "embedded:"
-_ABOUT_BYTES = {"topics": 500_000, "docstrings": 1_800_000, "licences": 16_000}
+_ABOUT_BYTES = {"topics": 500_000, "docstrings": 1_800_000, "comments": 700_000, "licences": 16_000}
 NAMES = tuple(_ABOUT_BYTES)
+_VERSION = 2  # raise it when the same Python would give other texts
 _SKIPPED = {"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "pydoc_data", "encodings",
             "site-packages", "dist-packages", "_bundled", "__pycache__"}  # fmt: skip
 _LICENCE_FILE = re.compile(r"(LICEN[CS]E|COPYING|NOTICE)[^/]*", re.IGNORECASE)
 _SECTION = re.compile(r"^(?=[A-Z][^\n]*\n(?:-{5,}|={5,})\n)", re.MULTILINE)
+_LICENCE_FOLDERS = ("/usr/share/licenses/python3-libs", "/usr/share/licenses/python")  # Fedora's, Arch's
+_COMMENT_WORDS = 8
+_COMMENT_LETTERS = 0.8
+"""A comment of fewer words, or with fewer letters and spaces among its characters, is rarely a sentence."""
 _COMMON_LICENCES = "/usr/share/common-licenses"
 _OFTEN_INSTALLED = ("numpy", "jax", "pyarrow")
 
@@ -42,8 +49,8 @@ def is_embedded(path: str) -> bool:
 def texts(path: str) -> tuple[str, ...]:
     """The documents of `embedded:<name>`, in a fixed order."""
     name = _name(path)
-    found = {"topics": _topics, "docstrings": _docstrings, "licences": _licences}[name]
-    documents = tuple(found())
+    found = {"topics": _topics, "docstrings": _docstrings, "comments": _comments, "licences": _licences}
+    documents = tuple(found[name]())
     if not documents:
         raise UserError(
             f"{path}: this Python ({sys.executable}) was packaged without these texts; use a folder of .txt "
@@ -70,7 +77,9 @@ def _name(path: str) -> str:
 
 def fingerprint(path: str) -> str:
     """Changes whenever the texts may have changed; far quicker than reading them."""
-    digest = hashlib.sha256(f"{path} {sys.version}".encode())
+    if _name(path) == "licences":  # few, and not all of them lie in the standard library
+        return hashlib.sha256(repr(texts(path)).encode()).hexdigest()
+    digest = hashlib.sha256(f"{path} {_VERSION} {sys.version}".encode())
     for file in _standard_library():
         digest.update(f"{os.path.relpath(file, _stdlib())} {os.path.getsize(file)}\n".encode())
     return digest.hexdigest()
@@ -93,8 +102,8 @@ def _topics() -> Iterator[str]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             topics = ast.literal_eval(node.value)
-            for key in sorted(topics):
-                yield topics[key].strip() + "\n"
+            # A few names share a text.
+            yield from dict.fromkeys(topics[key].strip() + "\n" for key in sorted(topics))
 
 
 def _standard_library() -> list[str]:
@@ -114,8 +123,7 @@ def _standard_library() -> list[str]:
 def _docstrings() -> Iterator[str]:
     """One document per module of the standard library: its docstring, those of its classes and functions."""
     for path in _standard_library():
-        relative = os.path.relpath(path, _stdlib()).removesuffix(".py")
-        module = relative.replace(os.sep, ".").removesuffix(".__init__")
+        module = _module(path)
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escapes such as "\d" in strings
             try:
@@ -127,13 +135,56 @@ def _docstrings() -> Iterator[str]:
             yield "\n\n".join(parts) + "\n"
 
 
-def _docstrings_of(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str):
-    text = ast.get_docstring(node)
-    if text and text.strip():
-        yield f"{name}\n\n{text.strip()}"
-    for child in node.body:
+def _module(path: str) -> str:
+    relative = os.path.relpath(path, _stdlib()).removesuffix(".py")
+    return relative.replace(os.sep, ".").removesuffix(".__init__")
+
+
+def _docstrings_of(node: ast.AST, name: str) -> Iterator[str]:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        text = ast.get_docstring(node)
+        if text and text.strip():
+            yield f"{name}\n\n{text.strip()}"
+    for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _docstrings_of(child, f"{name}.{child.name}")
+        elif isinstance(child, ast.stmt | ast.ExceptHandler):  # such as `try:` and `if sys.platform == ...:`
+            yield from _docstrings_of(child, name)
+
+
+def _comments() -> Iterator[str]:
+    """One document per module of the standard library: its comments of whole lines that read like prose."""
+    seen = set()  # the same notice stands at the top of many files
+    for path in _standard_library():
+        with open(path, "rb") as file:
+            found = [text for text in _comment_blocks(file.read()) if _is_prose(text) and text not in seen]
+        seen.update(found)
+        if found:
+            yield "\n\n".join([_module(path), *found]) + "\n"
+
+
+def _comment_blocks(source: bytes) -> Iterator[str]:
+    """The text of comments on lines of their own; neighbours of one indentation are one block."""
+    lines: list[str] = []
+    last = (0, 0)
+    try:
+        for token in tokenize.tokenize(io.BytesIO(source).readline):
+            row, column = token.start
+            if token.type != tokenize.COMMENT or token.line[:column].strip():
+                continue
+            if (row, column) != (last[0] + 1, last[1]):
+                yield "\n".join(lines).strip()
+                lines = []
+            lines.append(re.sub(r"^#+:? ?", "", token.string).rstrip())
+            last = row, column
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        return  # a file kept as an example of what does not parse
+    yield "\n".join(lines).strip()
+
+
+def _is_prose(text: str) -> bool:
+    letters = sum(char.isalpha() or char.isspace() for char in text)
+    return len(text.split()) >= _COMMENT_WORDS and letters > _COMMENT_LETTERS * len(text)
 
 
 def _licences() -> Iterator[str]:
@@ -150,7 +201,7 @@ def _licences() -> Iterator[str]:
 
 
 def _python_licences() -> Iterator[str]:
-    bases = [_stdlib(), sys.base_prefix]
+    bases = [_stdlib(), sys.base_prefix, *_LICENCE_FOLDERS]
     for path in [os.path.join(base, name) for base in bases for name in ("LICENSE.txt", "LICENSE")]:
         if os.path.isfile(path):
             yield from _SECTION.split(_read(path))

@@ -21,7 +21,7 @@ class SourceConfig:
 
     path: str = ""
     """A file, folder or glob (.txt, .jsonl[.gz|.zst], .parquet, .arrayrecord), a folder made by `jaxlm corpus build`,
-    or `embedded:topics`, `embedded:docstrings`, `embedded:licences`: English prose that ships with Python."""
+    or `embedded:topics`, `:docstrings`, `:comments`, `:licences`: English prose that ships with Python."""
     weight_tokens: float = 1.0
     """Share of the *tokens* trained on, not of documents. Weights are normalised to 1, with a warning."""
     on_exhausted: str | None = None

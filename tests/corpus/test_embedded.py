@@ -1,5 +1,6 @@
 """Promises of the embedded sources: English prose, on every Python, always the same, and never run."""
 
+import ast
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from jaxlm.corpus import embedded
 from jaxlm.types import UserError
 
-LEAST_BYTES = {"topics": 300_000, "docstrings": 1_000_000, "licences": 10_000}
+LEAST_BYTES = {"topics": 300_000, "docstrings": 1_000_000, "comments": 500_000, "licences": 10_000}
 
 
 @pytest.mark.parametrize("name", embedded.NAMES)
@@ -16,6 +17,7 @@ def test_an_embedded_source_holds_enough_english_prose(name):
     texts = embedded.texts(f"embedded:{name}")
     assert sum(map(len, texts)) > LEAST_BYTES[name]
     assert len(texts) >= 5
+    assert len(set(texts)) == len(texts)
     assert all(
         text.strip() and text.endswith("\n") and "\r" not in text and "\0" not in text for text in texts
     )
@@ -26,12 +28,43 @@ def test_an_embedded_source_holds_enough_english_prose(name):
     )
 
 
-def test_the_three_sources_hold_what_their_names_say():
-    topics, docstrings, licences = (embedded.texts(f"embedded:{name}") for name in embedded.NAMES)
+def test_the_sources_hold_what_their_names_say():
+    topics, docstrings, comments, licences = (embedded.texts(f"embedded:{name}") for name in embedded.NAMES)
     assert any("for" in text and "iterable" in text for text in topics)
     assert any(text.startswith("textwrap\n") and "textwrap.TextWrapper.wrap" in text for text in docstrings)
+    assert any(text.startswith("textwrap\n") and "\n\nRecalculate" not in text for text in comments)
     assert any("PYTHON SOFTWARE FOUNDATION LICENSE" in text for text in licences)
     assert any(text.startswith(("Copyright", "The MIT License")) for text in licences)
+
+
+def test_docstrings_inside_of_branches_are_found():
+    source = """'of the module'
+try:
+    import x
+except ImportError:
+    def f():
+        'of f'
+        if f:
+            class C:
+                'of C'
+"""
+    found = list(embedded._docstrings_of(ast.parse(source), "m"))
+    assert found == ["m\n\nof the module", "m.f\n\nof f", "m.f.C\n\nof C"]
+
+
+def test_comments_are_sentences_on_lines_of_their_own():
+    source = b"""# One block of
+#   two lines
+x = 1  # beside code
+s = 
+    #: of another indentation
+# and back
+"""
+    blocks = [text for text in embedded._comment_blocks(source) if text]
+    assert blocks == ["One block of\n  two lines", "of another indentation", "and back"]
+    assert embedded._is_prose("This is what the loop below does to the rest of it.")
+    assert not embedded._is_prose("self.x = [f(a[i]) for i, _ in enumerate(b[::2])] + c[:-1] - {1, 2}")
+    assert not embedded._is_prose("too short to tell")
 
 
 def test_docstrings_come_from_the_library_itself_and_nothing_beside_it():
