@@ -24,13 +24,28 @@ from etils import epath
 
 from jaxlm.corpus import embedded, units
 from jaxlm.corpus import workers as worker_pool
-from jaxlm.corpus.inputs import InputFile, find_inputs, fingerprint, plan_units
+from jaxlm.corpus.inputs import (
+    InputFile,
+    check_unchanged,
+    find_inputs,
+    fingerprint,
+    plan_units,
+    printable,
+)
 from jaxlm.corpus.progress import Progress
 from jaxlm.corpus.readers import read_documents
 from jaxlm.corpus.split import Split, plan_split
 from jaxlm.corpus.text import ReadOptions, Tally
 from jaxlm.data.config import DataConfig, SourceConfig, TokenizerConfig
-from jaxlm.data.files import cache_root, disk_error, exclusive, is_local, make_folder, write_atomic
+from jaxlm.data.files import (
+    cache_root,
+    disk_error,
+    exclusive,
+    is_local,
+    make_folder,
+    reachable,
+    write_atomic,
+)
 from jaxlm.data.shards import (
     CHUNK_TOKENS,
     check_tokenizer,
@@ -48,6 +63,7 @@ SHARD_TOKENS = 16 << 20
 TOKENIZER_FILE = "tokenizer.model"
 TRAINING_BYTES = 50 << 20
 """A tokenizer is trained on about this much text at most: more changes little but the time."""
+_CLOCK_NS = 2_000_000_000
 _BUILD = ".build"
 _PLAN = "plan.json"
 _LOCK = ".lock"
@@ -67,7 +83,7 @@ def build_corpus(
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
     progress: bool | None = None,
-    files: Sequence[tuple[str, int, str]] | None = None,
+    found: Found | None = None,
 ) -> dict[str, Any]:
     """Builds a corpus; returns its manifest. The same call again continues, or finds it finished.
 
@@ -78,14 +94,13 @@ def build_corpus(
       shard_tokens: about the size of a shard.
       workers: processes; None: as many as there are processors and work for.
       progress: False: say nothing.
-      files: the input's fingerprint, where the caller has computed it.
+      found: the input, where the caller has looked at it already.
     """
     options = ReadOptions(text_key, document, invalid_utf8)
-    tally = Tally()
-    inputs = find_inputs(paths, tally)
-    content = list(files or fingerprint(inputs))
+    inputs, tally, content = found or _find(paths)
     key = build_key(content, options, eval_split, eval_fraction, tokenizer.sha256, shard_tokens)
     output = os.fspath(output_dir)
+    _check_apart(paths, output)
     make_folder(output)
     staging = output if is_local(output) else os.path.join(cache_root(), "staging", key[:16])
     make_folder(staging)
@@ -99,13 +114,44 @@ def build_corpus(
                 jobs, split = _plan(inputs, options, eval_split, eval_fraction, shard_tokens, staging, label)
                 size = sum(job.num_bytes for job in jobs)
                 worker_pool.run(jobs, tokenizer, workers, Progress(f"tokenising {label}", size, progress))
+                _check_unchanged(inputs, staging)
                 source = _source(paths, content, options, split)
                 manifest = _assemble(staging, jobs, tokenizer, tally, key, source)
                 _publish(staging, output, manifest)
             shutil.rmtree(os.path.join(staging, _BUILD), ignore_errors=True)
     except OSError as error:
-        raise disk_error(output, error) or error from error
+        reason = UserError(f"{error.filename or output}: {error.strerror or error}. Mend it and run again.")
+        raise disk_error(output, error) or reason from error
     return manifest
+
+
+Found = tuple[Sequence[InputFile], Tally, Sequence[tuple[str, int, str]]]
+"""The input, what lies beside it and is not read, and its fingerprint."""
+
+
+def _find(paths: Sequence[str]) -> Found:
+    tally = Tally()
+    inputs = find_inputs(paths, tally)
+    return inputs, tally, fingerprint(inputs)
+
+
+def _check_apart(paths: Sequence[str], output: str) -> None:
+    """UserError if the output lies in a folder of the input: the next build would read its tokens as text."""
+    for path in filter(is_local, [] if not is_local(output) else paths):
+        folder = os.path.realpath(path)
+        if os.path.isdir(folder) and os.path.realpath(output).startswith(os.path.join(folder, "")):
+            raise UserError(
+                f"{output} lies inside the input {path}: a later build would take its tokens for text. Choose a "
+                "folder beside it."
+            )
+
+
+def _check_unchanged(inputs: Sequence[InputFile], staging: str) -> None:
+    try:
+        check_unchanged(inputs)
+    except UserError:
+        _write_plan(staging, None)  # what the units hold may be a mixture of before and after
+        raise
 
 
 def build_key(
@@ -136,9 +182,13 @@ def _prepare(staging: str, key: str) -> None:
     """Keeps the finished units of a build with the same key; removes those of another."""
     plan = os.path.join(staging, _BUILD, _PLAN)
     if os.path.exists(plan):
+        for name in os.listdir(staging):
+            if name.endswith(".partial"):  # of a build that was killed
+                os.unlink(os.path.join(staging, name))
         with open(plan, encoding="utf-8") as file:
             if json.load(file)["key"] == key:
                 return
+        _write_plan(staging, None)  # if this is interrupted, no build may go on with what is left
         for name in os.listdir(staging):
             if name.startswith(tuple(f"{split}-" for split in units.SPLITS)) or name == TOKENIZER_FILE:
                 os.unlink(os.path.join(staging, name))
@@ -151,7 +201,11 @@ def _prepare(staging: str, key: str) -> None:
             "--output."
         )
     make_folder(os.path.join(staging, _BUILD))
-    write_atomic(plan, json.dumps({"key": key}).encode())
+    _write_plan(staging, key)
+
+
+def _write_plan(staging: str, key: str | None) -> None:
+    write_atomic(os.path.join(staging, _BUILD, _PLAN), json.dumps({"key": key}).encode())
 
 
 def _plan(
@@ -183,7 +237,7 @@ def _source(
     ]
     listed = [{"name": name, "num_bytes": size, "sha256": digest} for name, size, digest in content[:1000]]
     return {
-        "inputs": list(paths),
+        "inputs": [printable(path) for path in paths],
         "num_files": len(content),
         "num_bytes": sum(size for _, size, _ in content),
         "files": listed,
@@ -293,7 +347,8 @@ def ensure_corpus(
         check_tokenizer(source.path, read_manifest(source.path), tokenizer.sha256)
         return source.path
     root = cache_root(data.cache_dir)
-    inputs = find_inputs([source.path], Tally())
+    tally = Tally()
+    inputs = find_inputs([source.path], tally)
     content = _remembered_fingerprint(inputs, root)
     key = build_key(content, _options(source, data), data.eval_split, data.eval_fraction, tokenizer.sha256)
     name = source.path.removeprefix(embedded.PREFIX).rstrip("/").rsplit("/", 1)[-1]
@@ -304,7 +359,7 @@ def ensure_corpus(
     manifest = build_corpus(
         [source.path], folder, tokenizer, text_key=source.text_key, document=source.document,
         eval_fraction=data.eval_fraction, eval_split=data.eval_split, invalid_utf8=data.invalid_utf8,
-        workers=workers, progress=progress, files=content,
+        workers=workers, progress=progress, found=(inputs, tally, content),
     )  # fmt: skip
     splits = manifest["splits"]
     how = "in the cache" if known else f"tokenised in {time.monotonic() - begin:.1f} s"
@@ -322,7 +377,7 @@ def _remarks(manifest: Mapping[str, Any]) -> str:
 
 
 def _is_tokenised(source: SourceConfig) -> bool:
-    return not embedded.is_embedded(source.path) and is_corpus(source.path)
+    return not embedded.is_embedded(source.path) and is_corpus(reachable(source.path))
 
 
 def _options(source: SourceConfig, data: DataConfig) -> ReadOptions:
@@ -330,7 +385,7 @@ def _options(source: SourceConfig, data: DataConfig) -> ReadOptions:
 
 
 def _remembered_fingerprint(inputs: Sequence[InputFile], root: str) -> list[tuple[str, int, str]]:
-    """`fingerprint`, without reading again a file whose size and date are those of the last time."""
+    """`fingerprint`, without reading again a file whose size and last change are those of the last time."""
     memory_file = epath.Path(root) / "fingerprints.json"
     memory: dict[str, list[Any]] = {}
     if memory_file.exists():
@@ -344,10 +399,15 @@ def _remembered_fingerprint(inputs: Sequence[InputFile], root: str) -> list[tupl
             content += fingerprint([file])
             continue
         path = os.path.abspath(file.path)
-        stamp = [file.num_bytes, os.stat(path).st_mtime_ns]
-        if memory.get(path, [])[:2] != stamp:
-            news[path] = [*stamp, fingerprint([file])[0][2]]
-        content.append((file.name, file.num_bytes, (news.get(path) or memory[path])[2]))
+        stamp = [file.num_bytes, file.changed_ns]
+        if memory.get(path, [])[:2] == stamp:
+            digest = memory[path][2]
+        else:
+            digest = fingerprint([file])[0][2]
+            # What changed a moment ago may change again within the clock of the file system.
+            if time.time_ns() - file.changed_ns > _CLOCK_NS:
+                news[path] = [*stamp, digest]
+        content.append((file.name, file.num_bytes, digest))
     if news:
         make_folder(root)
         write_atomic(memory_file, json.dumps({**memory, **news}).encode())

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,8 @@ from etils import epath
 
 from jaxlm.corpus import embedded
 from jaxlm.corpus.text import ReadOptions, Tally
-from jaxlm.data.files import is_local
-from jaxlm.data.shards import MANIFEST
+from jaxlm.data.files import is_local, reachable
+from jaxlm.data.shards import is_corpus
 from jaxlm.types import UserError
 
 UNIT_BYTES = 64 << 20
@@ -31,13 +32,17 @@ _WILD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of text; `name` is its path below the folder that was given, and is what manifests say."""
+    """One file of text; `name` is its path below the folder that was given, and is what manifests say.
+
+    `changed_ns` is when its content last changed; 0 where that cannot be known.
+    """
 
     path: str
     name: str
     format: str
     compression: str
     num_bytes: int
+    changed_ns: int = 0
 
     @property
     def splittable(self) -> bool:
@@ -65,10 +70,15 @@ def find_inputs(paths: Sequence[str], tally: Tally) -> list[InputFile]:
 
     Args:
       paths: files, folders (recursively), globs, or `embedded:<name>`; local or gs://.
-      tally: files in folders that are not text are counted here as dropped ("other_file").
+      tally: what lies in the folders and is not read is counted here as dropped: files that are not text
+        ("other_file"), names that start with a dot ("hidden"), links to folders ("linked_folder").
     """
     files: dict[str, InputFile] = {}
     for path in paths:
+        if not path:
+            raise UserError(
+                "The path of an input is empty: give a file, a folder, a glob or embedded:topics."
+            )
         found = list(_expand(path, tally))
         if not found:
             raise UserError(f"{path} matches no file of a readable kind: {READABLE}.")
@@ -81,14 +91,9 @@ def _expand(path: str, tally: Tally) -> Iterator[InputFile]:
     if embedded.is_embedded(path):
         yield InputFile(path, path, "embedded", "", embedded.about_bytes(path))
         return
-    root = epath.Path(path)
+    root = reachable(path)
     if root.is_dir():
-        if (root / MANIFEST).exists():
-            raise UserError(
-                f"{path} is a corpus of tokens already (it has a {MANIFEST}): use it as the source of a run, "
-                "or give the raw text to build another."
-            )
-        names = _walk(path)
+        names = _walk(path, tally)
     elif root.exists():
         yield _input_file(path, root.name)
         return
@@ -96,7 +101,7 @@ def _expand(path: str, tally: Tally) -> Iterator[InputFile]:
         parts = path.split("/")
         wild = next(i for i, part in enumerate(parts) if _WILD.search(part))
         root = epath.Path("/".join(parts[:wild]) or ("/" if path.startswith("/") else "."))
-        names = _glob(root, "/".join(parts[wild:]))
+        names = _glob(root, "/".join(parts[wild:]), tally)
     else:
         raise UserError(f"{path} does not exist: give a file, a folder, a glob or embedded:topics.")
     for name in sorted(names):
@@ -106,29 +111,46 @@ def _expand(path: str, tally: Tally) -> Iterator[InputFile]:
             tally.dropped["other_file"] += 1
 
 
-def _walk(folder: str) -> list[str]:
-    """Files below a folder; hidden ones and linked folders (which may form rings) are left out."""
+def _walk(folder: str, tally: Tally) -> list[str]:
+    """Files below a folder; hidden ones and linked folders (which may form rings) are left out, and counted."""
     if not is_local(folder):
+        _refuse_tokens(folder)
         root = epath.Path(folder)
         files = [file for file in root.rglob("*") if not file.is_dir()]
         names = [os.fspath(file)[len(os.fspath(root)) :].lstrip("/") for file in files]
         return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     names = []
     for where, folders, files in os.walk(folder):
+        _refuse_tokens(where)
+        _count(tally, "hidden", sum(name.startswith(".") for name in [*folders, *files]))
         folders[:] = [f for f in folders if not f.startswith(".")]
+        _count(tally, "linked_folder", sum(os.path.islink(os.path.join(where, f)) for f in folders))
         relative = os.path.relpath(where, folder)
         names += [os.path.normpath(os.path.join(relative, f)) for f in files if not f.startswith(".")]
     return [name.replace(os.sep, "/") for name in names]
 
 
-def _glob(root: epath.Path, pattern: str) -> list[str]:
+def _refuse_tokens(folder: str) -> None:
+    if is_corpus(folder):
+        raise UserError(
+            f"{folder} is a corpus of tokens already: use it as the source of a run, or give the raw text to "
+            "build another."
+        )
+
+
+def _count(tally: Tally, reason: str, number: int) -> None:
+    if number:
+        tally.dropped[reason] += number
+
+
+def _glob(root: epath.Path, pattern: str, tally: Tally) -> list[str]:
     if is_local(root):
         names = glob.glob(pattern, root_dir=os.fspath(root), recursive=True)
-        return [
-            name
-            for name in names
-            if (root / name).is_file() and not ("**" in pattern and _linked(root, name))
-        ]
+        if "**" in pattern:  # goes into folders by itself
+            names = [name for name in names if not _linked(root, name)]
+        else:
+            _count(tally, "folder", sum((root / name).is_dir() for name in names))
+        return [name for name in names if not (root / name).is_dir()]
     prefix = len(os.fspath(root))
     return [os.fspath(file)[prefix:].lstrip("/") for file in root.glob(pattern) if not file.is_dir()]
 
@@ -149,7 +171,28 @@ def _input_file(path: str, name: str) -> InputFile:
         raise UserError(
             f"{path}: {kind} is compressed inside; decompress the .{compression} around it first."
         )
-    return InputFile(path, name, kind, compression, epath.Path(path).stat().length)
+    return InputFile(path, printable(name), kind, compression, *_size_and_change(path))
+
+
+def printable(name: str) -> str:
+    """The name, with bytes that are not UTF-8 spelt out: those Python keeps as half characters."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _size_and_change(path: str) -> tuple[int, int]:
+    if not is_local(path):
+        return epath.Path(path).stat().length, 0
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        what = "a link to nothing" if os.path.islink(path) else "not readable"
+        raise UserError(
+            f"{printable(path)} is {what} ({error.strerror}): restore the text, or remove it from the input."
+        ) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{printable(path)} is no file but a pipe or device: remove it from the input.")
+    # Not the time of modification, which tools such as `cp -p` and `rsync -t` set at will.
+    return status.st_size, status.st_ctime_ns
 
 
 def fingerprint(files: Sequence[InputFile]) -> list[tuple[str, int, str]]:
@@ -163,8 +206,22 @@ def _content_hash(file: InputFile) -> str:
     if not is_local(file.path):
         # Hashing would mean downloading all of it once more; an object's time changes with its content.
         return f"modified {epath.Path(file.path).stat().mtime}"
-    with open(file.path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with open(file.path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"{printable(file.path)} cannot be read ({error.strerror}): allow it, or remove it from the input."
+        ) from None
+
+
+def check_unchanged(files: Sequence[InputFile]) -> None:
+    """UserError if a file is not what it was when it was found: its tokens and hash might not agree."""
+    for file in files:
+        if file.format != "embedded" and _size_and_change(file.path) != (file.num_bytes, file.changed_ns):
+            raise UserError(
+                f"{printable(file.path)} changed while it was read; run again when it is complete."
+            )
 
 
 def plan_units(files: Sequence[InputFile], options: ReadOptions, unit_bytes: int | None = None) -> list[Unit]:

@@ -19,6 +19,10 @@ from jaxlm.types import UserError
 BLOCK_BYTES = 1 << 20
 BATCH_ROWS = 1024
 _BOM = b"\xef\xbb\xbf"
+_JSON_ERRORS = (
+    ValueError,
+    RecursionError,
+)  # beside bad syntax: a number of 5,000 digits, brackets 1,000 deep
 
 
 def read_documents(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:
@@ -83,10 +87,10 @@ def _read_jsonl(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]
             continue
         try:
             value = json.loads(row)
-        except json.JSONDecodeError as error:
+        except _JSON_ERRORS as error:
             raise UserError(
-                f"{where(0)}: not valid JSON ({error.msg} at column {error.colno}). Every line of a .jsonl "
-                "file must be one JSON object."
+                f"{where(0)}: not valid JSON ({_reason(error)}). Every line of a .jsonl file must be one JSON "
+                "object."
             ) from None
         text = _text_of(value, options, tally, where)
         if text is not None and (text := clean(text, options, tally, where)) is not None:
@@ -136,7 +140,8 @@ def _read_parquet(part: Part, options: ReadOptions, tally: Tally) -> Iterator[st
             )
         kind = parquet.schema_arrow.field(key).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+        texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+                 pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)  # fmt: skip
         if not any(is_text(kind) for is_text in texts) and not pa.types.is_null(kind):
             raise UserError(f"{path}: column {key!r} holds {kind}, not text. Name the text's with text_key.")
         row = sum(parquet.metadata.row_group(group).num_rows for group in range(part.start))
@@ -166,7 +171,7 @@ def open_parquet(file: InputFile) -> Iterator[Any]:
 
     with epath.Path(file.path).open("rb") as stream:
         try:
-            parquet = pyarrow.parquet.ParquetFile(stream)
+            parquet = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(file.path, "at its footer", error) from None
         yield parquet
@@ -178,7 +183,7 @@ def open_arrayrecord(file: InputFile) -> Any:
 
     try:
         reader = ArrayRecordReader(file.path, options="readahead_buffer_size:0")
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, UnicodeEncodeError) as error:
         raise _damaged(file.path, "at its start", error) from None
     if not reader.num_records():  # also what the library says of a file without its end
         raise UserError(f"{file.path} holds no record: it is empty or was cut short. Copy it again.")
@@ -190,13 +195,10 @@ def _read_arrayrecord(part: Part, options: ReadOptions, tally: Tally) -> Iterato
     path = part.file.path
     reader = open_arrayrecord(part.file)
     with contextlib.closing(reader):
-        first = reader.read([0])[0]
+        first = _read_records(reader, path, 0, 1)[0]
         is_json = first[:1] == b"{" and isinstance(_json_or_none(first), dict)
         for start in range(part.start, part.stop, BATCH_ROWS):
-            try:
-                records = reader.read(list(range(start, min(start + BATCH_ROWS, part.stop))))
-            except (RuntimeError, IndexError) as error:
-                raise _damaged(path, f"after record {start}", error) from None
+            records = _read_records(reader, path, start, min(start + BATCH_ROWS, part.stop))
             for number, raw in enumerate(records, start):
                 where = _row_of(path, "record", number)
                 text = decode(raw, options, tally, where)
@@ -209,11 +211,24 @@ def _read_arrayrecord(part: Part, options: ReadOptions, tally: Tally) -> Iterato
                     yield text
 
 
+def _read_records(reader: Any, path: str, start: int, stop: int) -> list[bytes]:
+    try:
+        return reader.read(list(range(start, stop)))
+    except (RuntimeError, IndexError) as error:
+        raise _damaged(path, f"between records {start} and {stop}", error) from None
+
+
 def _json_or_none(raw: bytes | str) -> Any:
     try:
         return json.loads(raw)
-    except ValueError:
+    except _JSON_ERRORS:
         return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
+    return str(error).partition(";")[0]
 
 
 def _damaged(path: str, place: str, error: Exception) -> UserError:

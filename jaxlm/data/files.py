@@ -18,6 +18,32 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
+def reachable(path: epath.PathLike) -> epath.Path:
+    """The path, after a first look at it; a UserError says why a remote one cannot be reached."""
+    if is_local(path):
+        return epath.Path(path)
+    scheme = os.fspath(path).partition("://")[0]
+    try:
+        found = epath.Path(path)
+        found.exists()
+    except KeyError:
+        raise UserError(
+            f"{path}: {scheme}:// is no known kind of storage; use gs://, s3:// or a folder of this machine."
+        ) from None
+    except ImportError as error:
+        raise UserError(
+            f"{path}: {scheme}:// needs a package that is not installed ({error}). Install it with pip (gcsfs for "
+            "gs://, s3fs for s3://), or copy the files to this machine."
+        ) from None
+    except Exception as error:  # each store has errors of its own
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{path} cannot be reached ({type(error).__name__}: {reason}): check its name, the network and "
+            "your credentials."
+        ) from None
+    return found
+
+
 def disk_error(path: epath.PathLike, error: BaseException) -> UserError | None:
     """A one-line UserError for a disk that is full or may not be written to; None for any other error."""
     code = getattr(error, "errno", None)
@@ -25,6 +51,11 @@ def disk_error(path: epath.PathLike, error: BaseException) -> UserError | None:
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "quota exceeded" in text:
         return UserError(
             f"{path}: the disk is full; nothing half-written was kept. Free some space and run again."
+        )
+    if code == errno.EFBIG or "File too large" in text:
+        return UserError(
+            f"{path}: a file grew larger than this disk or account allows (see `ulimit -f`); nothing half-written "
+            "was kept. Choose another folder, or smaller shards (--shard-tokens)."
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"{path}: not allowed to write here ({os.strerror(code)}); choose another folder.")
@@ -48,7 +79,10 @@ def write_atomic(path: epath.PathLike, content: bytes) -> None:
     except BaseException as error:
         if os.path.exists(partial):
             os.unlink(partial)
-        raise (disk_error(path, error) or error) from None
+        if isinstance(error, OSError):
+            reason = UserError(f"{path} cannot be written ({error.strerror or error}): choose another place.")
+            raise (disk_error(path, error) or reason) from None
+        raise
 
 
 def cache_root(cache_dir: str | None = None) -> str:
@@ -59,7 +93,7 @@ def cache_root(cache_dir: str | None = None) -> str:
 def make_folder(path: epath.PathLike) -> None:
     """Makes a folder and those above it; a UserError says why one cannot be made."""
     try:
-        epath.Path(path).mkdir(parents=True, exist_ok=True)
+        reachable(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(path, error) or UserError(f"{path} cannot be a folder: {error.strerror}.") from None
 

@@ -260,8 +260,16 @@ def write_corpus(
 
 
 def is_corpus(directory: epath.PathLike) -> bool:
-    """Whether the folder holds a finished corpus."""
-    return (epath.Path(directory) / MANIFEST).exists()
+    """Whether the folder holds a finished corpus, perhaps a damaged one; others have a manifest.json too."""
+    try:
+        text = (epath.Path(directory) / MANIFEST).read_text()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    try:
+        manifest = json.loads(text)
+    except ValueError:
+        return True
+    return isinstance(manifest, dict) and "tokenizer_sha256" in manifest
 
 
 def read_manifest(directory: epath.PathLike) -> dict[str, Any]:

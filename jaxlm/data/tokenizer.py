@@ -19,7 +19,7 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
-from jaxlm.data.files import write_atomic
+from jaxlm.data.files import reachable, write_atomic
 from jaxlm.types import UserError
 
 SPACE = "\u2581"
@@ -269,7 +269,7 @@ def check_unicode(text: str, where: str = "the text") -> None:
 
 def load_tokenizer(path: epath.PathLike) -> SentencePieceTokenizer:
     """Reads a sentencepiece .model file; a UserError says what is wrong with any other."""
-    file = epath.Path(path)
+    file = reachable(path)
     try:
         content = file.read_bytes()
     except FileNotFoundError:

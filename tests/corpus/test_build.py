@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +194,107 @@ def test_an_unfinished_build_of_other_options_is_started_over(raw, tmp_path, sma
     make(raw, tmp_path / "out")
     make(raw, tmp_path / "whole")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_build_killed_while_it_clears_another_leaves_nothing_to_go_on_with(
+    raw, tmp_path, small_units, monkeypatch
+):
+    options = {"shard_tokens": 20_000}
+    make(raw, tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_manifest", lambda *args: (_ for _ in ()).throw(Interrupt()))
+        with pytest.raises(Interrupt):
+            make(raw, tmp_path / "out", **options)
+        remove, calls = os.unlink, itertools.count()
+
+        def killed(*args, **kwargs):
+            if next(calls) == 2:
+                raise Interrupt
+            remove(*args, **kwargs)
+
+        patch.setattr(build.os, "unlink", killed)
+        with pytest.raises(Interrupt):
+            make(raw, tmp_path / "out", shard_tokens=1)
+    make(raw, tmp_path / "out", **options)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_what_a_killed_build_was_writing_is_removed(raw, tmp_path, small_units, monkeypatch):
+    make(raw, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_manifest", lambda *args: (_ for _ in ()).throw(Interrupt()))
+        with pytest.raises(Interrupt):
+            make(raw, tmp_path / "out")
+    (tmp_path / "out" / "train-00003.0297ef03.partial").write_text("half a shard")
+    make(raw, tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_file_that_changes_while_it_is_read_is_named_and_nothing_is_kept_of_it(tmp_path, monkeypatch):
+    path = tmp_path / "in" / "a.jsonl"
+    path.parent.mkdir()
+    before = "".join(json.dumps({"text": text}) + "\n" for text in TOPICS[:5])
+    path.write_text(before)
+    tokenise = units.tokenise
+
+    def meanwhile(*args):
+        with open(path, "a") as file:
+            file.write('{"text": "more"}\n')
+        return tokenise(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(units, "tokenise", meanwhile)
+        with pytest.raises(UserError, match=r"a\.jsonl changed while it was read"):
+            make(path, tmp_path / "out", eval_fraction=0.0)
+    assert not is_corpus(tmp_path / "out")
+    path.write_text(before)  # back to what the units of the refused build were planned for
+    done = []
+    monkeypatch.setattr(units, "tokenise", lambda *args: done.append(args) or tokenise(*args))
+    make(path, tmp_path / "out", eval_fraction=0.0)
+    assert done
+    assert documents(tmp_path / "out") == list(TOPICS[:5])
+
+
+def test_a_file_that_disappears_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("the lion")
+    monkeypatch.setattr(build, "plan_units", lambda *args: os.unlink(tmp_path / "a.txt") or plan(*args))
+    plan = inputs.plan_units
+    with pytest.raises(UserError, match=r"a\.txt: No such file"):
+        make(tmp_path / "a.txt", tmp_path / "out", eval_fraction=0.0)
+
+
+def test_an_output_inside_its_input_is_refused(raw, tmp_path):
+    before = tree(raw)
+    (tmp_path / "link").symlink_to(raw, target_is_directory=True)
+    for output in (raw / "out", raw / "deep" / "out", tmp_path / "link" / "out"):
+        with pytest.raises(UserError, match="lies inside the input"):
+            make(raw, output)
+    assert tree(raw) == before
+    make(raw, tmp_path / f"{raw.name}-tokens")
+
+
+def test_a_file_name_that_is_not_unicode_is_spelt_out(tmp_path):
+    (tmp_path / "in").mkdir()
+    name = os.fsdecode(b"a\xff.txt")
+    try:
+        (tmp_path / "in" / name).write_text("the lion")
+    except OSError:
+        pytest.skip("this file system has Unicode names only")
+    for path in (tmp_path / "in", tmp_path / "in" / name):
+        make(path, tmp_path / "out", eval_fraction=0.0)
+        manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+        assert manifest["source"]["files"][0]["name"] == "a\\xff.txt"
+        assert documents(tmp_path / "out") == ["the lion"]
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_file_larger_than_allowed_is_named(raw, tmp_path, monkeypatch):
+    def too_large(*args):
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr(files.os, "fsync", too_large)
+    with pytest.raises(UserError, match="a file grew larger than this disk or account allows"):
+        make(raw, tmp_path / "out")
 
 
 def test_a_folder_with_other_files_is_left_alone(raw, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -49,6 +50,29 @@ def test_ensure_corpus_builds_once_and_finds_it_by_content(raw, tmp_path, monkey
         folder,
     }
     assert len(others) == 5
+
+
+def test_ensure_corpus_sees_a_file_that_keeps_its_size_and_date(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_CLOCK_NS", 0)
+    path = tmp_path / "a.txt"
+    source = SourceConfig(path=str(path), document="paragraph")
+    data = data_config(tmp_path, {}, eval_fraction=0.0)
+    folders = set()
+    for animal in ("lion", "lamb"):
+        time.sleep(0.05)  # the clock of a file system may tick a hundred times a second
+        path.write_text(f"the {animal}\n\nthe zoo")
+        os.utime(path, (0, 0))  # as `cp -p` does
+        time.sleep(0.05)
+        folders |= {ensure_corpus(source, data, tokenizer(), progress=False) for _ in range(2)}
+    assert len(folders) == 2
+    assert (tmp_path / "cache" / "fingerprints.json").exists()
+
+
+def test_ensure_corpus_does_not_trust_what_changed_a_moment_ago(tmp_path):
+    (tmp_path / "a.txt").write_text("the lion")
+    ensure_corpus(SourceConfig(path=str(tmp_path / "a.txt")), data_config(tmp_path, {}, eval_fraction=0.0),
+                  tokenizer(), progress=False)  # fmt: skip
+    assert not (tmp_path / "cache" / "fingerprints.json").exists()
 
 
 def test_ensure_corpus_sees_a_file_that_keeps_its_size(tmp_path):

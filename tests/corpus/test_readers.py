@@ -12,9 +12,11 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxlm.corpus import inputs
 from jaxlm.corpus.inputs import find_inputs, fingerprint, plan_units
 from jaxlm.corpus.readers import read_documents
 from jaxlm.corpus.text import ReadOptions, Tally
+from jaxlm.data import files
 from jaxlm.types import UserError
 
 
@@ -117,10 +119,56 @@ def test_folders_are_read_in_order_of_names_without_hidden_and_other_files(tmp_p
     (tmp_path / "ring").symlink_to(tmp_path, target_is_directory=True)
     tally = Tally()
     assert read(tmp_path, tally=tally) == ["a.txt", "a/B.TXT", "a/z.txt", "b.txt"]
-    assert tally.dropped == {"other_file": 2}
+    assert tally.dropped == {"other_file": 2, "hidden": 2, "linked_folder": 1}
+    tally = Tally()
+    assert read(tmp_path / "*", tally=tally) == ["a.txt", "b.txt"]
+    assert tally.dropped == {"other_file": 2, "folder": 2}  # `a` and `ring`: only ** goes into folders
     assert read(tmp_path / "*.txt") == ["a.txt", "b.txt"]
     assert read(tmp_path / "**" / "*.txt") == ["a.txt", "a/z.txt", "b.txt"]
     assert read(tmp_path / "b.txt", tmp_path) == ["b.txt", "a.txt", "a/B.TXT", "a/z.txt"]
+
+
+def test_links_to_nothing_and_pipes_are_named_and_do_not_hang(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    assert read(tmp_path) == ["x", "x"]
+    (tmp_path / "b.txt").unlink()
+    for target in ("nowhere.txt", "b.txt"):
+        (tmp_path / "b.txt").symlink_to(target)
+        for path in (tmp_path, tmp_path / "*.txt"):
+            assert f"{tmp_path}/b.txt is a link to nothing" in message_of(path)
+        (tmp_path / "b.txt").unlink()
+    os.mkfifo(tmp_path / "b.txt")
+    for path in (tmp_path, tmp_path / "*.txt", tmp_path / "b.txt"):
+        assert f"{tmp_path}/b.txt is no file but a pipe" in message_of(path)
+
+
+def test_a_file_that_may_not_be_read_is_named_before_any_work(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("x")
+    found = find_inputs([str(path)], Tally())
+
+    def denied(file, *_):
+        raise PermissionError(13, "Permission denied", file)
+
+    monkeypatch.setattr(inputs, "open", denied, raising=False)
+    with pytest.raises(UserError, match=r"a\.txt cannot be read \(Permission denied\)"):
+        fingerprint(found)
+
+
+def test_storage_that_cannot_be_reached_is_named(monkeypatch):
+    assert "nope:// is no known kind of storage" in message_of("nope://bucket/a.txt")
+    errors = [
+        (ImportError("Please install gcsfs"), "needs a package that is not installed"),
+        (OSError("Forbidden\nlong story"), r"cannot be reached (OSError: Forbidden): check"),
+    ]
+    for error, part in errors:
+
+        def fail(path, error=error):
+            raise error
+
+        monkeypatch.setattr(files.epath, "Path", fail)
+        assert part in message_of("gs://bucket/a.txt")
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
@@ -135,8 +183,13 @@ def test_paths_that_hold_nothing_are_named(tmp_path):
     (tmp_path / "a.csv").write_text("x")
     assert "a.csv is of no readable kind" in message_of(tmp_path / "a.csv")
     assert "did you mean 'topics'" in message_of("embedded:topic")
-    (tmp_path / "manifest.json").write_text("{}")
+    assert "is empty" in message_of("")
+    (tmp_path / "b.txt").write_text("x")
+    (tmp_path / "manifest.json").write_text('{"files": 1}')  # others write such files too
+    assert read(tmp_path) == ["x"]
+    (tmp_path / "manifest.json").write_text('{"tokenizer_sha256": "0"}')
     assert "corpus of tokens already" in message_of(tmp_path)
+    assert "corpus of tokens already" in message_of(tmp_path.parent)
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet", "arrayrecord"])
@@ -191,7 +244,11 @@ def test_utf16_is_recognised(tmp_path):
         ('"x"', ["expected a JSON object", "a string"]),
         ('{"text": "x"', ["not valid JSON", "column"]),
         ("plain text", ["not valid JSON"]),
+        ('{"text": "x', ["(Invalid control character at column 12)"]),
+        ('{"text": "x", "n": ' + "9" * 5000 + "}", ["not valid JSON (Exceeds the limit"]),
+        ('{"text": "x", "n": ' + "[" * 100_000 + "]" * 100_000 + "}", ["not valid JSON (maximum recursion"]),
     ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
 def test_a_bad_json_row_is_an_error_with_its_line_and_what_is_there(tmp_path, line, parts):
     path = tmp_path / "a.jsonl"
@@ -268,6 +325,29 @@ def test_a_damaged_container_is_named(tmp_path, kind):
         assert str(path) in message_of(path)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrayrecord"])
+def test_one_flipped_bit_in_a_file_with_checksums_is_never_another_text(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    texts = ["the lion is in the forest " * 40] * 20
+    if kind == "parquet":
+        table = pa.table({"text": texts})
+        pyarrow.parquet.write_table(
+            table, path, compression="none", use_dictionary=False, write_page_checksum=True
+        )
+    else:
+        write_records(path, [text.encode() for text in texts])
+    good = path.read_bytes()
+    damaged = 0
+    for place in range(good.find(b"lion") if kind == "parquet" else 0, len(good), 599):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        try:
+            found = read(path)
+        except UserError as error:
+            found, damaged = texts, damaged + (str(path) in str(error))
+        assert found == texts  # perhaps the bit was in the padding
+    assert damaged >= 3
+
+
 def test_parquet_without_the_column_or_of_another_type_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pa.table({"body": ["x", None, "y"], "n": [1, 2, 3]}), path)
@@ -282,7 +362,11 @@ def test_parquet_without_the_column_or_of_another_type_is_named(tmp_path):
 
 def test_parquet_with_dictionary_and_large_strings_is_read(tmp_path):
     for number, column in enumerate(
-        [pa.array(TEXTS, pa.large_string()), pa.array(TEXTS).dictionary_encode()]
+        [
+            pa.array(TEXTS, pa.large_string()),
+            pa.array(TEXTS).dictionary_encode(),
+            pa.array(TEXTS, pa.string_view()),
+        ]
     ):
         path = tmp_path / f"{number}.parquet"
         pyarrow.parquet.write_table(pa.table({"text": column}), path)

@@ -241,6 +241,14 @@ def test_an_aborted_shard_leaves_nothing(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    for path in (tmp_path / "no" / "a.txt", tmp_path):
+        with pytest.raises(UserError, match="cannot be written"):
+            files.write_atomic(path, b"x")
+    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.parent.glob("*.partial")) == []
+
+
 def test_atomic_writing_keeps_the_old_content_when_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     files.write_atomic(path, b"old")
