@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         raise UserError(
             f"{config_argv[0]}: `jaxlm tokenizer` takes no --config; see `jaxlm tokenizer --help`."
         )
+    if not args.max_bytes >= 1:
+        raise UserError(f"--max-bytes={args.max_bytes:g} must be at least 1.")
     return _train(args) if args.action == "train" else _report(args)
 
 
@@ -86,7 +89,7 @@ def _at_most(texts: Iterator[str], quota: float | None) -> Iterator[str]:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from jaxlm.data.files import write_atomic
+    from jaxlm.data.files import is_local, make_folder, write_atomic
     from jaxlm.data.tokenizer import NUM_RESERVED, SentencePieceTokenizer, train_tokenizer
 
     if args.kind != "char" and args.vocab_size <= NUM_RESERVED:
@@ -94,6 +97,10 @@ def _train(args: argparse.Namespace) -> int:
             f"--vocab-size={args.vocab_size} must be above {NUM_RESERVED}: 256 bytes, <unk>, <s> "
             "and </s> are in it."
         )
+    if os.path.isdir(args.output):
+        raise UserError(f"--output={args.output} is a folder: name the file in it, such as my.model.")
+    if is_local(args.output):  # a minute of training later would be late
+        make_folder(os.path.dirname(args.output) or ".")
     texts = itertools.chain.from_iterable(texts for _, texts in _texts(args))
     model = train_tokenizer(texts, args.kind, args.vocab_size)
     write_atomic(args.output, model)

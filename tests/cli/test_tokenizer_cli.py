@@ -69,6 +69,23 @@ def test_train_refuses_a_vocabulary_without_room_and_writes_nothing(tmp_path):
     assert not (tmp_path / "a.model").exists()
 
 
+def test_train_makes_the_folder_and_refuses_one_before_it_reads(tmp_path):
+    run(
+        "train", "--input", "embedded:licences", "--output", tmp_path / "new" / "a.model", "--vocab-size", 300
+    )
+    assert (tmp_path / "new" / "a.model").exists()
+    with pytest.raises(UserError, match="is a folder: name the file in it"):
+        run("train", "--input", "nowhere.txt", "--output", tmp_path)
+
+
+@pytest.mark.parametrize("number", ["nan", "0", "-5"])
+def test_max_bytes_must_be_positive(number, tmp_path):
+    with pytest.raises(UserError, match=f"--max-bytes={number} must be at least 1"):
+        run(
+            "train", "--input", "embedded:licences", "--output", tmp_path / "a.model", f"--max-bytes={number}"
+        )
+
+
 def test_config_flags_are_refused(model):
     with pytest.raises(UserError, match="--config=quickstart: `jaxlm tokenizer` takes no --config"):
         run("report", "--tokenizer", model, "embedded:licences", config_argv=["--config=quickstart"])
