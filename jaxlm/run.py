@@ -6,14 +6,18 @@ before a device is touched. What is heavy is imported where it is used.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from etils import epath
+
+from jaxlm.config import flatten
 from jaxlm.runconfig import (
     MAY_CHANGE,
     RunConfig,
@@ -26,19 +30,21 @@ from jaxlm.runconfig import (
     save_config,
 )
 from jaxlm.types import Batch, Params, UserError
+from jaxlm.workdir import CONFIG_FILE, claim
 
 if TYPE_CHECKING:
     from jaxlm.checkpoint import Checkpoints
     from jaxlm.data.shards import TokenStore
     from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.models.build import LM
+    from jaxlm.parallel.distributed import Cluster
 
 __all__ = [
     "MAY_CHANGE", "RunConfig", "default_config", "load_config", "load_run", "open_data", "parse", "resolve",
     "resolve_mesh", "restart_differences", "save_config", "train",
 ]  # fmt: skip
 
-CONFIG_FILE, TOKENIZER_FILE, CHECKPOINTS = "config.json", "tokenizer.model", "checkpoints"
+TOKENIZER_FILE, CHECKPOINTS = "tokenizer.model", "checkpoints"
 
 
 def use_compile_cache() -> str:
@@ -98,27 +104,21 @@ def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=size))
 
 
-def open_workdir(workdir: Path, cfg: RunConfig) -> bool:
-    """Claims a workdir for this config; True when it already holds this run. UserError when it holds another."""
-    saved = workdir / CONFIG_FILE
-    if not saved.exists():
-        if workdir.exists() and any(workdir.iterdir()):
-            raise UserError(
-                f"--workdir={workdir} is not empty and holds no run ({CONFIG_FILE} is missing). Choose an empty one."
-            )
-        workdir.mkdir(parents=True, exist_ok=True)
-        save_config(saved, cfg)
-        return False
-    differences = restart_differences(load_config(saved), cfg)
-    if differences:
-        key, old, new = differences[0][:3]
-        more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
-        raise UserError(
-            f"--workdir={workdir} belongs to another config: {key} was {old!r}, now {new!r}{more}. Choose another "
-            f"--workdir, or set it back (`jaxlm config --config=... --diff={saved}` lists what differs)."
-        )
-    save_config(saved, cfg)
-    return True
+def open_data_together(cfg: RunConfig) -> OpenData:
+    """`open_data` on all processes: the first one fills the cache, then the others read it.
+
+    Where they share no file system the others then tokenise for themselves, and must come to the same tokens.
+    """
+    from jaxlm.parallel import distributed
+
+    with distributed.together():
+        data = open_data(cfg) if distributed.is_first() else None
+    with distributed.together():
+        data = data or open_data(cfg, quiet=True)
+    distributed.check_same(
+        "The data", {"tokenizer_sha256": data.tokenizer.sha256, "corpus_sha256": data.corpus_sha256}
+    )
+    return data
 
 
 class Pieces(NamedTuple):
@@ -185,7 +185,9 @@ def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, tokeni
     """
     import jax
 
-    if checkpoints.latest_step() is not None:
+    from jaxlm.parallel import distributed
+
+    if distributed.from_first(checkpoints.latest_step) is not None:
         state, meta = checkpoints.restore(abstract_state(pieces, cfg), tokenizer_sha256=tokenizer.sha256)
         return state, meta, f"resumed from step {meta.step} in {checkpoints.directory}"
     state = pieces.steps.init(jax.random.key(cfg.seed))
@@ -193,7 +195,7 @@ def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, tokeni
         return state, None, f"initialised from seed {cfg.seed}"
     from jaxlm.checkpoint import Checkpoints as Opened
 
-    source = Opened(Path(cfg.init_from) / CHECKPOINTS)
+    source = Opened(epath.Path(cfg.init_from) / CHECKPOINTS)
     if source.latest_step() is None:
         raise UserError(f"init_from={cfg.init_from} holds no checkpoint: give the --workdir of a run.")
     wanted = abstract_state(pieces, cfg).params
@@ -201,17 +203,43 @@ def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, tokeni
     return state._replace(params=params), None, f"weights of step {meta.step} of {cfg.init_from}"
 
 
-def train(cfg: RunConfig, workdir: str | os.PathLike) -> dict[str, float]:
-    """Trains a run in its workdir, or continues it; returns the last evaluation's scores."""
-    started = time.perf_counter()
-    folder = Path(workdir)
-    resuming = open_workdir(folder, cfg)
-    data = open_data(cfg)
-    cfg = with_vocabulary(cfg, data.tokenizer)
-    from jaxlm.data.pipeline import Rows, make_iterator
+def train(cfg: RunConfig, workdir: str | os.PathLike, cluster: Cluster | None = None) -> dict[str, float]:
+    """Trains a run in its workdir, or continues it; returns the last evaluation's scores.
 
-    rows = Rows(cfg.data, data.train, cfg.seed)
-    plan = rows.plan(cfg.train.num_steps)
+    Args:
+      cluster: where the processes of this run meet; None: from the environment. Each of them calls this.
+
+    Errors: hooks.Stopped when a signal ended it early, its last step saved.
+    """
+    from jaxlm.parallel import distributed
+
+    started = time.perf_counter()
+    processes = distributed.connect(cluster or distributed.Cluster())
+    folder = epath.Path(workdir)
+    versions = {name: version(name) for name in ("jax", "jaxlm")}
+    distributed.check_same("The run", versions | {"--workdir": str(folder)} | flatten(cfg))
+    with contextlib.ExitStack() as held:
+        resuming = distributed.from_first(lambda: held.enter_context(claim(folder, cfg)))
+        with distributed.together():
+            if not (folder / CONFIG_FILE).exists():
+                raise UserError(
+                    f"--workdir={folder} holds no {CONFIG_FILE} here, though the first process has just written "
+                    "one: all processes must share it. Give a folder on gs:// or on a shared disk."
+                )
+        return _train(cfg, folder, resuming=resuming, processes=processes, started=started)
+
+
+def _train(
+    cfg: RunConfig, folder: epath.Path, *, resuming: bool, processes: str, started: float
+) -> dict[str, float]:
+    from jaxlm.data.pipeline import Rows, make_iterator
+    from jaxlm.parallel import distributed
+
+    data = open_data_together(cfg)
+    with distributed.together():
+        cfg = with_vocabulary(cfg, data.tokenizer)
+        rows = Rows(cfg.data, data.train, cfg.seed)
+        plan = rows.plan(cfg.train.num_steps)
     num_steps = plan.num_steps
 
     import jax
@@ -227,7 +255,8 @@ def train(cfg: RunConfig, workdir: str | os.PathLike) -> dict[str, float]:
     from jaxlm.train.loop import fit
 
     pieces = build_pieces(cfg)
-    data.tokenizer.save(folder / TOKENIZER_FILE)
+    if distributed.is_first():
+        data.tokenizer.save(folder / TOKENIZER_FILE)
     B, T = cfg.data.global_batch_size, cfg.data.seq_len
     row_ids = local_rows(pieces.mesh, B)
     per_token = flops_per_token(cfg.model, T)
@@ -249,6 +278,7 @@ def train(cfg: RunConfig, workdir: str | os.PathLike) -> dict[str, float]:
                 "weights": origin,
                 "model": f"{count_params(cfg.model, T).total:,} parameters, {cfg.model.num_layers} layers, "
                 f"{cfg.model.dtype}",
+                "processes": processes,
                 "mesh": " x ".join(f"{axis} {size}" for axis, size in pieces.sizes.items())
                 + f" on {pieces.mesh.size} {jax.devices()[0].device_kind} device(s)",
                 "batch": f"{B} x {T} = {B * T:,} tokens a step, {cfg.train.num_microbatches} microbatch(es)",
@@ -320,13 +350,21 @@ def train(cfg: RunConfig, workdir: str | os.PathLike) -> dict[str, float]:
         if cfg.train.profile_window is not None:
             profile = hook_lib.Profile(cfg.train.profile_window, folder / "profile", report)
             hooks.append(profile)
+        stopped = None
         try:
             placed = (place(batch) for batch in batches)
-            fit(state, pieces.steps.train, placed, hooks, num_steps)
+            with hook_lib.StopOnSignal(save, num_steps=num_steps) as stop:
+                fit(state, pieces.steps.train, placed, [*hooks, stop], num_steps)
+        except hook_lib.Stopped as reason:
+            stopped = reason
         finally:
             batches.close()
             if profile is not None:
                 profile.close()
+        if stopped is not None:
+            checkpoints.wait()
+            report.say(str(stopped))
+            raise stopped
         scores = evaluate.last[1] if evaluate is not None and evaluate.last is not None else {}
         report.end(scores, seconds=time.perf_counter() - started)
         return scores
@@ -372,7 +410,7 @@ def load_run(workdir: str | os.PathLike, step: int | None = None) -> LoadedRun:
 
     Errors: UserError when there is no run or no checkpoint, or when its tokenizer file is another.
     """
-    folder = Path(workdir)
+    folder = epath.Path(workdir)
     if not (folder / CONFIG_FILE).exists():
         raise UserError(
             f"--run={folder} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training."

@@ -123,7 +123,14 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, global_batch_size: 
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), sharding)
-    return {
-        key: jax.make_array_from_process_local_data(sharding, value, (global_batch_size, *value.shape[1:]))
-        for key, value in batch.items()
-    }
+    rows = local_rows(mesh, global_batch_size)
+
+    def place(value: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            start, stop, _ = index[0].indices(global_batch_size)
+            return value[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
+
+        return jax.make_array_from_callback((global_batch_size, *value.shape[1:]), sharding, part)
+
+    return {key: place(value) for key, value in batch.items()}

@@ -10,6 +10,7 @@ Names of metrics are the same everywhere:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +26,7 @@ LOG_ONLY = ("step", "batch_hash")
 
 
 class RunReport:
-    """Implements `train.hooks.Report`. On other processes than the first it does nothing.
+    """Implements `train.hooks.Report`. On other processes than the first it only warns.
 
     A writer that fails (its service cannot be reached) is named once, in log and terminal, and left out from then
     on: it need not end a run of weeks, and the event log has everything.
@@ -50,7 +51,8 @@ class RunReport:
     ):
         import jax
 
-        self._first = jax.process_index() == 0
+        self._index = jax.process_index()
+        self._first = self._index == 0
         self._workdir = epath.Path(workdir)
         self._config = config
         self._names = tuple(writers) if self._first else ()
@@ -65,8 +67,13 @@ class RunReport:
         self.event("message", text=line)
 
     def warning(self, line: str) -> None:
-        """A line that people should not miss, and an event. Fits `Checkpoints(warn=...)`; from any thread."""
+        """A line that people should not miss, and an event. Fits `Checkpoints(warn=...)`; from any thread.
+
+        Of another process than the first it goes to standard error: nobody else knows of it.
+        """
         self._print(f"warning: {line}")
+        if not self._first:
+            print(f"jaxlm: warning of process {self._index}: {line}", file=sys.stderr, flush=True)
         self.event("warning", text=line)
 
     def event(self, name: str, *, step: int | None = None, **fields: Any) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any, Protocol, Self
 
 import jax
 import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
 
 from jaxlm.train.loop import Hook
 from jaxlm.train.step import Metrics, TrainState
 from jaxlm.types import UserError
 
-__all__ = ["Evaluate", "Hook", "LogSteps", "Profile", "Report", "Save", "is_due", "source_scores"]
+__all__ = ["Evaluate", "Hook", "LogSteps", "Profile", "Report", "Save", "StopOnSignal", "Stopped",
+           "is_due", "source_scores"]  # fmt: skip
 
 
 class Report(Protocol):
@@ -172,7 +178,7 @@ class Save:
 class Profile:
     """Writes a profiler trace of the steps first..last to a folder, for TensorBoard or Perfetto."""
 
-    def __init__(self, window: tuple[int, int], folder: Path, report: Report):
+    def __init__(self, window: tuple[int, int], folder: epath.Path, report: Report):
         self._first, self._last = window
         self._folder, self._report = folder, report
         self._running = False
@@ -192,3 +198,53 @@ class Profile:
             jax.profiler.stop_trace()
             self._running = False
             self._report.event("profile", folder=str(self._folder), first=self._first, last=self._last)
+
+
+class Stopped(Exception):
+    """A signal ended the run after a step, which was saved."""
+
+    def __init__(self, step: int, number: int):
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} after step {step}, which is saved: the same command continues"
+        )
+        self.step, self.signal = step, number
+
+
+class StopOnSignal:
+    """Ends the run after the step in which SIGTERM (a preemption) or SIGINT (Ctrl-C) comes, and saves that step.
+
+    Comes after all other hooks; works inside `with`. A second signal does what it always did. Of several
+    processes one is enough: JAX listens for SIGTERM, and names a step that all of them have yet to reach.
+
+    Errors: Stopped.
+    """
+
+    def __init__(self, save: Callable, *, num_steps: int):
+        self._save, self._num_steps = save, num_steps
+        self._received: int | None = None
+        self._alone = jax.process_count() == 1
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self._received = number
+        self.__exit__()
+        if not self._alone:
+            os.kill(os.getpid(), signal.SIGTERM)  # which JAX passes on to the others
+
+    def __exit__(self, *_) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        stop = self._received is not None
+        if not self._alone:
+            stop = multihost_utils.reached_preemption_sync_point(step)
+        if stop and step < self._num_steps:
+            self._save(step, state, None)  # does nothing if it has just been saved
+            raise Stopped(step, self._received or signal.SIGTERM)

@@ -145,3 +145,16 @@ def test_other_processes_than_the_first_say_and_write_nothing(tmp_path, screen, 
     assert screen.getvalue() == ""
     assert not (tmp_path / "r").exists()
     assert opened["writers"][0].calls == []
+
+
+def test_another_process_than_the_first_only_warns(tmp_path, screen, monkeypatch, capsys):
+    monkeypatch.setattr("jax.process_index", lambda: 3)
+    with make_report(tmp_path, screen) as report:
+        report.start({"a": 1})
+        report.steps(rows(1), {})
+        report.evaluation(1, {"eval/loss": 1.0})
+        report.warning("the disk is slow")
+        report.end({}, seconds=1.0)
+    assert screen.getvalue() == ""
+    assert not (tmp_path / "r").exists()
+    assert capsys.readouterr().err == "jaxlm: warning of process 3: the disk is slow\n"

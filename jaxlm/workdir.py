@@ -1,0 +1,103 @@
+"""A workdir belongs to one config, and to one run at a time. Imports no JAX."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from jaxlm.data.files import disk_error, is_local, make_folder, reachable
+from jaxlm.runconfig import RunConfig, load_config, restart_differences, save_config
+from jaxlm.types import UserError
+
+CONFIG_FILE = "config.json"
+LOCK_FILE = "run.lock"
+
+
+@contextlib.contextmanager
+def claim(workdir: Any, cfg: RunConfig) -> Iterator[bool]:
+    """Holds a workdir for a run of this config, made if need be; yields whether it already holds this run.
+
+    Errors: UserError when it holds something else, another config, or a run that is going on.
+    """
+    _check_kind(workdir)
+    make_folder(workdir)
+    with _locked(workdir):
+        yield _open(workdir, cfg)
+
+
+def _check_kind(workdir: Any) -> None:
+    folder = reachable(workdir)
+    if not folder.exists() or (folder / CONFIG_FILE).exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: a run needs a folder. Choose another path.")
+    # A run that was killed while it began leaves no more than these.
+    others = [
+        path.name
+        for path in folder.iterdir()
+        if path.name != LOCK_FILE and not (path.name.startswith(CONFIG_FILE) and path.suffix == ".partial")
+    ]
+    if others:
+        raise UserError(
+            f"--workdir={workdir} is not empty ({min(others)} is in it) and holds no run ({CONFIG_FILE} is "
+            "missing). Choose an empty one."
+        )
+
+
+def _open(workdir: Any, cfg: RunConfig) -> bool:
+    saved = reachable(workdir) / CONFIG_FILE
+    if not saved.exists():
+        save_config(saved, cfg)
+        return False
+    differences = restart_differences(load_config(saved), cfg)
+    if differences:
+        key, old, new = differences[0][:3]
+        more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
+        raise UserError(
+            f"--workdir={workdir} belongs to another config: {key} was {old!r}, now {new!r}{more}. Choose another "
+            f"--workdir, or set it back (`jaxlm config --config=... --diff={saved}` lists what differs)."
+        )
+    save_config(saved, cfg)
+    return True
+
+
+@contextlib.contextmanager
+def _locked(workdir: Any) -> Iterator[None]:
+    """Keeps other runs of this machine out; the lock of a process that was killed is free at once.
+
+    Object stores have no locks, and some network file systems none that work: there nothing is kept out.
+    """
+    if not is_local(workdir):
+        yield
+        return
+    import fcntl
+
+    path = os.path.join(os.fspath(workdir), LOCK_FILE)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise disk_error(path, error) or UserError(f"{path} cannot be opened: {error.strerror}.") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+                raise UserError(
+                    f"--workdir={workdir} is in use by {holder}: two runs would overwrite each other. Wait for "
+                    "it, stop it, or choose another --workdir."
+                ) from None
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, only its name is missing
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,51 @@
+"""A signal ends a run after a whole step, which is saved; a second signal does not wait."""
+
+import os
+import signal
+
+import pytest
+
+from jaxlm.train.hooks import StopOnSignal, Stopped
+
+
+@pytest.fixture
+def saved():
+    return []
+
+
+@pytest.fixture
+def stop(saved):
+    return StopOnSignal(lambda step, state, scores: saved.append((step, state)), num_steps=9)
+
+
+def test_without_a_signal_nothing_happens(stop, saved):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with stop:
+        stop(1, "state", {})
+    assert saved == []
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_step_is_finished_and_saved(stop, saved, number):
+    with stop:
+        os.kill(os.getpid(), number)
+        assert saved == []
+        with pytest.raises(Stopped, match=f"{number.name} after step 3, which is saved") as raised:
+            stop(3, "state", {})
+    assert raised.value.signal == number
+    assert saved == [(3, "state")]
+
+
+def test_the_last_step_needs_no_stop(stop, saved):
+    with stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop(9, "state", {})
+    assert saved == []
+
+
+def test_a_second_ctrl_c_interrupts_at_once(stop):
+    with stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
