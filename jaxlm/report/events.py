@@ -217,21 +217,28 @@ def last_of_each_step(events: Iterable[dict[str, Any]], kind: str = "step") -> d
     """Step -> its event of this kind, ascending; what was written last wins.
 
     Where the steps of the log go back, a process resumed from a checkpoint: what an earlier one wrote of that step
-    and those after it is taken back.
+    and those after it is taken back. (Rows of steps are written in bundles, perhaps after an evaluation of the last
+    of them: what follows the `start` of the process that resumed is its own.)
     """
-    found: dict[int, dict[str, Any]] = {}
-    latest = -1
-    for event in events:
+    found: dict[int, tuple[int, dict[str, Any]]] = {}
+    latest, started = -1, None
+    for number, event in enumerate(events):
+        if event["event"] == "start":
+            started = number
         step = event.get("step")
         if step is None:
             continue
         if event["event"] == "step":
             if step <= latest:
-                found = {s: earlier for s, earlier in found.items() if s < step}
+                found = {
+                    s: (n, earlier)
+                    for s, (n, earlier) in found.items()
+                    if s < step or (started is not None and n > started)
+                }
             latest = step
         if event["event"] == kind:
-            found[step] = event
-    return dict(sorted(found.items()))
+            found[step] = (number, event)
+    return {step: event for step, (_, event) in sorted(found.items())}
 
 
 def _cut_torn_line(descriptor: int, block: int = 1 << 16) -> int:

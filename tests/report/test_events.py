@@ -159,3 +159,16 @@ def test_on_an_object_store_the_object_is_replaced_and_a_resume_keeps_it(path, m
     with EventLog(path) as log:
         log.write("step", step=3)
     assert [e["step"] for e in read_events(path)] == [1, 2, 3]
+
+
+def test_an_evaluation_written_before_the_row_of_its_step_belongs_to_the_process_that_wrote_it():
+    rows = [
+        ("start", None), ("step", 1), ("step", 2), ("eval", 3), ("step", 3), ("eval", 6), ("step", 6),
+        ("start", None), ("eval", 3), ("step", 3), ("step", 4),
+    ]  # fmt: skip
+    log = [
+        {"event": event, "number": n} | ({} if step is None else {"step": step})
+        for n, (event, step) in enumerate(rows)
+    ]
+    assert {s: e["number"] for s, e in last_of_each_step(log, "eval").items()} == {3: 8}
+    assert {s: e["number"] for s, e in last_of_each_step(log).items()} == {1: 1, 2: 2, 3: 9, 4: 10}
