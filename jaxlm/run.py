@@ -361,8 +361,8 @@ def _train(
             batches.close()
             if profile is not None:
                 profile.close()
+        checkpoints.wait()  # before anybody says that it is done
         if stopped is not None:
-            checkpoints.wait()
             report.say(str(stopped))
             raise stopped
         scores = evaluate.last[1] if evaluate is not None and evaluate.last is not None else {}

@@ -99,3 +99,13 @@ def test_another_config_is_refused_and_the_saved_one_kept(tmp_path, cfg):
     ):
         pass
     assert (tmp_path / CONFIG_FILE).read_text() == before
+
+
+def test_a_run_that_ends_in_an_error_lets_go_of_the_workdir(tmp_path, cfg):
+    held = claim(tmp_path, cfg)
+    held.__enter__()
+    assert f"process {os.getpid()}" in (tmp_path / LOCK_FILE).read_text()
+    assert not held.__exit__(ValueError, ValueError("it"), None)
+    assert (tmp_path / LOCK_FILE).read_text() == ""
+    with claim(tmp_path, cfg) as resuming:
+        assert resuming
