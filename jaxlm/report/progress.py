@@ -205,9 +205,10 @@ class Progress:
 
         columns = shutil.get_terminal_size().columns
         share = min(1.0, self._step / max(1, self._num_steps))
-        bar = 20
+        text = f" {line}{'  ' + self._eval if self._eval else ''}"
+        bar = min(20, max(0, columns - 1 - len(text)))  # numbers come first where space is short
         filled = round(bar * share)
-        text = f"{'━' * filled}{'╌' * (bar - filled)} {line}{'  ' + self._eval if self._eval else ''}"
+        text = f"{'━' * filled}{'╌' * (bar - filled)}{text}"
         return Text(_shorten(text, max(20, columns - 1)), no_wrap=True, overflow="ellipsis")
 
     def remaining_s(self) -> float:

@@ -119,7 +119,8 @@ def test_a_pipe_gets_plain_lines_without_control_codes():
     assert "\x1b" not in file.getvalue()
 
 
-def test_a_terminal_gets_one_line_redrawn_and_what_is_printed_above_it():
+def test_a_terminal_gets_one_line_redrawn_and_what_is_printed_above_it(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     file = io.StringIO()
     report = Progress(100, file=file, interactive=True)
     report.print("first screen [not markup]")
@@ -135,6 +136,19 @@ def test_a_terminal_gets_one_line_redrawn_and_what_is_printed_above_it():
     assert "━━━━━━━━━━╌╌╌╌╌╌╌╌╌╌ step 50/100" in plain
     assert "step 51  held out" in plain
     assert plain.count("\n") < 12
+
+
+def test_on_a_narrow_terminal_the_numbers_come_first(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    file = io.StringIO()
+    report = Progress(100, file=file, interactive=True)
+    report.step(50, VALUES)
+    report.close()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    line = plain.splitlines()[0].strip("\r")
+    assert len(line) <= 79
+    assert line.strip().startswith("step 50/100  loss 3.1416")
+    assert "━" not in line
 
 
 def test_the_time_left_follows_the_recent_speed(monkeypatch):

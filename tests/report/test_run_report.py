@@ -147,6 +147,13 @@ def test_other_processes_than_the_first_say_and_write_nothing(tmp_path, screen, 
     assert opened["writers"][0].calls == []
 
 
+def test_the_first_process_warns_on_its_screen(tmp_path, screen, capsys):
+    with make_report(tmp_path, screen, writers=()) as report:
+        report.warning("the disk is slow")
+    assert screen.getvalue() == "warning: the disk is slow\n"
+    assert capsys.readouterr().err == ""
+
+
 def test_another_process_than_the_first_only_warns(tmp_path, screen, monkeypatch, capsys):
     monkeypatch.setattr("jax.process_index", lambda: 3)
     with make_report(tmp_path, screen) as report:
