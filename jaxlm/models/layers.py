@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol, cast
 
 import flax.linen as nn
@@ -78,8 +79,12 @@ def project(x: jax.Array, w: jax.Array, bias: jax.Array | None, num_in: int = 1)
     return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * len(lead) + out_shape)
 
 
+@functools.partial(jax.checkpoint, static_argnums=0)
 def activate(name: str, x: jax.Array) -> jax.Array:
-    """The nonlinearity of the MLP; of its gate, where it is gated."""
+    """The nonlinearity of the MLP; of its gate, where it is gated.
+
+    Only x is kept for the backward pass: computing a tanh again is cheaper than writing it to memory and back.
+    """
     if name == "swiglu":
         return jax.nn.silu(x)
     if name in ("geglu", "gelu_tanh"):
