@@ -135,7 +135,7 @@ def test_next_token_shows_tokens_model_distribution_words_and_pick(jaxlm, run):
 
 
 def test_next_token_draws_tokens_that_look_like_formulas_or_like_each_other(jaxlm, tmp_path):
-    flags = ("--prompt=a $x$ 😀", "--top=500", f"--plot={tmp_path}/p.png", "--json")
+    flags = ("--prompt=a $^$ 😀", "--top=500", f"--plot={tmp_path}/p.png", "--json")
     code, out, _ = jaxlm("next-token", *flags)
     assert code == 0
     assert any("$" in token["piece"] for token in json.loads(out)["top"])

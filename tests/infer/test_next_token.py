@@ -169,6 +169,7 @@ def test_a_bigram_source_is_predicted_with_its_true_probabilities():
         ({"top": 0}, "top=0 must be at least 1"),
         ({"candidates": ["zoo", " "]}, "candidate word is empty"),
         ({"top_k": 0}, "top_k=0"),
+        ({"seed": 2**32}, "seed=4294967296 must be in"),
     ],
 )
 def test_impossible_requests_are_refused(options, message):

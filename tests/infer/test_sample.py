@@ -215,6 +215,8 @@ def test_learned_positions_are_a_limit_and_can_be_filled():
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ([[1]], {"batch_size": 0}, "batch_size=0 must be at least 1"),
         ([[1]], {"top_p": 1.5}, "top_p=1.5 must be in"),
+        ([[1]], {"seed": -1}, "seed=-1 must be in"),
+        ([[1]], {"seed": 2**32}, "seed=4294967296 must be in"),
         ([[1]], {"row_ids": [1, 2]}, "2 row ids for 1 prompts"),
     ],
 )
