@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from etils import epath
 from jaxlm import checkpoint_integrity as integrity
 from jaxlm.checkpoint_integrity import DamagedCheckpoint
 from jaxlm.checkpoint_meta import ArraySpec, Meta, check_fit, check_tokenizer
+from jaxlm.checkpoint_orbax import import_orbax
 from jaxlm.types import Params, PyTree, UserError
 
 CHUNK_BYTES = 16 << 20
@@ -115,7 +115,7 @@ class Checkpoints:
         self._interrupted: list[epath.Path] = []
         if policy is not None:
             # Orbax takes 0.3 s to import: meanwhile, so that the first save need not wait for it.
-            threading.Thread(target=_import_orbax, name="import_orbax").start()
+            threading.Thread(target=import_orbax, name="import_orbax").start()
             self._tidy()
 
     def due(self, step: int) -> bool:
@@ -163,7 +163,7 @@ class Checkpoints:
         step = self._step = meta.step
         if step in _from_first(self.all_steps()):
             return False
-        ocp = _import_orbax()
+        ocp = import_orbax()
         meta = dataclasses.replace(meta, arrays=array_specs(state), saved_at=time.time())
         arrays = _nest(named_arrays(state))
         chunks = _nest(dict.fromkeys(meta.arrays, ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)))
@@ -332,7 +332,7 @@ class Checkpoints:
     ) -> Restored:
         import jax
 
-        ocp = _import_orbax()
+        ocp = import_orbax()
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         prefix = "" if group is None else f"{group}/"
         wanted = {
@@ -434,7 +434,7 @@ class Checkpoints:
     def _open_orbax(self) -> Any:
         """One AsyncCheckpointer for saving and restoring, made when it is first needed."""
         if self._orbax is None:
-            ocp = _import_orbax()
+            ocp = import_orbax()
             # Compressing float32 weights saves 8% of the space for five times the time.
             arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False)
             self._orbax = ocp.AsyncCheckpointer(
@@ -447,18 +447,6 @@ class Checkpoints:
         """Called by Orbax on the first host when all have written, before the folder gets its name."""
         partial = self.directory / f"{self._step}{integrity.UNFINISHED}"
         integrity.seal(partial if partial.exists() else self.directory / str(self._step))
-
-
-def _import_orbax() -> Any:
-    import orbax.checkpoint as ocp
-
-    # Orbax logs the traceback of a failed save and then raises it; one line from us is enough.
-    logging.getLogger("absl").addFilter(_not_from_orbax)
-    return ocp
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
 
 
 def _process_index() -> int:

@@ -1,83 +1,23 @@
 """Promises of jaxlm/checkpoint.py: what was saved comes back bit for bit, on any mesh, or not at all."""
 
 import os
-import random
-import re
-import resource
 import shutil
 import subprocess
 import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from checkpoint_states import KEEP_ALL, abstract, assert_same_bits, flip, make_state, save_steps, shardings
 
 from jaxlm import checkpoint_integrity as integrity
 from jaxlm.checkpoint import Checkpoints, array_specs
 from jaxlm.checkpoint_integrity import DamagedCheckpoint
 from jaxlm.checkpoint_meta import Meta
 from jaxlm.train.config import CheckpointConfig
-from jaxlm.train.step import TrainState
 from jaxlm.types import UserError
-
-KEEP_ALL = CheckpointConfig(every_steps=1, keep_last=100)
-
-
-def make_mesh(num_devices):
-    return Mesh(np.array(jax.devices()[:num_devices]), ("fsdp",), axis_types=(AxisType.Auto,))
-
-
-def shardings(tree, num_devices):
-    mesh = make_mesh(num_devices)
-
-    def one(x):
-        split = x.ndim > 0 and x.shape[0] % num_devices == 0
-        return NamedSharding(mesh, PartitionSpec("fsdp") if split else PartitionSpec())
-
-    return jax.tree.map(one, tree)
-
-
-def make_state(num_devices=8, width=16, seed=0):
-    """A TrainState with a real optimizer state: named tuples, empty nodes, scalars, bfloat16."""
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape):
-        return rng.normal(size=shape).astype(np.float32)
-
-    layers = {"q": draw(8, width, 4), "norm": draw(8, width).astype(jnp.bfloat16)}
-    params = {"embed": draw(64, width), "layers": layers, "head": draw(7, 3)}
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-3)))
-    zero = jnp.int32(0)
-    state = TrainState(zero, params, tx.init(params), zero, zero, jnp.float32(0.1))
-    state = jax.tree.map(lambda x: np.asarray(x) + draw(*x.shape).astype(x.dtype), state)
-    return jax.device_put(state, shardings(state, num_devices))
-
-
-def abstract(state, num_devices=None):
-    target = (
-        jax.tree.map(lambda x: x.sharding, state) if num_devices is None else shardings(state, num_devices)
-    )
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, target)
-
-
-def assert_same_bits(tree, expected):
-    assert jax.tree.structure(tree) == jax.tree.structure(expected)
-    for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(expected)):
-        assert x.dtype == y.dtype
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
-
-
-def save_steps(directory, steps, policy=KEEP_ALL, **kwargs):
-    """Saves one state per step, which differ; returns them."""
-    states = {step: make_state(seed=step, **kwargs) for step in steps}
-    with Checkpoints(directory, policy) as checkpoints:
-        for step, state in states.items():
-            assert checkpoints.save(state, Meta(step, tokenizer_sha256="a" * 64))
-    return states
 
 
 @pytest.fixture
@@ -111,7 +51,7 @@ def test_restored_equals_saved_bit_for_bit(tmp_path):
     assert restored.meta.num_params == sum(x.size for x in jax.tree.leaves(state.params))
 
 
-def test_restores_on_any_number_of_devices(tmp_path):  # pain 18
+def test_restores_on_any_number_of_devices(tmp_path):
     """8 -> 1 -> 4 -> 8, each saved again by those who restored it."""
     original = state = make_state(8)
     for step, num_devices in enumerate((1, 4, 8), start=1):
@@ -256,136 +196,10 @@ def test_a_damaged_newer_step_never_displaces_the_last_good_one(tmp_path, warnin
         assert_same_bits(checkpoints.restore(abstract(state)).state, state)
 
 
-# Damage.
-
-
-def flip(path, offset=None, bit=0):
-    content = bytearray(path.read_bytes())
-    offset = len(content) // 2 if offset is None else offset
-    content[offset] ^= 1 << bit
-    path.write_bytes(content)
-
-
-def data_file(folder):
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-
-
-DAMAGES = {
-    "truncated": (lambda f: os.truncate(data_file(f), 1000), r"is truncated: 1,000 bytes instead of [\d,]+"),
-    "missing": (lambda f: data_file(f).unlink(), "is missing"),
-    "a flipped bit": (lambda f: flip(data_file(f)), "does not match its checksum"),
-    "longer": (lambda f: data_file(f).write_bytes(data_file(f).read_bytes() + b"x"), "is longer than"),
-    "unfinished": (
-        lambda f: (f / integrity.SEAL).unlink(),
-        "integrity.json is missing: the save was not finished",
-    ),
-    "half a seal": (lambda f: os.truncate(f / integrity.SEAL, 50), "integrity.json cannot be parsed"),
-    "an edited seal": (
-        lambda f: flip(f / integrity.SEAL, 60),
-        "integrity.json (does not match|cannot be parsed)",
-    ),
-    "meta": (lambda f: flip(f / integrity.META), "meta/metadata does not match its checksum"),
-    "an empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "the save was not finished"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_latest_step_is_named_and_the_one_before_it_used(tmp_path, damage, warnings):
-    states = save_steps(tmp_path, [1, 2, 3])
-    harm, reason = DAMAGES[damage]
-    name = str(data_file(tmp_path / "3").relative_to(tmp_path / "3"))
-    harm(tmp_path / "3")
-    with Checkpoints(tmp_path, KEEP_ALL, warn=warnings.append) as checkpoints:
-        restored = checkpoints.restore(abstract(states[2]))
-        assert checkpoints.latest_step() == 2
-        assert [p.name for p in checkpoints.damaged()] == ["3.damaged"]
-    assert restored.meta.step == 2
-    assert_same_bits(restored.state, states[2])
-    (warning,) = warnings
-    assert "Checkpoint 3" in warning
-    assert "Using step 2 instead" in warning
-    assert re.search(reason, warning)
-    assert damage not in ("truncated", "missing", "a flipped bit", "longer") or name in warning
-
-
-def test_no_flipped_byte_anywhere_goes_unnoticed(tmp_path):
-    """Orbax itself returns wrong weights for most of these."""
-    states = save_steps(tmp_path, [1])
-    rng = random.Random(0)
-    checkpoints = Checkpoints(tmp_path / "copy")
-    files = [str(p.relative_to(tmp_path / "1")) for p in (tmp_path / "1").rglob("*") if p.is_file()]
-    assert len(files) > 8
-    for name in files:
-        for _ in range(4):
-            shutil.rmtree(tmp_path / "copy", ignore_errors=True)
-            shutil.copytree(tmp_path / "1", tmp_path / "copy" / "1")
-            path = tmp_path / "copy" / "1" / name
-            flip(path, rng.randrange(path.stat().st_size), rng.randrange(8))
-            if name in integrity.UNSEALED:
-                assert_same_bits(checkpoints.restore(abstract(states[1])).state, states[1])
-            else:
-                with pytest.raises(UserError, match="No good checkpoint is left"):
-                    checkpoints.restore(abstract(states[1]))
-    checkpoints.close()
-
-
-def test_when_none_is_good_nothing_is_touched_and_the_error_stays(tmp_path):
-    """Setting the last ones aside would let the next start train from scratch without a word."""
-    states = save_steps(tmp_path, [1, 2])
-    flip(data_file(tmp_path / "1"))
-    (tmp_path / "2" / integrity.SEAL).unlink()
-    for _ in range(2):
-        with Checkpoints(tmp_path, KEEP_ALL) as checkpoints:
-            assert checkpoints.latest_step() == 2
-            with pytest.raises(
-                UserError, match=r"No good checkpoint is left.*2: integrity.json.*1: state/.*"
-            ) as e:
-                checkpoints.restore(abstract(states[1]))
-            assert "\n" not in str(e.value)
-            assert checkpoints.damaged() == []
-    with (
-        Checkpoints(tmp_path / "none") as checkpoints,
-        pytest.raises(UserError, match="There is no checkpoint in"),
-    ):
-        checkpoints.restore(abstract(states[1]))
-
-
-def test_a_reader_renames_nothing(tmp_path, warnings):
-    states = save_steps(tmp_path, [1, 2])
-    flip(data_file(tmp_path / "2"))
-    with Checkpoints(tmp_path, warn=warnings.append) as checkpoints:
-        assert checkpoints.restore_params(abstract(states[1].params)).meta.step == 1
-        assert checkpoints.all_steps() == [1, 2]
-        with pytest.raises(UserError, match=r"2: .*does not match its checksum.*Try one of the steps \[1\]"):
-            checkpoints.restore_params(abstract(states[1].params), step=2)
-        with pytest.raises(UserError, match=r"no checkpoint of step 7.*\[1, 2\]"):
-            checkpoints.restore_params(abstract(states[1].params), step=7)
-    assert "left where it is" in warnings[0]
-
-
-def test_a_second_damaged_copy_of_a_step_gets_another_name(tmp_path):
-    for expected in ("5.damaged", "5.damaged-2", "5.damaged-3"):
-        (tmp_path / "5").mkdir()
-        assert integrity.set_aside(tmp_path / "5").name == expected
-
-
-def test_hosts_that_share_the_checking_see_all_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(integrity, "BLOCK_BYTES", 1 << 10)
-    save_steps(tmp_path, [1])
-    flip(data_file(tmp_path / "1"))
-    noticed = 0
-    for part in range(3):
-        try:
-            integrity.verify(tmp_path / "1", part=part, num_parts=3)
-        except DamagedCheckpoint:
-            noticed += 1
-    assert noticed == 1
-
-
 # What does not belong.
 
 
-def test_another_tokenizer_is_refused_with_both_hashes(tmp_path):  # pain 27
+def test_another_tokenizer_is_refused_with_both_hashes(tmp_path):
     states = save_steps(tmp_path, [1])
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError) as error:
         checkpoints.restore(abstract(states[1]), tokenizer_sha256="b" * 64)
@@ -435,140 +249,7 @@ def test_a_later_format_is_refused(tmp_path):
     assert Meta.from_json({**Meta(1).to_json(), "unheard_of": 1}).step == 1
 
 
-# Kills and full disks.
-
-
-def run_python(code, **kwargs):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    prelude = """
-        import os, sys, signal
-        import jax, jax.numpy as jnp
-        from jaxlm import checkpoint_integrity as integrity
-        from jaxlm.checkpoint import Checkpoints
-        from jaxlm.checkpoint_meta import Meta
-        from jaxlm.train.config import CheckpointConfig
-    """
-    code = textwrap.dedent(prelude) + textwrap.dedent(code)
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, **kwargs)
-
-
-@pytest.mark.parametrize(
-    ("moment", "left", "warned"),
-    [
-        ("seal", ["1", "2.orbax-checkpoint-tmp"], True),
-        ("reasons_kept", ["1", "2"], False),
-        ("rmtree", ["1.deleting", "2"], False),
-    ],
-)
-def test_killed_during_a_save_leaves_only_good_steps(tmp_path, moment, left, warned, warnings):
-    """Before the commit, between the commit and the deletion of the old step, and during that deletion."""
-    result = run_python(
-        f"""
-        state = {{"params": {{"w": jnp.arange(1000.0)}}}}
-        checkpoints = Checkpoints({str(tmp_path)!r}, CheckpointConfig(every_steps=1, keep_last=1))
-        checkpoints.save(state, Meta(1))
-        checkpoints.wait()
-        def kill(*args, **kwargs):
-            os.kill(os.getpid(), signal.SIGKILL)
-        owner = type(checkpoints.directory) if {moment!r} == "rmtree" else integrity
-        setattr(owner, {moment!r}, kill)
-        checkpoints.save(jax.tree.map(lambda x: x + 1, state), Meta(2))
-        checkpoints.wait()
-        """
-    )
-    assert result.returncode == -9, result.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == left
-    step = 1 if warned else 2
-    state = {"params": {"w": jnp.arange(1000.0) + step - 1}}
-    with Checkpoints(tmp_path, CheckpointConfig(keep_last=1), warn=warnings.append) as checkpoints:
-        restored = checkpoints.restore(abstract(state))
-        assert restored.meta.step == step
-        assert_same_bits(restored.state, state)
-        assert [("interrupted" in w and "2.orbax-checkpoint-tmp" in w) for w in warnings] == [True] * warned
-        checkpoints.save(state, Meta(3))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["3"]
-
-
-@pytest.fixture
-def file_size_limit():
-    """A disk that takes no more: the kernel refuses to let any file grow past the limit."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_disk_that_takes_no_more_spares_training_and_earlier_steps(tmp_path, file_size_limit, warnings):
-    state = {"params": {"w": jnp.arange(1 << 20, dtype=jnp.float32)}}
-    checkpoints = Checkpoints(tmp_path, KEEP_ALL, warn=warnings.append)
-    checkpoints.save(state, Meta(1))
-    checkpoints.wait()
-    file_size_limit(1 << 20)
-    checkpoints.save(state, Meta(2))
-    with pytest.raises(
-        UserError, match=r"Checkpoint 2 could not be saved.*File too large.*steps \[1\]"
-    ) as error:
-        checkpoints.wait()
-    assert "\n" not in str(error.value)
-    checkpoints.save(state, Meta(3))
-    assert checkpoints.save(state, Meta(4))
-    assert "Checkpoint 3 could not be saved" in warnings[0]
-    assert "Training goes on" in warnings[0]
-    checkpoints._join()
-    assert [p.name for p in tmp_path.iterdir()] == ["1"]
-    file_size_limit(resource.RLIM_INFINITY)
-    state = jax.tree.map(lambda x: x + 1, state)
-    assert checkpoints.save(state, Meta(5))
-    checkpoints.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "5"]
-    with Checkpoints(tmp_path) as reader:
-        assert_same_bits(reader.restore(abstract(state)).state, state)
-
-
-@pytest.mark.skipif(
-    os.geteuid() != 0 or sys.platform != "linux", reason="mounting a small file system needs root"
-)
-def test_a_full_disk(tmp_path, warnings):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk]).returncode:
-        pytest.skip("this machine does not let root mount")
-    try:
-        state = {"params": {"w": jnp.arange(1 << 20, dtype=jnp.float32)}}
-        with Checkpoints(disk, KEEP_ALL, warn=warnings.append) as checkpoints:
-            checkpoints.save(state, Meta(1))
-            checkpoints.wait()
-            checkpoints.save(state, Meta(2))
-            with pytest.raises(
-                UserError, match=r"Checkpoint 2.*No space left.*on disk are steps \[1\].*Free some"
-            ):
-                checkpoints.wait()
-            assert [p.name for p in disk.iterdir()] == ["1"]
-            shutil.rmtree(disk / "1")
-            checkpoints.save(state, Meta(3))
-            checkpoints.wait()
-            assert_same_bits(checkpoints.restore(abstract(state)).state, state)
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-def test_a_bug_while_saving_is_raised_and_not_taken_for_a_full_disk(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path, KEEP_ALL)
-
-    def bug(folder):
-        raise KeyError("a bug")
-
-    monkeypatch.setattr(integrity, "seal", bug)
-    checkpoints.save(make_state(), Meta(1))
-    with pytest.raises(KeyError, match="a bug"):
-        checkpoints.wait()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_marks_tell_a_rerun_what_was_completed(tmp_path):  # pain 21
+def test_marks_tell_a_rerun_what_was_completed(tmp_path):
     save_steps(tmp_path, [1, 2])
     with Checkpoints(tmp_path, KEEP_ALL) as checkpoints:
         assert not checkpoints.marked(2, "eval")
@@ -583,7 +264,7 @@ def test_marks_tell_a_rerun_what_was_completed(tmp_path):  # pain 21
         assert checkpoints.marked(2, "export")
 
 
-def test_importing_it_costs_nothing():  # pain 20
+def test_importing_it_costs_nothing():
     code = "import sys, jaxlm.checkpoint; print([m for m in ('jax', 'orbax', 'numpy') if m in sys.modules])"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

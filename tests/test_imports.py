@@ -19,7 +19,16 @@ LAYERS = (
     {"train"},
     {"objectives"},
     {"models", "data", "parallel"},
-    {"checkpoint", "checkpoint_integrity", "checkpoint_meta", "config", "config_flags", "types", "__init__"},
+    {
+        "checkpoint",
+        "checkpoint_integrity",
+        "checkpoint_meta",
+        "checkpoint_orbax",
+        "config",
+        "config_flags",
+        "types",
+        "__init__",
+    },
 )
 """From the command line down: a module imports from its own part of jaxlm, and from layers below."""
 HEAVY = {
