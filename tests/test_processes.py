@@ -1,0 +1,221 @@
+"""One run on several real processes: the same batches and losses, whoever shares the work, and no silent waiting."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxlm.report.events import last_of_each_step, read_events
+
+NUM_DEVICES = 4
+CONFIG = """
+from jaxlm import run
+
+def get_config():
+    cfg = run.default_config()
+    cfg.data.sources.texts = dict(path="embedded:licences", weight_tokens=0.7, on_exhausted="repeat")
+    cfg.data.sources.more = dict(path="TEXT", on_exhausted="repeat")
+    cfg.data.sources.more.weight_tokens = 0.3
+    cfg.data.seq_len, cfg.data.global_batch_size = 32, 8
+    cfg.data.eval_split, cfg.data.eval_fraction = "tail", 0.1
+    cfg.tokenizer.kind = "char"
+    cfg.model.embed_dim, cfg.model.num_layers, cfg.model.num_heads, cfg.model.num_kv_heads = 32, 2, 2, 2
+    cfg.model.dropout = 0.1
+    cfg.train.num_steps, cfg.train.eval_every_steps, cfg.train.eval_batches = 6, 3, 2
+    cfg.checkpoint.every_steps = 2
+    cfg.optimizer.warmup_steps, cfg.optimizer.schedule = 2, "constant"
+    return cfg
+"""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.py"
+    path.with_suffix(".txt").write_text("".join(f"{n} squared is {n * n}.\n" for n in range(300)))
+    path.write_text(CONFIG.replace("TEXT", str(path.with_suffix(".txt"))))
+    return f"--config={path}"
+
+
+def start(argv, num_devices):
+    # Compiling takes most of the time of such a small run: 9 s of CPU with optimization, 5 s without.
+    flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
+    environ = os.environ | {"XLA_FLAGS": flags}
+    command = [sys.executable, "-m", "jaxlm", "train", *argv]
+    return subprocess.Popen(command, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def launch(config, workdir, num_processes, *flags, absent=(), each=None):
+    """(exit code, stdout, stderr) of every process of one run, in the order of their ids.
+
+    Args:
+      absent: ids that are not started.
+      each: id -> flags of this process alone.
+    """
+    port = free_port()
+    processes = []
+    for index in set(range(num_processes)) - set(absent):
+        argv = [config, f"--workdir={workdir}", *flags, *(each or {}).get(index, ())]
+        if num_processes > 1:
+            argv += [f"--coordinator=127.0.0.1:{port}", f"--num-processes={num_processes}"]
+            argv += [f"--process-id={index}"]
+        processes.append(start(argv, NUM_DEVICES // num_processes))
+    try:
+        return [(p.wait(), out, err) for p in processes for out, err in [p.communicate(timeout=50)]]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def finished(config, workdir, num_processes, *flags):
+    results = launch(config, workdir, num_processes, *flags)
+    assert [code for code, _, _ in results] == [0] * num_processes, results
+    return results
+
+
+def curve(workdir):
+    """[steps, 3] of batch hash, loss and gradient norm; and the held-out scores of every evaluation."""
+    events = list(read_events(workdir / "events.jsonl"))
+    keys = ("batch_hash", "train/loss", "train/grad_norm")
+    steps = last_of_each_step(events)
+    assert list(steps) == [1, 2, 3, 4, 5, 6]
+    scores = [
+        {key: value for key, value in event.items() if key.startswith("eval/")}
+        for event in last_of_each_step(events, "eval").values()
+    ]
+    return np.array([[event[key] for key in keys] for event in steps.values()]), scores
+
+
+def assert_same_run(workdir, expected):
+    (steps, scores), (expected_steps, expected_scores) = curve(workdir), curve(expected)
+    np.testing.assert_array_equal(steps[:, 0], expected_steps[:, 0])
+    np.testing.assert_allclose(steps[:, 1:], expected_steps[:, 1:], rtol=1e-5)
+    assert len(scores) == len(expected_scores) == 2
+    for one, other in zip(scores, expected_scores):
+        assert len(one) == 7
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def resumed(config, workdir, finished_run, step, num_processes):
+    """The rest of a run after the checkpoint of `step`, in a copy of its workdir."""
+    shutil.copytree(finished_run, workdir)
+    for folder in (workdir / "checkpoints").iterdir():
+        if int(folder.name) > step:
+            shutil.rmtree(folder)
+    results = finished(config, workdir, num_processes)
+    assert f"resumed from step {step}" in results[0][1]
+    return results
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    """The workdir of the run on a single process."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    finished(config, workdir, 1)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two(config, tmp_path_factory):
+    """The same on two processes, and what they printed."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    return workdir, finished(config, workdir, 2)
+
+
+@pytest.fixture(scope="module")
+def four(config, two, tmp_path_factory):
+    """On four, after two steps on two."""
+    workdir = tmp_path_factory.mktemp("four") / "run"
+    return workdir, resumed(config, workdir, two[0], 2, 4)
+
+
+def test_two_processes_see_the_same_batches_losses_and_scores_as_one(alone, two):
+    assert_same_run(two[0], alone)
+
+
+def test_four_processes_continue_what_two_began(alone, four):
+    assert_same_run(four[0], alone)
+
+
+def test_one_process_continues_what_four_saved(config, alone, four, tmp_path):
+    resumed(config, tmp_path / "run", four[0], 4, 1)
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_two_processes_continue_what_one_saved(config, alone, tmp_path):
+    resumed(config, tmp_path / "run", alone, 4, 2)
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_only_the_first_process_writes(two):
+    workdir, ((_, out, _), (_, other, _)) = two
+    assert "2, as given; coordinator 127.0.0.1:" in out
+    assert [line for line in other.splitlines() if "Gloo" not in line] == []
+    events = [event["event"] for event in read_events(workdir / "events.jsonl")]
+    assert [events.count(name) for name in ("start", "step", "eval", "save", "end")] == [1, 6, 2, 3, 1]
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_a_process_that_does_not_come_is_named(config, tmp_path, absent):
+    ((code, out, err),) = launch(config, tmp_path / "run", 2, "--connect-timeout=2", absent=[absent])
+    said = {0: "nothing answers there", 1: "1 of 2 processes came"}[absent]
+    assert code == 2, err
+    assert f"process {1 - absent} of 2 waited 2 s at the coordinator 127.0.0.1:" in err
+    assert said in err
+    assert "--num-processes=1 trains alone" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_differs_between_processes_is_named_by_all(config, tmp_path):
+    results = launch(config, tmp_path / "run", 2, each={1: ["--config.optimizer.b2=0.9"]})
+    for code, _, err in results:
+        assert code == 2
+        assert "optimizer.b2 is 0.9 here and 0.95 in the first" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_the_first_process_ends_all(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "letter.txt").write_text("mine")
+    for code, _, err in launch(config, tmp_path / "run", 2):
+        assert code == 2
+        assert "letter.txt is in it" in err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["letter.txt"]
+
+
+def test_sigterm_to_one_process_stops_all_after_the_same_saved_step(config, tmp_path):
+    flags = [config, f"--workdir={tmp_path / 'run'}", "--config.train.num_steps=100000"]
+    flags += ["--config.checkpoint.every_steps=100000"]
+    cluster = [f"--coordinator=127.0.0.1:{free_port()}", "--num-processes=2"]
+    processes = [start([*flags, *cluster, f"--process-id={index}"], 2) for index in range(2)]
+    try:
+        events = tmp_path / "run" / "events.jsonl"
+        wait_until(lambda: events.exists() and '"event": "step"' in events.read_text())
+        processes[1].send_signal(signal.SIGTERM)
+        for process in processes:
+            _, err = process.communicate(timeout=30)
+            assert process.returncode == 143, err
+    finally:
+        for process in processes:
+            process.kill()
+    last = max(last_of_each_step(read_events(events)))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [str(last)]
+
+
+def wait_until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
