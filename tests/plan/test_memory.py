@@ -5,13 +5,13 @@ import math
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from jaxlm import run
 from jaxlm.data.config import DataConfig
 from jaxlm.models import sizes
 from jaxlm.models.build import build
+from jaxlm.objectives import chunked_loss
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.sharding import PARAMS
 from jaxlm.plan import memory
@@ -66,41 +66,6 @@ def test_state_is_what_the_shardings_put_on_a_device(optimizer, mesh):
     assert actual - counters <= estimate.optimizer <= actual
 
 
-@pytest.mark.parametrize(
-    ("name", "remat"),
-    [("tiny-llama", "none"), ("tiny-llama", "attention"), ("tiny-gemma2", "none")],
-)
-def test_activations_grow_with_depth_as_the_compiler_says(name, remat):
-    """Temporary memory of a compiled backward pass, deeper minus shallower: what a layer keeps for it."""
-    B, T = 2, 256
-    tiny = dataclasses.replace(
-        sizes.size(name),
-        remat=remat,
-        attention="dense",
-        vocab_size=64,
-        max_seq_len=T if "gpt" in name else None,
-    )
-
-    def compiled_bytes(num_layers):
-        lm = build(dataclasses.replace(tiny, num_layers=num_layers), T)
-        params = jax.eval_shape(lm.init, jax.random.key(0))
-        batch = {
-            name: jax.ShapeDtypeStruct((B, T), jnp.int32) for name in ("tokens", "segments", "positions")
-        }
-        backward = jax.jit(jax.grad(lambda params, batch: lm.hidden(params, batch).sum()))
-        fast = {"xla_backend_optimization_level": 0}  # buffers are assigned before LLVM
-        return backward.lower(params, batch).compile(fast).memory_analysis().temp_size_in_bytes
-
-    def predicted_bytes(num_layers):
-        model = dataclasses.replace(tiny, num_layers=num_layers)
-        one = MESHES[0]
-        return predict(make_run(model, batch_size=B, seq_len=T), one, platform="cpu").activations
-
-    compiled = compiled_bytes(8) - compiled_bytes(4)
-    predicted = predicted_bytes(8) - predicted_bytes(4)
-    assert predicted == pytest.approx(compiled, rel=0.25)
-
-
 def test_each_policy_keeps_less_than_the_one_before():
     model = dataclasses.replace(sizes.size("llama3-8b"), dtype="bfloat16")
     kept = [
@@ -128,16 +93,42 @@ def test_what_divides_what():
     assert fsdp.total == sum(fsdp)
 
 
+def at_loss(run, mesh, platform="tpu"):
+    return memory.moments(run, mesh, math.prod(mesh.values()), platform=platform)["loss"]
+
+
 def test_logits_are_held_for_one_chunk_only():
     model = sizes.size("llama3-8b")
-    few = predict(make_run(model, seq_len=4096, loss_chunk_tokens=512), MESHES[0])
-    many = predict(make_run(model, seq_len=4096, loss_chunk_tokens=1024), MESHES[0])
+    few = at_loss(make_run(model, seq_len=4096, loss_chunk_tokens=512), MESHES[0])
+    many = at_loss(make_run(model, seq_len=4096, loss_chunk_tokens=1024), MESHES[0])
     assert few.logits == 2 * 4 * 512 * 128256
     assert many.logits == 2 * few.logits
-    halved = predict(
+    halved = at_loss(
         make_run(model, seq_len=4096, loss_chunk_tokens=512), {"data": 1, "fsdp": 1, "tensor": 2}
     )
     assert halved.logits * 2 == few.logits
+
+
+def test_chunks_are_those_of_the_loss():
+    assert memory.MAX_UNROLLED == chunked_loss.MAX_UNROLLED
+    for rows, seq_len, chunk_tokens in ((8, 512, 1024), (8, 510, 1024), (3, 96, 100), (4, 7, 1)):
+        num, tokens = memory.logit_chunks(rows, seq_len, chunk_tokens)
+        assert num == chunked_loss.num_chunks(seq_len, rows, chunk_tokens)
+        assert num * tokens == rows * seq_len
+
+
+def test_the_larger_moment_is_the_estimate():
+    """A large vocabulary in large chunks peaks in the loss, a small one in the blocks; a part not alive is 0."""
+    big = make_run(sizes.size("llama3-8b"), seq_len=1024, loss_chunk_tokens=8192)
+    small = make_run(dataclasses.replace(sizes.size("llama3-8b"), vocab_size=256), seq_len=1024)
+    for made, moment in ((big, "loss"), (small, "blocks")):
+        made = SimpleNamespace(
+            **{**vars(made), "model": dataclasses.replace(made.model, remat="full", attention="chunked")}
+        )
+        found = memory.moments(made, MESHES[0], 1)
+        assert predict(made, MESHES[0]) == found[moment]
+        assert found[moment].total == max(estimate.total for estimate in found.values())
+    assert memory.moments(big, MESHES[0], 1)["blocks"].logits == 0
 
 
 def test_minus_one_takes_the_devices_that_are_left():

@@ -1,0 +1,107 @@
+"""Promise of the memory estimate: what the compiler allots for the real train step, within 10 %.
+
+The step is the one a run would take (`run.build_pieces`), on eight fake devices; it is compiled, never run. Shapes are
+large enough that tensors, not constants, decide: a device holds 30 MB to 3 GB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxlm import run
+from jaxlm.data.config import DataConfig
+from jaxlm.models.config import ModelConfig
+from jaxlm.parallel.config import MeshConfig
+from jaxlm.parallel.sharding import batch_sharding
+from jaxlm.plan import memory
+from jaxlm.runconfig import RunConfig
+from jaxlm.train.config import OptimizerConfig, TrainConfig
+
+GPT: dict[str, Any] = dict(activation="gelu_tanh", norm="layernorm", bias="all", positions="learned")
+LLAMA: dict[str, Any] = dict(activation="swiglu", norm="rmsnorm", tie_embeddings=False)
+GEMMA: dict[str, Any] = dict(
+    activation="geglu", norm="rmsnorm_plus_one", post_norm=True, layer_pattern="lg", sliding_window=256,
+    attention_softcap=50.0, logits_softcap=30.0, num_kv_heads=4,
+)  # fmt: skip
+QWEN: dict[str, Any] = dict(activation="swiglu", norm="rmsnorm", qk_norm=True, num_kv_heads=2, head_dim=64)
+
+WIDE = dict(embed_dim=512, num_layers=6, num_heads=8, vocab_size=8192)
+SLIM = dict(embed_dim=256, num_layers=8, num_heads=4, vocab_size=8192)
+
+
+def make_config(
+    model: dict[str, Any],
+    mesh: dict[str, int],
+    rows: int,
+    seq_len: int,
+    optimizer: str,
+    train: dict[str, int],
+) -> RunConfig:
+    """rows: sequences on one device."""
+    sizes = MeshConfig(**mesh)
+    return dataclasses.replace(
+        RunConfig(),
+        model=ModelConfig(**model),
+        data=DataConfig(seq_len=seq_len, global_batch_size=rows * 8 // sizes.tensor),
+        mesh=sizes,
+        optimizer=OptimizerConfig(name=optimizer),
+        train=TrainConfig(**train),
+    )
+
+
+def compiled_bytes(cfg: RunConfig) -> int:
+    """Arguments, outputs that are not aliased, and temporaries, on one device."""
+    pieces = run.build_pieces(cfg)
+    shape = (cfg.data.global_batch_size, cfg.data.seq_len)
+    rows = batch_sharding(pieces.mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "weights" else jnp.int32, sharding=rows)
+        for name in ("tokens", "targets", "weights", "segments", "positions")
+    }
+    lowered = pieces.steps.train.lower(run.abstract_state(pieces, cfg), batch)
+    # Buffers are assigned before LLVM, whose optimisations only take time here.
+    found = lowered.compile({"xla_backend_optimization_level": 0}).memory_analysis()
+    return (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+        + found.temp_size_in_bytes
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh", "rows", "seq_len", "optimizer", "train"),
+    [
+        pytest.param(LLAMA | WIDE, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {}, id="llama-none-replicated"),
+        pytest.param(GPT | SLIM | {"scan_layers": False}, {}, 8, 512, "adamw", {}, id="gpt-none-unrolled-fsdp8"),
+        pytest.param(GPT | WIDE | {"remat": "full", "dtype": "bfloat16"}, {}, 8, 512, "adamw", {},
+                     id="gpt-full-bfloat16-fsdp8"),
+        pytest.param(LLAMA | WIDE | {"remat": "attention"}, {"data": 8, "fsdp": 1}, 8, 512, "lion", {},
+                     id="llama-attention-lion-replicated"),
+        pytest.param(LLAMA | WIDE | {"remat": "full", "attention": "dense"}, {"fsdp": 4, "tensor": 2}, 4, 1024,
+                     "adamw", {}, id="llama-full-dense-fsdp4-tensor2"),
+        pytest.param(GPT | SLIM | {"remat": "full", "vocab_size": 50257}, {"data": 8, "fsdp": 1}, 8, 512, "adafactor",
+                     {"loss_chunk_tokens": 256}, id="gpt-full-vocabulary-adafactor-replicated"),
+        pytest.param(LLAMA | SLIM, {}, 8, 512, "muon", {"num_microbatches": 2}, id="llama-none-muon-2-parts-fsdp8"),
+        pytest.param(GPT | WIDE | {"remat": "full"}, {}, 16, 256, "adamw", {"num_microbatches": 4},
+                     id="gpt-full-4-parts-fsdp8"),
+        pytest.param(GEMMA | WIDE | {"remat": "full"}, {"fsdp": 4, "tensor": 2}, 8, 512, "adamw", {},
+                     id="gemma-full-fsdp4-tensor2"),
+        pytest.param(QWEN | SLIM, {"data": 2, "fsdp": 2, "tensor": 2}, 8, 512, "adamw", {},
+                     id="qwen-none-data2-fsdp2-tensor2"),
+        pytest.param(LLAMA | SLIM | {"remat": "full", "scan_layers": False}, {}, 8, 512, "adamw", {},
+                     id="llama-full-unrolled-fsdp8"),
+        pytest.param(LLAMA | WIDE | {"remat": "dots"}, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
+                     id="llama-dots-replicated", marks=pytest.mark.xfail(strict=True, reason="dots keeps nothing yet: "
+                     "its policy does not see products inside a function with its own gradient")),
+    ],
+)  # fmt: skip
+def test_the_estimate_is_what_the_compiler_allots(model, mesh, rows, seq_len, optimizer, train):
+    cfg = make_config(model, mesh, rows, seq_len, optimizer, train)
+    estimate = memory.predict(cfg, run.resolve_mesh(cfg, 8), 8, platform="cpu")
+    assert estimate.total == pytest.approx(compiled_bytes(cfg), rel=0.10)
