@@ -5,7 +5,7 @@ jaxlm inspect --run=runs/mine --step=400      another step
 jaxlm inspect --run=runs/mine --verify        read every byte and compare checksums (else: names and sizes)
 jaxlm inspect --run=runs/mine --json          everything, for programs
 
-Reads files only: no device, no arrays.
+Reads files only: no device, no arrays. Exit code 1 when a checkpoint is damaged.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         print(json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False))
     else:
         print(describe(facts, all_arrays=args.all))
-    return 0
+    return 1 if any(one["damage"] for one in facts["steps"]) else 0
 
 
 def collect(run: epath.Path, step: int | None, *, verify: bool) -> dict[str, Any]:
@@ -177,7 +177,8 @@ def describe(facts: dict[str, Any], *, all_arrays: bool) -> str:
             "held-out loss": "-" if one["eval_loss"] is None else f"{one['eval_loss']:.4f}",
             "kept as": ", ".join(one["kept"]) or "-",
             "done": ", ".join(one["marks"]) or "-",
-            "health": "DAMAGED" if one["damage"] else "good",
+            # A flipped bit changes no size: only --verify may call a checkpoint good.
+            "health": "DAMAGED" if one["damage"] else "good" if facts["verified"] else "complete",
         }
         for one in facts["steps"]
     ]
@@ -243,7 +244,7 @@ def _config_section(config: dict[str, Any]) -> dict[str, str]:
             section[name] = _pairs(plain)
             for inner, fields in part.get("sources", {}).items():
                 section[f"  {inner}"] = _pairs(fields)
-        else:
+        elif part is not None:
             section[name] = str(part)
     return section
 
@@ -253,7 +254,11 @@ def _pairs(fields: dict[str, Any]) -> str:
 
 
 def _values(event: dict[str, Any]) -> str:
-    fields = {key: value for key, value in event.items() if key not in ("event", "time_s", "step")}
+    """The event's values, losses first: the end of a long line is cut off."""
+    hidden = ("event", "time_s", "step", "batch_hash")
+    fields = {
+        key: event[key] for key in sorted(event, key=lambda key: "loss" not in key) if key not in hidden
+    }
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
 
 

@@ -61,7 +61,7 @@ def test_says_what_a_run_holds(run, capsys):
     code, out, _ = inspect(capsys, f"--run={run}")
     assert code == 0
     assert max(len(line) for line in out.splitlines()) <= 100
-    rows = {line.split()[0]: line for line in out.splitlines() if line.endswith("good")}
+    rows = {line.split()[0]: line for line in out.splitlines() if line.endswith("complete")}
     assert list(rows) == ["3", "4", "5", "6"]
     assert "best" in rows["3"]
     assert "every 4" in rows["4"]
@@ -96,7 +96,8 @@ def test_json_holds_everything_and_is_json(run, capsys):
 
 def test_names_what_is_damaged(run, capsys):
     os.truncate(run / "checkpoints" / "6" / "state" / "manifest.ocdbt", 3)
-    _, out, _ = inspect(capsys, f"--run={run}")
+    code, out, _ = inspect(capsys, f"--run={run}")
+    assert code == 1
     assert "DAMAGED" in next(line for line in out.splitlines() if line.split()[:1] == ["6"])
     assert "state/manifest.ocdbt is truncated: 3 bytes instead of" in out
     assert "step 5, 5,000 tokens" in out  # the latest good one is described
@@ -109,7 +110,34 @@ def test_names_what_is_damaged(run, capsys):
     content[-1] ^= 1
     path.write_bytes(content)
     assert "step 5, 5,000 tokens" in inspect(capsys, f"--run={run}")[1]
-    assert "does not match its checksum" in inspect(capsys, f"--run={run}", "--verify")[1]
+    code, out, _ = inspect(capsys, f"--run={run}", "--verify")
+    assert code == 1
+    assert "does not match its checksum" in out
+
+
+def test_only_who_reads_every_byte_says_good(run, capsys):
+    def health(*argv):
+        out = inspect(capsys, f"--run={run}", *argv)[1]
+        return {line.split()[-1] for line in out.splitlines() if line.split()[:1] in (["3"], ["6"])}
+
+    assert health() == {"complete"}
+    assert health("--verify") == {"good"}
+
+
+def test_losses_come_first_in_an_event(run, capsys):
+    """The values of a step are many, and the line is cut."""
+    with EventLog(run / "events.jsonl") as log:
+        log.write(
+            "step",
+            step=2000,
+            batch_hash=123,
+            **{f"train/a{i}": 0.5 for i in range(20)},
+            **{"train/loss": 4.25},
+        )
+    out = inspect(capsys, f"--run={run}")[1]
+    last = next(line for line in out.splitlines() if "2,000" in line)
+    assert "train/loss 4.25" in last
+    assert "batch_hash" not in last
 
 
 @pytest.mark.parametrize(
