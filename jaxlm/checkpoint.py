@@ -105,7 +105,7 @@ class Checkpoints:
         *,
         warn: Callable[[str], None] = warn_on_stderr,
     ):
-        self.directory = epath.Path(directory)
+        self.directory = integrity.absolute(directory)  # Orbax takes no other
         self._policy = policy
         self._warn = warn
         self._orbax: Any = None

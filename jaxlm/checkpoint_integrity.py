@@ -77,6 +77,11 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The same place whatever the current folder; gs:// and its like as they are."""
+    return epath.Path(os.path.abspath(path) if is_local(path) else path)
+
+
 def list_steps(directory: epath.PathLike) -> list[int]:
     """Steps that have a folder, ascending; whether they are whole is for `verify` to say."""
     return sorted(int(path.name) for path in _children(directory) if path.name.isdecimal())
