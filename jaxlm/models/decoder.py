@@ -96,7 +96,7 @@ def remat_policy(name: str) -> Callable[..., bool] | None:
     """What the forward pass of a block keeps for the backward pass, by the name in `model.remat`."""
     policies = jax.checkpoint_policies
     return {
-        "dots": policies.dots_with_no_batch_dims_saveable,
+        "dots": policies.save_only_these_names("dense"),
         "attention": policies.save_only_these_names("attention"),
         "full": policies.nothing_saveable,
     }[name]
@@ -136,12 +136,15 @@ def run_blocks(
     num_scanned = L // period if config.scan_layers and L // period > 1 and not apart else 0
     done = num_scanned * period
     if num_scanned:
-        periods = jax.tree.map(lambda w: w[:done].reshape(num_scanned, period, *w.shape[1:]), stack)
+        # A period of one layer takes the stack as it is: what the scan only hands on is then never copied.
+        periods = stack
+        if period > 1:
+            periods = jax.tree.map(lambda w: w[:done].reshape(num_scanned, period, *w.shape[1:]), stack)
 
         def body(carry, xs):
             (x_BTD, cache), (index, params) = carry, xs
             for j in range(period):
-                one = jax.tree.map(lambda w, j=j: w[j], params)
+                one = params if period == 1 else jax.tree.map(lambda w, j=j: w[j], params)
                 x_BTD, cache = step(index * period + j, kinds[j], one, x_BTD, cache)
             return (x_BTD, cache), None
 

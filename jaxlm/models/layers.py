@@ -74,7 +74,7 @@ def project(x: jax.Array, w: jax.Array, bias: jax.Array | None, num_in: int = 1)
     in_size = 1
     for size in in_shape:
         in_size *= size
-    y = dense(x.reshape(*lead, in_size), w.reshape(in_size, -1).astype(x.dtype))
+    y = dense(x.reshape(*lead, in_size), w)
     y = y.reshape(*lead, *out_shape)
     return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * len(lead) + out_shape)
 

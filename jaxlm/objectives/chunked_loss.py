@@ -10,9 +10,6 @@ import jax.numpy as jnp
 
 from jaxlm.types import Params
 
-MAX_UNROLLED = 8
-"""Chunks up to this number are unrolled, which XLA:CPU overlaps better; more run in a scan."""
-
 
 def num_chunks(length: int, rows: int, chunk_tokens: int) -> int:
     """The smallest number of equal pieces of `length` positions such that rows x piece <= chunk_tokens."""
@@ -75,24 +72,8 @@ def _loop(
     num = num_chunks(T, B, chunk_tokens)
     C = T // num
     zero = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
-    if num <= MAX_UNROLLED:
-        sums, d_params, d_x = zero, None, []
-        for start in range(0, T, C):
-            piece = slice(start, start + C)
-            more, grads = _chunk(
-                head,
-                head_params,
-                x_BTD[:, piece],
-                targets_BT[:, piece],
-                weights_BT[:, piece],
-                z_loss,
-                with_grads,
-            )
-            sums = jax.tree.map(jnp.add, sums, more)
-            if grads is not None:
-                d_params = grads[0] if d_params is None else jax.tree.map(jnp.add, d_params, grads[0])
-                d_x.append(grads[1])
-        return sums, (d_params, jnp.concatenate(d_x, axis=1)) if with_grads else None
+    if num == 1:
+        return _chunk(head, head_params, x_BTD, targets_BT, weights_BT, z_loss, with_grads)
 
     def pieces(a):
         return jnp.swapaxes(a.reshape(B, num, C, *a.shape[2:]), 0, 1)

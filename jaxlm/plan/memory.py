@@ -22,18 +22,17 @@ What XLA:CPU does otherwise (read off its buffer assignments, jax 0.10.2; each i
 
 - A stack of activations is float32 even where `model.dtype` is bfloat16.
 - Without a scan, remat saves nothing: the barriers that hold the recomputation back are gone before scheduling.
-- Up to 8 chunks of logits are unrolled, and all are alive at once (`jaxlm.objectives.chunked_loss.MAX_UNROLLED`).
-- The blocks' weights are copied, twice under a scan (on entry, and as a residual of each turn), once without.
+- The blocks' weights are copied; twice under a scan over periods of several layers (on entry, and for each turn).
 - A turn of the scan computes all layers of `model.layer_pattern` again before it uses the first.
 - Each chunk of attention keeps its own slice of the keys and values before it.
 
-What TPUs do otherwise: the last dim of queries, keys and values is padded to 128 lanes; and over fsdp each of up to
-8 unrolled chunks of the loss has a gradient of the whole head of its own until it is scattered.
+What TPUs do otherwise: the last dim of queries, keys and values is padded to 128 lanes.
 
 Not counted: a second copy of the optimizer's moments on a CPU (0 to 9 % of the total; they are overwritten in place
 only with `xla_cpu_copy_insertion_use_region_analysis`), what an optimizer's update needs beside the gradients, and
-gaps between buffers. tests/plan/test_memory_compiled.py holds the total to 10 % on a CPU; compiled for TPU v5e (jax
-0.10.2, libtpu 0.0.42.1, 2026-11-24; bfloat16, chunks of 1,024 tokens) it was off by
+gaps between buffers. tests/plan/test_memory_compiled.py holds the total to 10 % on a CPU (bfloat16 with remat: at most
+20 % above). Compiled for TPU v5e (jax 0.10.2, libtpu 0.0.42.1, 2026-11-24; bfloat16, chunks of 1,024 tokens, of which
+up to 8 were then still unrolled) it was off by
 
 | model, mesh, rows x length, remat                                   | compiled GiB | estimate |
 |---------------------------------------------------------------------|--------------|----------|
@@ -76,8 +75,6 @@ ADAFACTOR_MIN_DIM = 128
 CHUNK = 128
 """Queries at a time of `jaxlm.models.attention_chunked`."""
 
-MAX_UNROLLED = 8
-"""A copy of `jaxlm.objectives.chunked_loss.MAX_UNROLLED`, which imports JAX."""
 
 NUM_TABLE_GRADS = 2
 """Gradients of the vocabulary's size: of the lookup and of the head; a tied table adds them up at the end."""
@@ -179,7 +176,7 @@ def block_bytes(model: ModelConfig, seq_len: int, tensor: int, platform: str) ->
     """What a block keeps and needs; heads and the MLP are split over `tensor`, the residual stream is not.
 
     Products keep their operand, norms their input and their result before the scale (float32), attention its
-    queries, keys, values and the table of logits and probabilities, the MLP its products and what they become.
+    queries, keys, values and the table of logits and probabilities, the MLP its products and what they become together.
     """
     cpu = platform == "cpu"
     item = 2 if model.dtype == "bfloat16" and not cpu else FLOAT32
@@ -196,7 +193,7 @@ def block_bytes(model: ModelConfig, seq_len: int, tensor: int, platform: str) ->
     prefixes = 1.0 if dense else keys / min(CHUNK, seq_len)  # slices of keys and values, one a chunk
 
     norms = 2.0 * D * (4 if model.post_norm else 2) + (2 * q + kv if model.qk_norm else 0)
-    compute = 2 * D + q + q + kv * prefixes + 2 * num_up * F
+    compute = 2 * D + q + q + kv * prefixes + (num_up + 1) * F
     everything = compute * item + norms * FLOAT32 + tables
     remat = "none" if cpu and not is_scanned(model) else model.remat
     kept = {
@@ -252,7 +249,8 @@ def moments(
     block = block_bytes(model, run.data.seq_len, tensor, platform)
     hidden = 2 * model.embed_dim * item  # after the last block, and its gradient
 
-    copies = FLOAT32 * (2 if scanned else 1) * sum(shard_size(w, mesh) for w in blocks) if cpu else 0
+    num_copies = 2 if scanned and len(model.layer_pattern) > 1 else 1
+    copies = FLOAT32 * num_copies * sum(shard_size(w, mesh) for w in blocks) if cpu else 0
     gathered = 0
     if fsdp > 1:
         # Weights are used whole over fsdp: this block's, the next one's; a table, and its gradients before they are
@@ -267,11 +265,7 @@ def moments(
         at_work += block.all * (len(model.layer_pattern) if cpu else 1)
     elif scanned:  # beside the stack that they are copied to
         at_work += block.all
-    num_chunks, chunk_tokens = logit_chunks(part_rows, run.data.seq_len, run.train.loss_chunk_tokens)
-    unrolled = num_chunks if num_chunks <= MAX_UNROLLED else 1
-    head_grads = 0
-    if fsdp > 1 and not cpu:
-        head_grads = FLOAT32 * (unrolled - 1) * shard_size(ends[-1], {**mesh, "fsdp": 1})
+    _, chunk_tokens = logit_chunks(part_rows, run.data.seq_len, run.train.loss_chunk_tokens)
 
     shared = MemoryEstimate(
         parameters=parameters,
@@ -285,12 +279,8 @@ def moments(
     return {
         "blocks": shared._replace(workspace=round(tokens * at_work) + gathered + copies),
         "loss": shared._replace(
-            workspace=gathered + head_grads + copies // (2 if scanned else 1),
-            logits=2
-            * FLOAT32
-            * (unrolled if cpu else 1)
-            * chunk_tokens
-            * -(-(model.vocab_size or 0) // tensor),
+            workspace=gathered + copies // num_copies,
+            logits=2 * FLOAT32 * chunk_tokens * -(-(model.vocab_size or 0) // tensor),
         ),
     }
 

@@ -27,7 +27,7 @@ def inputs():
     return params, x, jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32), weights
 
 
-@pytest.mark.parametrize("chunk_tokens", [B, 3 * B, 6 * B, 1000])  # 12 chunks in a scan, 4 and 2 unrolled, 1
+@pytest.mark.parametrize("chunk_tokens", [B, 3 * B, 6 * B, 1000])  # 12, 4 and 2 chunks in a scan, and 1
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 def test_value_and_gradients_are_those_of_the_whole_table(chunk_tokens, z_loss):
     params, x, targets, weights = inputs()

@@ -110,7 +110,6 @@ def test_logits_are_held_for_one_chunk_only():
 
 
 def test_chunks_are_those_of_the_loss():
-    assert memory.MAX_UNROLLED == chunked_loss.MAX_UNROLLED
     for rows, seq_len, chunk_tokens in ((8, 512, 1024), (8, 510, 1024), (3, 96, 100), (4, 7, 1)):
         num, tokens = memory.logit_chunks(rows, seq_len, chunk_tokens)
         assert num == chunked_loss.num_chunks(seq_len, rows, chunk_tokens)

@@ -79,8 +79,6 @@ def compiled_bytes(cfg: RunConfig) -> int:
     [
         pytest.param(LLAMA | WIDE, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {}, id="llama-none-replicated"),
         pytest.param(GPT | SLIM | {"scan_layers": False}, {}, 8, 512, "adamw", {}, id="gpt-none-unrolled-fsdp8"),
-        pytest.param(GPT | WIDE | {"remat": "full", "dtype": "bfloat16"}, {}, 8, 512, "adamw", {},
-                     id="gpt-full-bfloat16-fsdp8"),
         pytest.param(LLAMA | WIDE | {"remat": "attention"}, {"data": 8, "fsdp": 1}, 8, 512, "lion", {},
                      id="llama-attention-lion-replicated"),
         pytest.param(LLAMA | WIDE | {"remat": "full", "attention": "dense"}, {"fsdp": 4, "tensor": 2}, 4, 1024,
@@ -97,11 +95,17 @@ def compiled_bytes(cfg: RunConfig) -> int:
         pytest.param(LLAMA | SLIM | {"remat": "full", "scan_layers": False}, {}, 8, 512, "adamw", {},
                      id="llama-full-unrolled-fsdp8"),
         pytest.param(LLAMA | WIDE | {"remat": "dots"}, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
-                     id="llama-dots-replicated", marks=pytest.mark.xfail(strict=True, reason="dots keeps nothing yet: "
-                     "its policy does not see products inside a function with its own gradient")),
+                     id="llama-dots-replicated"),
     ],
 )  # fmt: skip
 def test_the_estimate_is_what_the_compiler_allots(model, mesh, rows, seq_len, optimizer, train):
     cfg = make_config(model, mesh, rows, seq_len, optimizer, train)
     estimate = memory.predict(cfg, run.resolve_mesh(cfg, 8), 8, platform="cpu")
     assert estimate.total == pytest.approx(compiled_bytes(cfg), rel=0.10)
+
+
+def test_recomputing_in_bfloat16_is_estimated_on_the_safe_side():
+    """XLA:CPU keeps some of the intermediates in bfloat16 and others in float32; all are counted as float32."""
+    cfg = make_config(GPT | WIDE | {"dtype": "bfloat16", "remat": "full"}, {}, 8, 512, "adamw", {})
+    estimate = memory.predict(cfg, run.resolve_mesh(cfg, 8), 8, platform="cpu")
+    assert 1.0 < estimate.total / compiled_bytes(cfg) < 1.2
