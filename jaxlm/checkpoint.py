@@ -29,7 +29,7 @@ from etils import epath
 
 from jaxlm import checkpoint_integrity as integrity
 from jaxlm.checkpoint_integrity import DamagedCheckpoint
-from jaxlm.checkpoint_meta import ArraySpec, Meta, check_fit, check_tokenizer
+from jaxlm.checkpoint_meta import ArraySpec, Meta, check_corpus, check_fit, check_tokenizer
 from jaxlm.checkpoint_orbax import import_orbax
 from jaxlm.types import Params, PyTree, UserError
 
@@ -301,7 +301,12 @@ class Checkpoints:
     # Restoring.
 
     def restore(
-        self, abstract_state: PyTree, *, step: int | None = None, tokenizer_sha256: str | None = None
+        self,
+        abstract_state: PyTree,
+        *,
+        step: int | None = None,
+        tokenizer_sha256: str | None = None,
+        corpus_sha256: Mapping[str, str] | None = None,
     ) -> Restored:
         """The state of a step, placed as asked, and its meta.
 
@@ -309,12 +314,12 @@ class Checkpoints:
 
         Args:
           abstract_state: ShapeDtypeStructs with shardings, on any mesh; without a sharding, the first device.
-          tokenizer_sha256: of the run's tokenizer; None does not compare.
+          tokenizer_sha256, corpus_sha256: of the run's tokenizer and sources; None does not compare.
 
         Errors: UserError when no good step is left, when shape, dtype or name of any array differs (never a
-        partial load), or when the checkpoint was trained with another tokenizer.
+        partial load), or when the checkpoint was trained with another tokenizer or on other data.
         """
-        return self._restore(abstract_state, None, step, tokenizer_sha256)
+        return self._restore(abstract_state, None, step, tokenizer_sha256, corpus_sha256)
 
     def restore_params(
         self, abstract_params: Params, *, step: int | None = None, tokenizer_sha256: str | None = None
@@ -328,7 +333,12 @@ class Checkpoints:
         return self._restore(abstract_params, "params", step, tokenizer_sha256)
 
     def _restore(
-        self, abstract: PyTree, group: str | None, step: int | None, tokenizer_sha256: str | None
+        self,
+        abstract: PyTree,
+        group: str | None,
+        step: int | None,
+        tokenizer_sha256: str | None,
+        corpus_sha256: Mapping[str, str] | None = None,
     ) -> Restored:
         import jax
 
@@ -345,6 +355,7 @@ class Checkpoints:
             folder = self.directory / str(good)
             meta = integrity.read_meta(folder)
             where = f"Checkpoint {good} in {self.directory}"
+            check_corpus(where, meta, corpus_sha256, tokenizer_sha256)
             check_tokenizer(where, meta, tokenizer_sha256)
             check_fit(
                 where, meta, {prefix + name: spec for name, spec in array_specs(abstract).items()}, group

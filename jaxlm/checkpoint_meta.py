@@ -95,6 +95,29 @@ def check_tokenizer(where: str, meta: Meta, tokenizer_sha256: str | None) -> Non
         )
 
 
+def check_corpus(
+    where: str, meta: Meta, corpus_sha256: Mapping[str, str] | None, tokenizer_sha256: str | None = None
+) -> None:
+    """Errors: UserError that names the first source whose tokens are not those the checkpoint was trained on.
+
+    Comes before `check_tokenizer`: a tokenizer trained on the sources changes with their text.
+    """
+    if corpus_sha256 is None or dict(corpus_sha256) == dict(meta.corpus_sha256):
+        return
+    for name in sorted({*meta.corpus_sha256, *corpus_sha256}):
+        then, now = (side.get(name, "absent")[:12] for side in (meta.corpus_sha256, corpus_sha256))
+        if then != now:
+            break
+    also = ""
+    if tokenizer_sha256 not in (None, meta.tokenizer_sha256):
+        also = f" The tokenizer was {meta.tokenizer_sha256[:12]} and is {tokenizer_sha256[:12]}, too."
+    raise UserError(
+        f"{where} was trained on other data: source {name} was {then} and is {now} (SHA-256 of its tokens): the "
+        f"rest of the run would read other batches.{also} Set the text back to what it was, or train in another "
+        "--workdir (init_from takes the weights along)."
+    )
+
+
 def check_fit(where: str, meta: Meta, expected: Mapping[str, ArraySpec], group: str | None = None) -> None:
     """Compares a checkpoint with what a model expects, before any array is read.
 

@@ -178,7 +178,7 @@ def abstract_state(pieces: Pieces, cfg: RunConfig) -> Any:
     )
 
 
-def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, tokenizer: Tokenizer):
+def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: OpenData):
     """The state to train from, its meta (or None), and where it comes from, in words.
 
     One order: resume this run; else start from the weights of another; else initialise.
@@ -188,7 +188,11 @@ def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, tokeni
     from jaxlm.parallel import distributed
 
     if distributed.from_first(checkpoints.latest_step) is not None:
-        state, meta = checkpoints.restore(abstract_state(pieces, cfg), tokenizer_sha256=tokenizer.sha256)
+        state, meta = checkpoints.restore(
+            abstract_state(pieces, cfg),
+            tokenizer_sha256=data.tokenizer.sha256,
+            corpus_sha256=data.corpus_sha256,
+        )
         return state, meta, f"resumed from step {meta.step} in {checkpoints.directory}"
     state = pieces.steps.init(jax.random.key(cfg.seed))
     if cfg.init_from is None:
@@ -199,7 +203,7 @@ def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, tokeni
     if source.latest_step() is None:
         raise UserError(f"init_from={cfg.init_from} holds no checkpoint: give the --workdir of a run.")
     wanted = abstract_state(pieces, cfg).params
-    params, meta = source.restore_params(wanted, tokenizer_sha256=tokenizer.sha256)
+    params, meta = source.restore_params(wanted, tokenizer_sha256=data.tokenizer.sha256)
     return state._replace(params=params), None, f"weights of step {meta.step} of {cfg.init_from}"
 
 
@@ -255,14 +259,14 @@ def _train(
     from jaxlm.train.loop import fit
 
     pieces = build_pieces(cfg)
-    if distributed.is_first():
-        data.tokenizer.save(folder / TOKENIZER_FILE)
     B, T = cfg.data.global_batch_size, cfg.data.seq_len
     row_ids = local_rows(pieces.mesh, B)
     per_token = flops_per_token(cfg.model, T)
     report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(cfg))
     with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
-        state, meta, origin = start_state(cfg, pieces, checkpoints, data.tokenizer)
+        state, meta, origin = start_state(cfg, pieces, checkpoints, data)
+        if distributed.is_first():  # and not before it is known to be that of the checkpoints
+            data.tokenizer.save(folder / TOKENIZER_FILE)
         first_step = int(state.step)
         if resuming and first_step >= num_steps:
             report.say(

@@ -3,6 +3,7 @@
 import pytest
 
 from jaxlm import run
+from jaxlm.types import UserError
 
 
 def small(text, **changes):
@@ -37,3 +38,17 @@ def test_a_relative_workdir_trains_continues_loads_and_starts_others(text, tmp_p
     assert run.load_run("runs/a").step == 3
     run.train(small(text, init_from="runs/a"), "runs/b")
     assert "weights of step 3 of runs/a" in capsys.readouterr().out
+
+
+def test_a_run_does_not_continue_on_other_data(text, tmp_path):
+    run.train(small(text), tmp_path / "run")
+    tokenizer = (tmp_path / "run" / run.TOKENIZER_FILE).read_bytes()
+    write_squares(text, power=3)
+    with pytest.raises(
+        UserError, match=r"source mine was \w{12} and is \w{12}.* Set the text back .*workdir"
+    ):
+        run.train(small(text, train__num_steps=3), tmp_path / "run")
+    assert (tmp_path / "run" / run.TOKENIZER_FILE).read_bytes() == tokenizer
+    write_squares(text)
+    run.train(small(text, train__num_steps=3), tmp_path / "run")
+    assert run.load_run(tmp_path / "run").step == 3
