@@ -52,7 +52,10 @@ files:
 
 bench: $(VENV)/run.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/loader.py
+	$(BIN)/python bench/tokenizing.py
 	$(BIN)/python bench/checkpoint.py
+	$(BIN)/python bench/generate.py
+	$(BIN)/python bench/train_speed.py
 
 clean:  ## remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

@@ -104,16 +104,15 @@ def check_corpus(
     """
     if corpus_sha256 is None or dict(corpus_sha256) == dict(meta.corpus_sha256):
         return
-    for name in sorted({*meta.corpus_sha256, *corpus_sha256}):
-        then, now = (side.get(name, "absent")[:12] for side in (meta.corpus_sha256, corpus_sha256))
-        if then != now:
-            break
+    then, now = meta.corpus_sha256, corpus_sha256
+    name = next(name for name in sorted({*then, *now}) if then.get(name) != now.get(name))
     also = ""
     if tokenizer_sha256 not in (None, meta.tokenizer_sha256):
         also = f" The tokenizer was {meta.tokenizer_sha256[:12]} and is {tokenizer_sha256[:12]}, too."
     raise UserError(
-        f"{where} was trained on other data: source {name} was {then} and is {now} (SHA-256 of its tokens): the "
-        f"rest of the run would read other batches.{also} Set the text back to what it was, or train in another "
+        f"{where} was trained on other data: source {name} was {then.get(name, 'absent')[:12]} and is "
+        f"{now.get(name, 'absent')[:12]} (SHA-256 of its tokens): the rest of the run would read other "
+        f"batches.{also} Set the text back to what it was, or train in another "
         "--workdir (init_from takes the weights along)."
     )
 

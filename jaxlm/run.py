@@ -30,7 +30,7 @@ from jaxlm.runconfig import (
     save_config,
 )
 from jaxlm.types import Batch, Params, UserError
-from jaxlm.workdir import CONFIG_FILE, claim
+from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE, claim
 
 if TYPE_CHECKING:
     from jaxlm.checkpoint import Checkpoints
@@ -44,7 +44,7 @@ __all__ = [
     "resolve_mesh", "restart_differences", "save_config", "train",
 ]  # fmt: skip
 
-TOKENIZER_FILE, CHECKPOINTS = "tokenizer.model", "checkpoints"
+TOKENIZER_FILE = "tokenizer.model"
 
 
 def use_compile_cache() -> str:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxlm.data.files import disk_error, is_local, make_folder, reachable
+from jaxlm.report.events import EVENTS, read_events
 from jaxlm.runconfig import RunConfig, load_config, restart_differences, save_config
 from jaxlm.types import UserError
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
 LOCK_FILE = "run.lock"
 
 
@@ -53,6 +54,9 @@ def _open(workdir: Any, cfg: RunConfig) -> bool:
     if not saved.exists():
         save_config(saved, cfg)
         return False
+    if not _has_steps(workdir):  # refused for its data, say: the corrected command is welcome
+        save_config(saved, cfg)
+        return True
     differences = restart_differences(load_config(saved), cfg)
     if differences:
         key, old, new = differences[0][:3]
@@ -63,6 +67,15 @@ def _open(workdir: Any, cfg: RunConfig) -> bool:
         )
     save_config(saved, cfg)
     return True
+
+
+def _has_steps(workdir: Any) -> bool:
+    """Whether anything was trained here: a checkpoint (even a damaged or unfinished one), or a step in the log."""
+    folder = reachable(workdir)
+    checkpoints, log = folder / CHECKPOINTS, folder / EVENTS
+    if checkpoints.exists() and any(checkpoints.iterdir()):
+        return True
+    return log.exists() and any(event.get("event") == "step" for event in read_events(log))
 
 
 @contextlib.contextmanager

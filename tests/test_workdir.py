@@ -1,5 +1,6 @@
 """Promises of jaxlm/workdir.py: one config, one run at a time, and nothing of anybody else's is touched."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -87,7 +88,27 @@ def test_a_file_is_no_workdir(tmp_path, cfg):
     assert (tmp_path / "run").read_text() == "mine"
 
 
-def test_another_config_is_refused_and_the_saved_one_kept(tmp_path, cfg):
+@pytest.fixture(params=["checkpoint", "event"])
+def trained(request, tmp_path, cfg):
+    """A workdir in which a step was taken."""
+    with claim(tmp_path, cfg):
+        if request.param == "checkpoint":
+            (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+        else:
+            (tmp_path / "events.jsonl").write_text('{"event": "start"}\n{"event": "step", "step": 1}\n')
+    return tmp_path
+
+
+def test_where_nothing_was_trained_another_config_may_begin(tmp_path, cfg):
+    with claim(tmp_path, cfg):
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "events.jsonl").write_text('{"event": "start"}\n{"event": "failed"}\n')
+    other = dataclasses.replace(cfg, seed=7)
+    with claim(tmp_path, other):
+        assert run.load_config(tmp_path / CONFIG_FILE) == other
+
+
+def test_another_config_is_refused_and_the_saved_one_kept(trained, tmp_path, cfg):
     with claim(tmp_path, cfg):
         before = (tmp_path / CONFIG_FILE).read_text()
     config = run.default_config()

@@ -5,7 +5,7 @@ first line of its docstring is its help. Only the module of the command that run
 JAX before it starts to work: help and mistakes answer at once.
 
 Exit codes: 0 done; 2 a mistake of the user's, one line on stderr; 130 interrupted; 141 the reader of stdout
-left. Any other exception is a bug, and keeps its traceback.
+left; 143 ended by SIGTERM, the step saved. Any other exception is a bug, and keeps its traceback.
 """
 
 from __future__ import annotations
