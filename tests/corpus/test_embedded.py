@@ -56,7 +56,7 @@ def test_comments_are_sentences_on_lines_of_their_own():
     source = b"""# One block of
 #   two lines
 x = 1  # beside code
-s = 
+s =
     #: of another indentation
 # and back
 """
