@@ -4,8 +4,8 @@
     jaxlm train --config=quickstart --workdir=runs/quickstart
 
 Four sources, weighted so that none is read more than about four times. Hardware: any CPU with two cores.
-Result (2026-11-24, 800 steps, 3 minutes):
-held-out loss 4.44 on topics, 4.82 on docstrings; 600 steps: see `make quickstart`.
+Result (2026-11-24): held-out loss 4.69 on topics
+(1.96 bits per byte), 5.03 on docstrings (2.06), after 2m 10s.
 """
 
 from jaxlm import run

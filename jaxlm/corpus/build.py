@@ -64,6 +64,7 @@ TOKENIZER_FILE = "tokenizer.model"
 TRAINING_BYTES = 50 << 20
 """A tokenizer is trained on about this much text at most: more changes little but the time."""
 _CLOCK_NS = 2_000_000_000
+"""The coarsest clock of a file system: two changes within it may bear one date."""
 _BUILD = ".build"
 _PLAN = "plan.json"
 _LOCK = ".lock"

@@ -19,10 +19,8 @@ from jaxlm.types import UserError
 BLOCK_BYTES = 1 << 20
 BATCH_ROWS = 1024
 _BOM = b"\xef\xbb\xbf"
-_JSON_ERRORS = (
-    ValueError,
-    RecursionError,
-)  # beside bad syntax: a number of 5,000 digits, brackets 1,000 deep
+_JSON_ERRORS = (ValueError, RecursionError)
+"""Of bad syntax; and of a number of 5,000 digits, or brackets 1,000 deep."""
 
 
 def read_documents(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:

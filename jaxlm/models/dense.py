@@ -41,8 +41,13 @@ def _weight_grad_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
     return lax.optimization_barrier(_product(x_IR, g_RO, (1,), (0,)))
 
 
+def _as_matrix(w: jax.Array, x: jax.Array) -> jax.Array:
+    """The weights as [I, O], in the dtype of x. Made anew in each pass: what is kept between them is w itself."""
+    return w.reshape(x.shape[-1], -1).astype(x.dtype)
+
+
 def _forward(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    y = _product(x, w.reshape(x.shape[-1], -1).astype(x.dtype), (x.ndim - 1,), (0,)).astype(dtype)
+    y = _product(x, _as_matrix(w, x), (x.ndim - 1,), (0,)).astype(dtype)
     # remat "dots" goes by this name: a policy does not see the products inside a function with its own gradient.
     return checkpoint_name(y, "dense")
 
@@ -57,7 +62,7 @@ def _dense_fwd(x, w, dtype):
 def _dense_bwd(dtype, saved, g):
     x, w = saved
     g = g.astype(x.dtype)
-    dx = _product(g, w.reshape(x.shape[-1], -1).astype(x.dtype), (g.ndim - 1,), (1,)).astype(x.dtype)
+    dx = _product(g, _as_matrix(w, x), (g.ndim - 1,), (1,)).astype(x.dtype)
     dw = lax.platform_dependent(x, g, cpu=_weight_grad_cpu, default=_weight_grad)
     return dx, dw.reshape(w.shape).astype(w.dtype)
 
@@ -73,7 +78,7 @@ def dense(x: jax.Array, w: jax.Array, dtype: jnp.dtype | None = None) -> jax.Arr
 
     Args:
       x: activations; its dtype is the one the products run in.
-      w: weights, one matrix.
+      w: weights; its leading dims multiply to I, the others, flattened, are O.
       dtype: of the result, where it should differ from x's (float32 logits of bfloat16 states).
     """
     return _dense(x, w, jnp.dtype(dtype or x.dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Protocol, cast
 
 import flax.linen as nn
@@ -71,10 +72,7 @@ def project(x: jax.Array, w: jax.Array, bias: jax.Array | None, num_in: int = 1)
     """x[..., in dims] @ w[in dims, out dims] (+ bias[out dims]): contracts the last `num_in` dims of x."""
     in_shape, out_shape = w.shape[:num_in], w.shape[num_in:]
     lead = x.shape[: x.ndim - num_in]
-    in_size = 1
-    for size in in_shape:
-        in_size *= size
-    y = dense(x.reshape(*lead, in_size), w)
+    y = dense(x.reshape(*lead, math.prod(in_shape)), w)
     y = y.reshape(*lead, *out_shape)
     return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * len(lead) + out_shape)
 

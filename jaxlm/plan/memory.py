@@ -249,8 +249,8 @@ def moments(
     block = block_bytes(model, run.data.seq_len, tensor, platform)
     hidden = 2 * model.embed_dim * item  # after the last block, and its gradient
 
+    copy = FLOAT32 * sum(shard_size(w, mesh) for w in blocks) if cpu else 0
     num_copies = 2 if scanned and len(model.layer_pattern) > 1 else 1
-    copies = FLOAT32 * num_copies * sum(shard_size(w, mesh) for w in blocks) if cpu else 0
     gathered = 0
     if fsdp > 1:
         # Weights are used whole over fsdp: this block's, the next one's; a table, and its gradients before they are
@@ -277,9 +277,9 @@ def moments(
         batch=2 * 5 * 4 * rows * run.data.seq_len,
     )
     return {
-        "blocks": shared._replace(workspace=round(tokens * at_work) + gathered + copies),
+        "blocks": shared._replace(workspace=round(tokens * at_work) + gathered + num_copies * copy),
         "loss": shared._replace(
-            workspace=gathered + copies // num_copies,
+            workspace=gathered + copy,
             logits=2 * FLOAT32 * chunk_tokens * -(-(model.vocab_size or 0) // tensor),
         ),
     }
