@@ -75,4 +75,7 @@ def flip(path, offset=None, bit=0):
 
 
 def data_file(folder):
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    files = (
+        p for p in (folder / "state").rglob("*") if p.is_file()
+    )  # the seal of a small checkpoint is larger
+    return max(files, key=lambda p: p.stat().st_size)

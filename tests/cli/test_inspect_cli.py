@@ -8,6 +8,7 @@ import time
 
 import jax.numpy as jnp
 import pytest
+from checkpoint_states import data_file, flip
 
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.checkpoint_meta import Meta
