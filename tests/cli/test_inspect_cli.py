@@ -106,13 +106,7 @@ def test_names_what_is_damaged(run, capsys):
     assert code == 2
     assert "--step=6" in err
     assert "Good steps: [3, 4, 5]" in err
-    arrays = [p for p in (run / "checkpoints" / "5" / "state").rglob("*") if p.is_file()]
-    path = max(
-        arrays, key=lambda p: p.stat().st_size
-    )  # not the seal or the meta, which are read without --verify
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    flip(data_file(run / "checkpoints" / "5"))
     assert "step 5, 5,000 tokens" in inspect(capsys, f"--run={run}")[1]
     code, out, _ = inspect(capsys, f"--run={run}", "--verify")
     assert code == 1
