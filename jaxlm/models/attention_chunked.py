@@ -1,15 +1,29 @@
 """Causal attention in static chunks of queries: each sees only the keys up to its end (and inside its window).
 
-The fastest formulation found for XLA:CPU, and the one with the least memory: the [T, T] table is never whole, and
-the upper half of it is never computed.
+The fastest formulation found for XLA:CPU (`make bench` measures it), and the one with the least memory: the [T, T]
+table is never whole, its upper half is never computed, and none of it is kept for the backward pass, which makes it
+again from the logsumexp of each row, as in Dao et al. 2022, FlashAttention, arXiv:2205.14135, section 3.1 and
+appendix B.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 NEG_INF = -1e30
+
+
+class _Rule(NamedTuple):
+    """Who sees whom, and how sharply; static."""
+
+    window: int | None
+    softcap: float | None
+    chunk: int
 
 
 def attend_chunked(
@@ -21,36 +35,100 @@ def attend_chunked(
     window: int | None,
     softcap: float | None,
     scale: float,
-    chunk: int = 128,
+    chunk: int = 64,
 ) -> jax.Array:
-    """The same function as `attend_dense`; see there for the arguments. chunk: queries at a time."""
+    """The same function as `attend_dense`; see there for the arguments. chunk: queries at a time.
+
+    All in float32, whatever the inputs: XLA:CPU has no batched products in bfloat16, it would only round in between.
+    """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    G = N // K
-    q_BKGTH = (q_BTNH * jnp.asarray(scale, q_BTNH.dtype)).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    outputs = []
-    for start in range(0, T, chunk):
-        stop = min(start + chunk, T)
-        first = 0 if window is None else max(0, start - window + 1)
-        C, S = stop - start, stop - first
-        q_BKXH = q_BKGTH[:, :, :, start:stop].reshape(B, K, G * C, H)
-        logits_BKXS = jnp.einsum(
-            "BKXH,BKSH->BKXS", q_BKXH, k_BKSH[:, :, first:stop], preferred_element_type=jnp.float32
-        )
-        logits_BKGCS = logits_BKXS.reshape(B, K, G, C, S)
-        if softcap is not None:
-            logits_BKGCS = softcap * jnp.tanh(logits_BKGCS / softcap)
-        query, key = jnp.arange(start, stop)[:, None], jnp.arange(first, stop)[None, :]
-        mask = key <= query
-        if window is not None:
-            mask &= key > query - window
-        mask_BCS = mask[None]
-        if segments_BT is not None:
-            mask_BCS = mask_BCS & (segments_BT[:, start:stop, None] == segments_BT[:, None, first:stop])
+    dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+    q_BKGTH = (q_BTNH.astype(dtype) * scale).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = (x.astype(dtype).transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
+    o_BKGTH = _attend(q_BKGTH, k_BKSH, v_BKSH, segments_BT, _Rule(window, softcap, chunk))
+    return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
+
+
+def _chunks(T: int, rule: _Rule) -> Iterator[tuple[slice, slice]]:
+    """The queries of each chunk, and the keys that any of them may see."""
+    for start in range(0, T, rule.chunk):
+        stop = min(start + rule.chunk, T)
+        first = 0 if rule.window is None else max(0, start - rule.window + 1)
+        yield slice(start, stop), slice(first, stop)
+
+
+def _rows(x_BKGTH: jax.Array, queries: slice) -> jax.Array:
+    """The queries' rows of all heads that share a KV head, as one dim: [B, K, X = G * C, H]."""
+    B, K, _, _, H = x_BKGTH.shape
+    return x_BKGTH[:, :, :, queries].reshape(B, K, -1, H)
+
+
+def _logits(q_BKXH, k_BKSH, segments_BT, queries: slice, keys: slice, rule: _Rule) -> tuple[jax.Array, jax.Array]:
+    """-> logits_BKGCS, soft-capped, and mask_BCS."""
+    B, K, _, _ = q_BKXH.shape
+    C, S = queries.stop - queries.start, keys.stop - keys.start
+    logits_BKXS = jnp.einsum("BKXH,BKSH->BKXS", q_BKXH, k_BKSH[:, :, keys])
+    logits_BKGCS = logits_BKXS.reshape(B, K, -1, C, S)
+    if rule.softcap is not None:
+        logits_BKGCS = rule.softcap * jnp.tanh(logits_BKGCS / rule.softcap)
+    query, key = jnp.arange(queries.start, queries.stop)[:, None], jnp.arange(keys.start, keys.stop)[None, :]
+    mask = key <= query
+    if rule.window is not None:
+        mask &= key > query - rule.window
+    mask_BCS = mask[None]
+    if segments_BT is not None:
+        mask_BCS = mask_BCS & (segments_BT[:, queries, None] == segments_BT[:, None, keys])
+    return logits_BKGCS, mask_BCS
+
+
+def _forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: _Rule) -> tuple[jax.Array, jax.Array]:
+    """-> o_BKGTH and lse_BKGT1, the logsumexp of each query's logits."""
+    B, K, G, T, H = q_BKGTH.shape
+    outputs, lses = [], []
+    for queries, keys in _chunks(T, rule):
+        logits_BKGCS, mask_BCS = _logits(_rows(q_BKGTH, queries), k_BKSH, segments_BT, queries, keys, rule)
         logits_BKGCS = jnp.where(mask_BCS[:, None, None], logits_BKGCS, NEG_INF)
-        probs_BKXS = jax.nn.softmax(logits_BKGCS, axis=-1).astype(v_BSKH.dtype).reshape(B, K, G * C, S)
-        o_BKXH = jnp.einsum("BKXS,BKSH->BKXH", probs_BKXS, v_BKSH[:, :, first:stop])
-        outputs.append(o_BKXH.reshape(B, K, G, C, H))
-    o_BKGTH = jnp.concatenate(outputs, axis=3)
-    return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+        highest_BKGC1 = jnp.max(logits_BKGCS, axis=-1, keepdims=True)
+        exp_BKGCS = jnp.exp(logits_BKGCS - highest_BKGC1)
+        total_BKGC1 = jnp.sum(exp_BKGCS, axis=-1, keepdims=True)
+        exp_BKXS = exp_BKGCS.reshape(B, K, -1, exp_BKGCS.shape[-1])
+        o_BKXH = jnp.einsum("BKXS,BKSH->BKXH", exp_BKXS, v_BKSH[:, :, keys])
+        outputs.append(o_BKXH.reshape(B, K, G, -1, H) / total_BKGC1)
+        lses.append(highest_BKGC1 + jnp.log(total_BKGC1))
+    return jnp.concatenate(outputs, axis=3), jnp.concatenate(lses, axis=3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: _Rule) -> jax.Array:
+    return _forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule)[0]
+
+
+def _attend_fwd(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: _Rule):
+    o_BKGTH, lse_BKGT1 = _forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule)
+    return o_BKGTH, (q_BKGTH, k_BKSH, v_BKSH, segments_BT, o_BKGTH, lse_BKGT1)
+
+
+def _attend_bwd(rule: _Rule, saved, do_BKGTH):
+    q_BKGTH, k_BKSH, v_BKSH, segments_BT, o_BKGTH, lse_BKGT1 = saved
+    B, K, G, T, H = q_BKGTH.shape
+    # The sum of p * dp over a row's keys is that of o * do over its channels: H of them instead of S.
+    delta_BKGT1 = jnp.sum(o_BKGTH * do_BKGTH, axis=-1, keepdims=True)
+    dqs, dk_BKSH, dv_BKSH = [], jnp.zeros_like(k_BKSH), jnp.zeros_like(v_BKSH)
+    for queries, keys in _chunks(T, rule):
+        q_BKXH, do_BKXH = _rows(q_BKGTH, queries), _rows(do_BKGTH, queries)
+        logits_BKGCS, mask_BCS = _logits(q_BKXH, k_BKSH, segments_BT, queries, keys, rule)
+        exponent_BKGCS = jnp.where(mask_BCS[:, None, None], logits_BKGCS - lse_BKGT1[:, :, :, queries], NEG_INF)
+        p_BKGCS = jnp.exp(exponent_BKGCS)
+        dp_BKXS = jnp.einsum("BKXH,BKSH->BKXS", do_BKXH, v_BKSH[:, :, keys])
+        ds_BKGCS = p_BKGCS * (dp_BKXS.reshape(p_BKGCS.shape) - delta_BKGT1[:, :, :, queries])
+        if rule.softcap is not None:
+            ds_BKGCS *= 1 - (logits_BKGCS / rule.softcap) ** 2
+        p_BKXS, ds_BKXS = p_BKGCS.reshape(dp_BKXS.shape), ds_BKGCS.reshape(dp_BKXS.shape)
+        dqs.append(jnp.einsum("BKXS,BKSH->BKXH", ds_BKXS, k_BKSH[:, :, keys]).reshape(B, K, G, -1, H))
+        dk_BKSH = dk_BKSH.at[:, :, keys].add(jnp.einsum("BKXS,BKXH->BKSH", ds_BKXS, q_BKXH))
+        dv_BKSH = dv_BKSH.at[:, :, keys].add(jnp.einsum("BKXS,BKXH->BKSH", p_BKXS, do_BKXH))
+    return jnp.concatenate(dqs, axis=3), dk_BKSH, dv_BKSH, None
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)

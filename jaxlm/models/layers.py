@@ -79,17 +79,21 @@ def project(x: jax.Array, w: jax.Array, bias: jax.Array | None, num_in: int = 1)
 
 @functools.partial(jax.checkpoint, static_argnums=0)
 def activate(name: str, x: jax.Array) -> jax.Array:
-    """The nonlinearity of the MLP; of its gate, where it is gated.
+    """The nonlinearity of the MLP; of its gate, where it is gated. Computed in float32, returned in x's dtype.
 
     Only x is kept for the backward pass: computing a tanh again is cheaper than writing it to memory and back.
+    In bfloat16 every step of it would be rounded: less exact, and on CPUs, which convert to and fro each time, slow.
     """
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if name == "swiglu":
-        return jax.nn.silu(x)
-    if name in ("geglu", "gelu_tanh"):
-        return jax.nn.gelu(x, approximate=True)
-    if name == "gelu":
-        return jax.nn.gelu(x, approximate=False)
-    return jax.nn.relu(x)
+        y = jax.nn.silu(y)
+    elif name in ("geglu", "gelu_tanh"):
+        y = jax.nn.gelu(y, approximate=True)
+    elif name == "gelu":
+        y = jax.nn.gelu(y, approximate=False)
+    else:
+        y = jax.nn.relu(y)
+    return y.astype(x.dtype)
 
 
 class MLP(nn.Module):

@@ -35,7 +35,7 @@ def _chunked_loss(
     recomputed. Gradients flow to head_params and x_BTD, through the first result only.
 
     Args:
-      head: head(params, x_...D) -> logits_...V in float32.
+      head: head(params, x_XD) -> logits_XV in float32.
       weights_BT: float32; 0 leaves a target out.
       chunk_tokens: tokens per chunk, over the whole (global) batch.
       z_loss: adds z_loss * log(Z)^2 per target (PaLM, arXiv:2204.02311, section 5).
@@ -45,24 +45,27 @@ def _chunked_loss(
 
 
 def _chunk(head, head_params, x_BCD, targets_BC, weights_BC, z_loss, with_grads: bool):
-    logits_BCV, pull = jax.vjp(head, head_params, x_BCD) if with_grads else (head(head_params, x_BCD), None)
-    peak_BC1 = jax.lax.stop_gradient(logits_BCV.max(axis=-1, keepdims=True))
-    exp_BCV = jnp.exp(logits_BCV - peak_BC1)
-    total_BC1 = exp_BCV.sum(axis=-1, keepdims=True)
-    log_z_BC = (jnp.log(total_BC1) + peak_BC1)[..., 0]
-    # A comparison with an iota fuses into the surrounding loop; a gather's gradient would scatter into [.., V].
-    vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits_BCV.shape, 2)
-    is_target_BCV = vocabulary == targets_BC[..., None]
-    target_logit_BC = jnp.where(is_target_BCV, logits_BCV, 0.0).sum(axis=-1)
-    cross_entropy = (weights_BC * (log_z_BC - target_logit_BC)).sum()
+    # Rows and positions as one dim X: the head's weight gradient would else contract two, which is slow on CPUs.
+    x_XD = x_BCD.reshape(-1, x_BCD.shape[-1])
+    targets_X1, weights_X = targets_BC.reshape(-1, 1), weights_BC.reshape(-1)
+    logits_XV, pull = jax.vjp(head, head_params, x_XD) if with_grads else (head(head_params, x_XD), None)
+    peak_X1 = jax.lax.stop_gradient(logits_XV.max(axis=-1, keepdims=True))
+    exp_XV = jnp.exp(logits_XV - peak_X1)
+    total_X1 = exp_XV.sum(axis=-1, keepdims=True)
+    log_z_X = (jnp.log(total_X1) + peak_X1)[:, 0]
+    # A comparison with an iota fuses into the surrounding loop; a gather's gradient would scatter into [X, V].
+    is_target_XV = jax.lax.broadcasted_iota(jnp.int32, logits_XV.shape, 1) == targets_X1
+    target_logit_X = jnp.where(is_target_XV, logits_XV, 0.0).sum(axis=-1)
+    cross_entropy = (weights_X * (log_z_X - target_logit_X)).sum()
     loss = cross_entropy
     if z_loss:
-        loss = loss + z_loss * (weights_BC * jnp.square(log_z_BC)).sum()
+        loss = loss + z_loss * (weights_X * jnp.square(log_z_X)).sum()
     if pull is None:
         return (loss, cross_entropy), None
-    slope_BC1 = (weights_BC * (1.0 + 2.0 * z_loss * log_z_BC))[..., None] / total_BC1
-    dlogits_BCV = exp_BCV * slope_BC1 - jnp.where(is_target_BCV, weights_BC[..., None], 0.0)
-    return (loss, cross_entropy), pull(dlogits_BCV)
+    slope_X1 = (weights_X * (1.0 + 2.0 * z_loss * log_z_X))[:, None] / total_X1
+    dlogits_XV = exp_XV * slope_X1 - jnp.where(is_target_XV, weights_X[:, None], 0.0)
+    d_params, d_x_XD = pull(dlogits_XV)
+    return (loss, cross_entropy), (d_params, d_x_XD.reshape(x_BCD.shape))
 
 
 def _loop(
