@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from jaxlm.checkpoint_meta import FORMAT, Meta
+from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
 SEAL = "integrity.json"
@@ -70,11 +71,6 @@ class FileSeal(NamedTuple):
     size: int
     crc32: tuple[int, ...]
     """One for each block of BLOCK_BYTES; empty on object stores, which check their objects themselves."""
-
-
-def is_local(path: epath.PathLike) -> bool:
-    """Whether the path is on a file system, where folders can be renamed, and not on gs:// or s3://."""
-    return "://" not in os.fspath(path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -357,11 +357,13 @@ def read_json(path: str | os.PathLike) -> Mapping[str, Any]:
     from etils import epath
 
     try:
-        config = json.loads(epath.Path(path).read_text())
+        config = json.loads(epath.Path(path).read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no saved config here.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not a saved config: {error}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a saved config: it is not valid JSON ({error}).") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a saved config: it holds {type(config).__name__}, not an object.")
     return config

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import inspect
 import linecache
+import os
 import re
 import sys
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +22,7 @@ from jaxlm.config import (
     key_names,
     lock,
     nearest,
+    nearest_key,
     read_json,
     specs,
     unknown_key,
@@ -150,7 +152,7 @@ def _restructure(config: Any, cls: type, overrides: list[tuple[str, str | None]]
             values[key] = text
             continue
         root, entry_cls = home
-        entry, _, field = key.removeprefix(root).lstrip(".").partition(".")
+        entry, _, field = key.removeprefix(root).removeprefix(".").partition(".")
         if text == "None" and not field:
             dropped = [entry] if entry else list(config[root])
             for name in dropped:
@@ -188,16 +190,37 @@ def _no_leaf(key: str, leaves: dict[str, Spec], config: Any, cls: type) -> UserE
         more = f" and {len(inside) - 4} more" if len(inside) > 4 else ""
         return UserError(f"--config.{key} is a section, not a key: it holds {', '.join(inside[:4])}{more}.")
     for root, entry_cls in _entries_of(cls):
-        entry, _, field = key.removeprefix(f"{root}.").partition(".")
-        unlike = not nearest(entry, config[root])
-        if key.startswith(f"{root}.") and entry not in config[root] and unlike and field in specs(entry_cls):
-            first = next(iter(specs(entry_cls)))
-            names = ", ".join(config[root]) or "nothing"
-            return UserError(
-                f"--config.{key}: {root} holds {names}, not {entry}. To add it, also set "
-                f"--config.{root}.{entry}.{first}=..."
-            )
+        error = _no_leaf_of_entry(key, root, list(config[root]), list(specs(entry_cls)), leaves)
+        if error is not None:
+            return error
     return unknown_key(key, leaves)
+
+
+def _no_leaf_of_entry(
+    key: str, root: str, entries: list[str], fields: list[str], leaves: dict[str, Spec]
+) -> UserError | None:
+    """The error for a key of a named entry, there or not, below `root` or its like; None for any other key."""
+    section, _, last = key.rpartition(".")
+    above, _, entry = section.rpartition(".")
+    if key.startswith(f"{root}."):
+        entry, _, field = key.removeprefix(f"{root}.").partition(".")
+        check_entry_name(f"{root}.{entry}")
+        meant = entry if entry in entries else nearest(entry, entries)
+        if meant is None and field in fields:
+            return UserError(
+                f"--config.{key}: {root} holds {', '.join(entries) or 'nothing'}, not {entry}. To add it, also set "
+                f"--config.{root}.{entry}.{fields[0]}=..."
+            )
+        if not field:
+            last = fields[0]
+    elif above and nearest(above, [root]):
+        meant = nearest(entry, entries)
+    else:
+        return None
+    home = f"{root}.{meant or entry}"
+    match = nearest_key(f"{home}.{last}", [f"{home}.{field}" for field in fields]) or nearest_key(key, leaves)
+    hint = f"; did you mean {match}?" if match else f"; {home} has {', '.join(fields)}."
+    return UserError(f"Unknown config key {key}{hint}")
 
 
 def _apply(config: ConfigDict, leaves: dict[str, Spec], texts: dict[str, str]) -> None:
@@ -246,7 +269,7 @@ def find_config(name: str) -> Path:
     candidates = [Path(name), *(folder / f"{named}.py" for folder in _config_folders())]
     if "/" in name:
         candidates.insert(1, Path(name) / CONFIG_FILE)
-    found = next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if os.path.isfile(path)), None)  # False where it may not look
     if found is not None:
         return found
     names = config_names()
@@ -267,7 +290,7 @@ def load_config_file(name: str, cls: type) -> ConfigDict:
     path_text, colon, arg = name.partition(":")
     path = find_config(path_text)
     if path.suffix == ".json":
-        config: Any = dict(read_json(path))
+        config: Any = dict(_read_saved(path))
     else:
         config = _call_get_config(path, [arg] if colon else [], cls)
     if isinstance(config, dict):
@@ -283,6 +306,15 @@ def load_config_file(name: str, cls: type) -> ConfigDict:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return lock(config, cls)
+
+
+def _read_saved(path: Path) -> Mapping[str, Any]:
+    try:
+        return read_json(path)
+    except UserError as error:
+        raise UserError(
+            f"{error} Give the name of a config, a .py file, or a workdir whose {CONFIG_FILE} is whole."
+        ) from None
 
 
 def _call_get_config(path: Path, args: list[str], cls: type) -> Any:
@@ -316,7 +348,7 @@ def _raise_with_line(path: Path, error: Exception, cls: type) -> NoReturn:
     line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
     if isinstance(error, SyntaxError) and error.filename == str(path):
         line = error.lineno
-    place = f"{path}, line {line}"
+    place = f"{path}, line {line}" if line else str(path)
     known = key_names(cls)
     written = re.findall(r"\b[A-Za-z_]\w*\.([A-Za-z_][\w.]*)", linecache.getline(str(path), line or 0))
     if isinstance(error, (AttributeError, KeyError)) and "ml_collections" in frames[-1].filename:

@@ -107,8 +107,8 @@ def _check_data(cfg: RunConfig) -> None:
         )
     if not any(source.weight_tokens for source in sources.values()):
         raise UserError(
-            "data.sources: every weight_tokens is 0, so no source would be read. Give one of "
-            f"{', '.join(sources)} a positive weight."
+            "data.sources: every weight_tokens is 0, so no source would be read. Give one of them a positive "
+            f"weight ({', '.join(sources)})."
         )
     if cfg.train.eval_batches and not cfg.data.eval_fraction:
         raise UserError(
@@ -231,8 +231,15 @@ def save_config(path: str | os.PathLike, cfg: RunConfig) -> None:
 
 
 def load_config(path: str | os.PathLike) -> RunConfig:
-    """What save_config wrote. Errors: UserError naming the file, and the key that is wrong in it."""
-    return load_section(RunConfig, path)
+    """What save_config wrote. Errors: UserError naming the file, the key that is wrong in it, and a way out."""
+    try:
+        return load_section(RunConfig, path)
+    except UserError as error:
+        raise UserError(
+            f"{error} It must be the config of the run in its folder, as jaxlm saved it. Restore it (each "
+            'checkpoint has a copy, under "config" in checkpoints/STEP/meta/metadata), or train in another '
+            "--workdir."
+        ) from None
 
 
 def restart_differences(saved: RunConfig | Mapping[str, Any], new: RunConfig) -> list[Difference]:

@@ -9,7 +9,8 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from jaxlm.data.files import disk_error, is_local, make_folder, reachable
+from jaxlm.data.files import disk_error, make_folder, reachable
+from jaxlm.paths import is_local
 from jaxlm.report.events import EVENTS, read_events
 from jaxlm.runconfig import RunConfig, load_config, restart_differences, save_config
 from jaxlm.types import UserError

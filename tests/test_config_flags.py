@@ -133,6 +133,16 @@ def test_a_source_can_be_added_dropped_and_replaced_by_flags():
         ("data.sources.topis.weight_tokens=1", "did you mean data.sources.topics.weight_tokens?"),
         ("data.sources.topis=None", "data.sources has no topis; did you mean topics?"),
         ("data.sources.mine.weight_tokens=1", "To add it, also set --config.data.sources.mine.path=..."),
+        ("data.sources.mine.pth=x", "data.sources.mine.pth; did you mean data.sources.mine.path?"),
+        ("data.sources.mine=x", "data.sources.mine; did you mean data.sources.mine.path?"),
+        ("data.sources.mine.weigt_token=1", "did you mean data.sources.mine.weight_tokens?"),
+        ("data.sources.mine.zzz=1", "; data.sources.mine has path, weight_tokens, "),
+        ("data.sources.topics.zzz=1", "; data.sources.topics has path, weight_tokens, "),
+        ("data.sources.topics.seq_len=1", "did you mean data.seq_len?"),
+        ("data.source.mine.path=x", "did you mean data.sources.mine.path?"),
+        ("sources.topis.pth=x", "did you mean data.sources.topics.path?"),
+        ("data.sources..path=x", "'' cannot be a name here"),
+        ("data.sources.=x", "'' cannot be a name here"),
         ("data.sources.my-text.path=x", "'my-text' cannot be a name here"),
         ("data.sources.topics=3", "is a section, not a key: it holds data.sources.topics.path, "),
         (
@@ -170,6 +180,22 @@ def test_a_missing_config_lists_those_that_exist_and_the_nearest():
     assert message.startswith("--config=quikstart: no such config. Did you mean quickstart? Known: ")
     assert all(name in message for name in config_flags.config_names())
     assert "quickstart" in config_flags.config_names()
+
+
+def test_a_broken_saved_config_is_named_with_what_to_give_instead(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    assert "is not valid JSON" in refused(f"--config={tmp_path}/")
+    assert "a workdir whose config.json is whole" in refused(f"--config={tmp_path}/")
+
+
+def test_a_config_in_a_folder_that_may_not_be_searched_is_no_such_config(monkeypatch):
+    def is_file(path):
+        if path.parts[1] == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return os.path.isfile(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)  # what pathlib does there
+    assert refused("--config=/locked/mine.py").startswith("--config=/locked/mine.py: no such config.")
 
 
 def test_config_is_needed_and_only_once():

@@ -44,8 +44,9 @@ def test_the_number_of_keys_stays_small():
         (["seed=-1"], "seed=-1 must be in [0, 2**32)."),
         (
             [f"data.sources.{name}.weight_tokens=0" for name in ("topics", "docstrings", "licences")],
-            "Give one of docstrings, licences, topics a positive weight.",
+            "Give one of them a positive weight (docstrings, licences, topics).",
         ),
+        (["tokenizer.path="], "tokenizer.path is empty: give a .model file, or None to train one."),
         (["data.eval_fraction=0"], "train.eval_batches=8 needs held-out text, but data.eval_fraction=0.0."),
         (
             ["train.eval_batches=0", "checkpoint.keep_best=true"],
@@ -159,6 +160,34 @@ def test_a_saved_run_config_loads_as_it_was(tmp_path):
     runconfig.save_config(tmp_path / "config.json", cfg)
     assert load_config(tmp_path / "config.json") == cfg
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"seed": 1', " is not a saved config: it is not valid JSON (Expecting"),
+        (b"", " is not a saved config: it is not valid JSON (Expecting value"),
+        (b"\xff\x00", " is not a saved config: it is not valid JSON ("),
+        (b"[" * 100_000, " is not a saved config: it is not valid JSON ("),
+        (b"[]", " is not a saved config: it holds list, not an object."),
+        (b'{"name": "my-web-app", "version": 3}', ": Unknown config key name"),
+        (b'{"seed": "7"}', ": seed='7' must be a whole number (int), not str."),
+        (b'{"data": {"seq_len": 1}}', ": data.seq_len=1 must be at least 2"),
+        (None, " cannot be read: Is a directory."),
+    ],
+)
+def test_a_damaged_or_foreign_saved_config_is_named_with_the_rule_and_a_way_out(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}{message}")
+    assert "Restore it (each checkpoint has a copy" in str(caught.value)
+    assert "another --workdir" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 MAY = [

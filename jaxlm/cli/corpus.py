@@ -42,6 +42,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     if args.shard_tokens is not None and args.shard_tokens < 1:
         raise UserError(f"--shard-tokens={args.shard_tokens} must be at least 1.")
     from jaxlm.corpus.build import SHARD_TOKENS, build_corpus
+    from jaxlm.corpus.split import note_on_split
     from jaxlm.data.tokenizer import load_tokenizer
 
     manifest = build_corpus(
@@ -59,6 +60,9 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     )
     for line in summary(args.output, manifest):
         print(line)
+    used = manifest["source"]["eval_split"]
+    if note := note_on_split(", ".join(args.input), args.eval_split, used, args.eval_fraction):
+        print(f"note: {note}")
     return 0
 
 

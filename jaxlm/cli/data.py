@@ -12,6 +12,9 @@ import time
 
 from jaxlm.types import UserError
 
+MAX_ROWS = 1 << 60
+"""Rows of a run are numbered in 64 bits."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `plan`, `hash` and `bench` with their flags."""
@@ -39,6 +42,8 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     cfg = run.resolve(run.parse(config_argv))
     if args.action == "hash":
         _check_processes(args.processes, cfg.data.global_batch_size)
+        if (args.start + args.num_steps) * cfg.data.global_batch_size >= MAX_ROWS:
+            raise UserError(f"--start={args.start} is beyond the last row that can be numbered: lower it.")
     from jaxlm.data.pipeline import Rows
 
     start = time.perf_counter()

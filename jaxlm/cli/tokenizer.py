@@ -97,6 +97,8 @@ def _train(args: argparse.Namespace) -> int:
             f"--vocab-size={args.vocab_size} must be above {NUM_RESERVED}: 256 bytes, <unk>, <s> "
             "and </s> are in it."
         )
+    if not args.output:
+        raise UserError("--output is empty: name a file, such as my.model.")
     if os.path.isdir(args.output):
         raise UserError(f"--output={args.output} is a folder: name the file in it, such as my.model.")
     if is_local(args.output):  # a minute of training later would be late

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 
+from jaxlm.types import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags beside --config."""
@@ -27,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     """Trains."""
-    from jaxlm import run
+    if not args.workdir:
+        raise UserError("--workdir is empty: name a folder, such as runs/mine.")
+    from jaxlm import processes, run
     from jaxlm.parallel import distributed
 
     cfg = run.resolve(run.parse(config_argv))
@@ -38,7 +42,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         signal = getattr(error, "signal", None)  # of train.hooks.Stopped
         if signal is not None:
             return 128 + signal
-        if distributed.is_abandoned() or not distributed.is_alone():
+        if distributed.is_abandoned() or not processes.is_alone():
             distributed.leave(error)
         raise
     return 0

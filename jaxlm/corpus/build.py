@@ -11,13 +11,13 @@ whatever the number of workers, and whether or not the build was interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -36,39 +36,19 @@ from jaxlm.corpus.progress import Progress
 from jaxlm.corpus.readers import read_documents
 from jaxlm.corpus.split import Split, plan_split
 from jaxlm.corpus.text import ReadOptions, Tally
-from jaxlm.data.config import DataConfig, SourceConfig, TokenizerConfig
-from jaxlm.data.files import (
-    cache_root,
-    disk_error,
-    exclusive,
-    is_local,
-    make_folder,
-    reachable,
-    write_atomic,
-)
-from jaxlm.data.shards import (
-    CHUNK_TOKENS,
-    check_tokenizer,
-    is_corpus,
-    join_shards,
-    make_manifest,
-    offsets_file,
-    read_manifest,
-    write_manifest,
-)
-from jaxlm.data.tokenizer import SentencePieceTokenizer, load_tokenizer, train_tokenizer
+from jaxlm.data.files import cache_root, disk_error, exclusive, make_folder, write_atomic
+from jaxlm.data.manifest import is_corpus, make_manifest, offsets_file, read_manifest, write_manifest
+from jaxlm.data.shards import CHUNK_TOKENS, join_shards
+from jaxlm.data.tokenizer import SentencePieceTokenizer
+from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
 SHARD_TOKENS = 16 << 20
 TOKENIZER_FILE = "tokenizer.model"
-TRAINING_BYTES = 50 << 20
-"""A tokenizer is trained on about this much text at most: more changes little but the time."""
-_CLOCK_NS = 2_000_000_000
-"""The coarsest clock of a file system: two changes within it may bear one date."""
 _BUILD = ".build"
 _PLAN = "plan.json"
 _LOCK = ".lock"
-_VERSION = 1  # raise it when the same input would give other tokens
+VERSION = 1  # raise it when the same input would give other tokens
 
 
 def build_corpus(
@@ -101,24 +81,26 @@ def build_corpus(
     inputs, tally, content = found or _find(paths)
     key = build_key(content, options, eval_split, eval_fraction, tokenizer.sha256, shard_tokens)
     output = os.fspath(output_dir)
+    if not output:
+        raise UserError("The output is empty: give an empty or new folder.")
     _check_apart(paths, output)
-    make_folder(output)
     staging = output if is_local(output) else os.path.join(cache_root(), "staging", key[:16])
-    make_folder(staging)
+    label = paths[0] if len(paths) == 1 else f"{len(paths)} inputs"
     try:
-        with exclusive(os.path.join(staging, _LOCK)):
-            if is_corpus(output):
-                manifest = _check_finished(output, key)
-            else:
-                _prepare(staging, key)
-                label = paths[0] if len(paths) == 1 else f"{len(paths)} inputs"
-                jobs, split = _plan(inputs, options, eval_split, eval_fraction, shard_tokens, staging, label)
-                size = sum(job.num_bytes for job in jobs)
-                worker_pool.run(jobs, tokenizer, workers, Progress(f"tokenising {label}", size, progress))
-                _check_unchanged(inputs, staging)
-                source = _source(paths, content, options, split)
-                manifest = _assemble(staging, jobs, tokenizer, tally, key, source)
-                _publish(staging, output, manifest)
+        with _folders(output, staging):
+            with exclusive(os.path.join(staging, _LOCK)):
+                if is_corpus(output):
+                    manifest = _check_finished(output, key)
+                else:
+                    jobs, split = _plan(inputs, options, eval_split, eval_fraction, shard_tokens, staging)
+                    size = sum(job.num_bytes for job in jobs)
+                    bar = Progress(f"tokenising {label}", size, progress)
+                    with _prepared(staging, key):
+                        worker_pool.run(jobs, tokenizer, workers, bar)
+                        _check_unchanged(inputs, staging)
+                        source = _source(paths, content, options, split)
+                        manifest = _assemble(staging, jobs, tokenizer, tally, key, source)
+                        _publish(staging, output, manifest)
             shutil.rmtree(os.path.join(staging, _BUILD), ignore_errors=True)
     except OSError as error:
         reason = UserError(f"{error.filename or output}: {error.strerror or error}. Mend it and run again.")
@@ -151,7 +133,7 @@ def _check_unchanged(inputs: Sequence[InputFile], staging: str) -> None:
     try:
         check_unchanged(inputs)
     except UserError:
-        _write_plan(staging, None)  # what the units hold may be a mixture of before and after
+        _clear(staging)  # what the units hold may be a mixture of before and after
         raise
 
 
@@ -164,7 +146,7 @@ def build_key(
     shard_tokens: int = SHARD_TOKENS,
 ) -> str:
     """Equal keys mean equal corpora: a hash of the input and of all that decides what becomes of it."""
-    parts = [_VERSION, content, [options.text_key, options.document, options.invalid_utf8],
+    parts = [VERSION, content, [options.text_key, options.document, options.invalid_utf8],
              [eval_split, eval_fraction], tokenizer_sha256, shard_tokens, CHUNK_TOKENS]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -179,23 +161,55 @@ def _check_finished(output: str, key: str) -> dict[str, Any]:
     return manifest
 
 
+@contextlib.contextmanager
+def _folders(*paths: str) -> Iterator[None]:
+    """Makes the folders; an error takes those away again that were made for nothing."""
+    made = []
+    for path in filter(is_local, paths):
+        while path and not os.path.lexists(path):
+            made.append(path)
+            path = os.path.dirname(path)
+    for path in paths:
+        make_folder(path)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):  # there is something in it
+                os.rmdir(path)
+        raise
+
+
+@contextlib.contextmanager
+def _prepared(staging: str, key: str) -> Iterator[None]:
+    """Keeps the finished units of a build with the same key, and removes those of another.
+
+    After an error what is finished stays, to be continued; where nothing is, nothing stays.
+    """
+    _prepare(staging, key)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError, UserError):  # of a full disk, say: the first error matters
+            if os.path.isdir(os.path.join(staging, _BUILD)) and not any(_finished_units(staging)):
+                _clear(staging)
+        raise
+
+
+def _finished_units(staging: str) -> Iterator[str]:
+    build = os.path.join(staging, _BUILD)
+    return (name for name in os.listdir(build) if units.finished(os.path.join(build, name)))
+
+
 def _prepare(staging: str, key: str) -> None:
-    """Keeps the finished units of a build with the same key; removes those of another."""
     plan = os.path.join(staging, _BUILD, _PLAN)
     if os.path.exists(plan):
         for name in os.listdir(staging):
             if name.endswith(".partial"):  # of a build that was killed
                 os.unlink(os.path.join(staging, name))
-        with open(plan, encoding="utf-8") as file:
-            if json.load(file)["key"] == key:
-                return
-        _write_plan(staging, None)  # if this is interrupted, no build may go on with what is left
-        for name in os.listdir(staging):
-            if name.startswith(tuple(f"{split}-" for split in units.SPLITS)) or name == TOKENIZER_FILE:
-                os.unlink(os.path.join(staging, name))
-        for name in os.listdir(os.path.join(staging, _BUILD)):
-            if name.startswith("unit-"):
-                shutil.rmtree(os.path.join(staging, _BUILD, name))
+        if _planned_key(plan) == key:
+            return
+        _clear(staging)
     elif others := [name for name in os.listdir(staging) if name not in (_BUILD, _LOCK)]:
         raise UserError(
             f"{staging} is not empty ({others[0]} is in it) and holds no unfinished build: choose another "
@@ -203,6 +217,26 @@ def _prepare(staging: str, key: str) -> None:
         )
     make_folder(os.path.join(staging, _BUILD))
     _write_plan(staging, key)
+
+
+def _planned_key(plan: str) -> str | None:
+    try:
+        with open(plan, encoding="utf-8") as file:
+            return json.load(file)["key"]
+    except (ValueError, KeyError, TypeError):  # damaged
+        return None
+
+
+def _clear(staging: str) -> None:
+    """Removes all that an unfinished build has written."""
+    _write_plan(staging, None)  # if this is interrupted, no build may go on with what is left
+    for name in os.listdir(staging):
+        if name.startswith(tuple(f"{split}-" for split in units.SPLITS)) or name == TOKENIZER_FILE:
+            os.unlink(os.path.join(staging, name))
+    for name in os.listdir(os.path.join(staging, _BUILD)):
+        if name.startswith("unit-"):
+            shutil.rmtree(os.path.join(staging, _BUILD, name))
+    shutil.rmtree(os.path.join(staging, _BUILD))
 
 
 def _write_plan(staging: str, key: str | None) -> None:
@@ -216,12 +250,11 @@ def _plan(
     eval_fraction: float,
     shard_tokens: int,
     staging: str,
-    label: str,
 ) -> tuple[list[units.Job], Split]:
     work = plan_units(inputs, options)
     scratch = Tally()  # these documents are read, and counted, once more
     documents = (text for unit in work for part in unit for text in read_documents(part, options, scratch))
-    split = plan_split(eval_split, eval_fraction, documents, label)
+    split = plan_split(eval_split, eval_fraction, documents)
     folder = os.path.join(staging, _BUILD, "unit-")
     return [
         units.Job(unit, f"{folder}{index:06d}", options, split, shard_tokens, CHUNK_TOKENS)
@@ -265,6 +298,13 @@ def _assemble(
         assert result is not None, job.folder
         tally.add(Tally.from_json(result["tally"]))
         results.append(result)
+    documents = {
+        name: sum(shard["num_documents"] for result in results for shard in result["shards"][name])
+        for name in units.SPLITS
+    }
+    if not documents["train"]:
+        _clear(staging)
+        raise _nothing_to_train_on(documents["eval"], source, tally)
     splits: dict[str, list[dict[str, Any]]] = {}
     for name in units.SPLITS:
         pieces = [
@@ -275,8 +315,6 @@ def _assemble(
             join_shards(group, staging, f"{name}-{number:05d}", tokenizer.vocab_size, CHUNK_TOKENS)
             for number, group in enumerate(groups)
         ]
-    documents = {name: sum(shard["num_documents"] for shard in shards) for name, shards in splits.items()}
-    _check_filled(documents, source, tally)
     tokenizer.save(os.path.join(staging, TOKENIZER_FILE))
     return make_manifest(
         tokenizer_sha256=tokenizer.sha256,
@@ -285,21 +323,21 @@ def _assemble(
         source=source,
         dropped=tally.dropped,
         changed=dict(sorted(tally.changed.items())),
+        chunk_tokens=CHUNK_TOKENS,
         key=key,
     )
 
 
-def _check_filled(documents: dict[str, int], source: dict[str, Any], tally: Tally) -> None:
-    if documents["train"]:
-        return
+def _nothing_to_train_on(held_out: int, source: dict[str, Any], tally: Tally) -> UserError:
     label = ", ".join(source["inputs"])
-    if documents["eval"]:
-        raise UserError(
-            f"{label}: all {documents['eval']} documents were held out by eval_fraction="
-            f"{source['eval_fraction']}; nothing is left to train on. Lower it, or choose eval_split=tail."
+    if held_out:  # with "tail" only: "hash" leaves one document at least
+        return UserError(
+            f"{label}: eval_fraction={source['eval_fraction']} of every document is held out, and that is all of its "
+            f"{held_out}, which have a character or two each: nothing is left to train on. Lower eval_fraction, "
+            "or set it to 0."
         )
     drops = ", ".join(f"{count} {reason}" for reason, count in sorted(tally.dropped.items())) or "none"
-    raise UserError(f"{label} holds no document: nothing to train on. Dropped: {drops}.")
+    return UserError(f"{label} holds no document: nothing to train on. Dropped: {drops}.")
 
 
 def _grouped(pieces: list[tuple[str, dict[str, Any]]], shard_tokens: int):
@@ -328,168 +366,3 @@ def _publish(staging: str, output: str, manifest: dict[str, Any]) -> None:
     write_manifest(output, manifest)
     if staging != output:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def ensure_corpus(
-    source: SourceConfig,
-    data: DataConfig,
-    tokenizer: SentencePieceTokenizer,
-    *,
-    workers: int | None = None,
-    progress: bool | None = None,
-    say: Callable[[str], None] = print,
-) -> str:
-    """The folder of a source's tokens: the source itself, the cache's, or one built into the cache now.
-
-    The cache's key is the content of the files, the tokenizer's hash and the options: another path, date or
-    order of sources finds the same folder.
-    """
-    if _is_tokenised(source):
-        check_tokenizer(source.path, read_manifest(source.path), tokenizer.sha256)
-        return source.path
-    root = cache_root(data.cache_dir)
-    tally = Tally()
-    inputs = find_inputs([source.path], tally)
-    content = _remembered_fingerprint(inputs, root)
-    key = build_key(content, _options(source, data), data.eval_split, data.eval_fraction, tokenizer.sha256)
-    name = source.path.removeprefix(embedded.PREFIX).rstrip("/").rsplit("/", 1)[-1]
-    name = "".join(c if c.isalnum() else "-" for c in name)[:40]
-    folder = os.fspath(epath.Path(root) / "corpora" / f"{name}-{key[:16]}")
-    known = is_corpus(folder)
-    begin = time.monotonic()
-    manifest = build_corpus(
-        [source.path], folder, tokenizer, text_key=source.text_key, document=source.document,
-        eval_fraction=data.eval_fraction, eval_split=data.eval_split, invalid_utf8=data.invalid_utf8,
-        workers=workers, progress=progress, found=(inputs, tally, content),
-    )  # fmt: skip
-    splits = manifest["splits"]
-    how = "in the cache" if known else f"tokenised in {time.monotonic() - begin:.1f} s"
-    say(
-        f"{source.path}: {splits['train']['num_tokens']:,} tokens to train on, "
-        f"{splits['eval']['num_tokens']:,} held out; {how}: {folder}{_remarks(manifest)}"
-    )
-    return folder
-
-
-def _remarks(manifest: Mapping[str, Any]) -> str:
-    counts = [(f"{reason} dropped", n) for reason, n in manifest["dropped"].items()]
-    counts += [(f"{reason} repaired", n) for reason, n in manifest["changed"].items()]
-    return f" ({', '.join(f'{n:,} {what}' for what, n in counts)})" if counts else ""
-
-
-def _is_tokenised(source: SourceConfig) -> bool:
-    return not embedded.is_embedded(source.path) and is_corpus(reachable(source.path))
-
-
-def _options(source: SourceConfig, data: DataConfig) -> ReadOptions:
-    return ReadOptions(source.text_key, source.document, data.invalid_utf8)
-
-
-def _remembered_fingerprint(inputs: Sequence[InputFile], root: str) -> list[tuple[str, int, str]]:
-    """`fingerprint`, without reading again a file whose size and last change are those of the last time."""
-    memory_file = epath.Path(root) / "fingerprints.json"
-    memory: dict[str, list[Any]] = {}
-    if memory_file.exists():
-        try:
-            memory = json.loads(memory_file.read_text())
-        except ValueError:  # damaged: only time is lost
-            memory = {}
-    content, news = [], {}
-    for file in inputs:
-        if embedded.is_embedded(file.path) or not is_local(file.path):
-            content += fingerprint([file])
-            continue
-        path = os.path.abspath(file.path)
-        stamp = [file.num_bytes, file.changed_ns]
-        if memory.get(path, [])[:2] == stamp:
-            digest = memory[path][2]
-        else:
-            digest = fingerprint([file])[0][2]
-            # What changed a moment ago may change again within the clock of the file system.
-            if time.time_ns() - file.changed_ns > _CLOCK_NS:
-                news[path] = [*stamp, digest]
-        content.append((file.name, file.num_bytes, digest))
-    if news:
-        make_folder(root)
-        write_atomic(memory_file, json.dumps({**memory, **news}).encode())
-    return content
-
-
-def iter_texts(source: SourceConfig, data: DataConfig, max_bytes: int | None = None) -> Iterator[str]:
-    """The text of a source that is trained on: what is held out for evaluation is left out.
-
-    Args:
-      max_bytes: about as much, taken evenly from all over the source; None: everything.
-    """
-    options = _options(source, data)
-    inputs = find_inputs([source.path], Tally())
-    total = sum(file.num_bytes for file in inputs)
-    work = plan_units(inputs, options, max(1 << 20, total // 64))
-    every = (text for unit in work for text in _read_unit(unit, options))
-    split = plan_split(data.eval_split, data.eval_fraction, every, source.path)
-    share = None if max_bytes is None or total <= max_bytes else max_bytes // max(1, len(work))
-    for unit in work:
-        left = share
-        for text in _read_unit(unit, options):
-            for name, piece in split.cut(text):
-                if name == "train":
-                    yield piece if left is None else piece[:left]
-                    left = None if left is None else left - len(piece)
-            if left is not None and left <= 0:
-                break
-
-
-def _read_unit(unit: Sequence[Any], options: ReadOptions) -> Iterator[str]:
-    return itertools.chain.from_iterable(read_documents(part, options, Tally()) for part in unit)
-
-
-def ensure_tokenizer(
-    config: TokenizerConfig, data: DataConfig, *, say: Callable[[str], None] = print
-) -> SentencePieceTokenizer:
-    """The run's tokenizer: the file it names, that of its tokenised sources, or one trained on them, once.
-
-    Of more than TRAINING_BYTES of text each source gives its share by weight. Held-out text is never used.
-    """
-    if config.path is not None:
-        return load_tokenizer(config.path)
-    tokenised = {name: source.path for name, source in data.sources.items() if _is_tokenised(source)}
-    if tokenised:
-        path = os.fspath(epath.Path(next(iter(tokenised.values()))) / TOKENIZER_FILE)
-        tokenizer = load_tokenizer(path)
-        for folder in tokenised.values():
-            check_tokenizer(folder, read_manifest(folder), tokenizer.sha256)
-        say(f"tokenizer: {path}, which made {', '.join(tokenised)}")
-        return tokenizer
-    root = cache_root(data.cache_dir)
-    sources = {name: source for name, source in data.sources.items() if source.weight_tokens > 0}
-    inputs = {name: find_inputs([source.path], Tally()) for name, source in sources.items()}
-    budgets = _budgets(sources, {name: sum(f.num_bytes for f in files) for name, files in inputs.items()})
-    parts = [
-        [_remembered_fingerprint(inputs[name], root), source.text_key, source.document, budgets[name]]
-        for name, source in sorted(sources.items())
-    ]
-    size = 0 if config.kind == "char" else config.vocab_size
-    parts += [_VERSION, config.kind, size, data.eval_split, data.eval_fraction, data.invalid_utf8]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    folder = epath.Path(root) / "tokenizers"
-    make_folder(folder)
-    path = folder / f"{config.kind}-{key[:16]}.model"
-    with exclusive(f"{os.fspath(path)}.lock"):
-        if path.exists():
-            say(f"tokenizer: {path} (in the cache)")
-            return load_tokenizer(path)
-        begin = time.monotonic()
-        texts = (text for name in sorted(sources) for text in iter_texts(sources[name], data, budgets[name]))
-        write_atomic(path, train_tokenizer(texts, config.kind, config.vocab_size))
-        tokenizer = load_tokenizer(path)
-        seconds = time.monotonic() - begin
-        say(f"tokenizer: trained {config.kind}, {tokenizer.vocab_size:,} pieces, in {seconds:.1f} s: {path}")
-        return tokenizer
-
-
-def _budgets(sources: Mapping[str, SourceConfig], sizes: Mapping[str, int]) -> dict[str, int | None]:
-    """Bytes each source gives to the training of a tokenizer; None: all it has."""
-    if sum(sizes.values()) <= TRAINING_BYTES:
-        return dict.fromkeys(sources)
-    total = sum(source.weight_tokens for source in sources.values())
-    return {name: int(TRAINING_BYTES * s.weight_tokens / total) for name, s in sources.items()}

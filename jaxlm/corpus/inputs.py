@@ -6,6 +6,7 @@ the number of workers.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import os
@@ -18,8 +19,9 @@ from etils import epath
 
 from jaxlm.corpus import embedded
 from jaxlm.corpus.text import ReadOptions, Tally
-from jaxlm.data.files import is_local, reachable
-from jaxlm.data.shards import is_corpus
+from jaxlm.data.files import reachable
+from jaxlm.data.manifest import is_corpus
+from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
 UNIT_BYTES = 64 << 20
@@ -27,6 +29,7 @@ UNIT_BYTES = 64 << 20
 _SUFFIX = re.compile(r"\.(txt|jsonl|ndjson|parquet|arrayrecord|array_record)(?:\.(gz|zst))?$", re.IGNORECASE)
 _FORMATS = {"ndjson": "jsonl", "array_record": "arrayrecord"}
 READABLE = ".txt, .jsonl (both also .gz or .zst), .parquet and .arrayrecord"
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -94,7 +97,7 @@ def _expand(path: str, tally: Tally) -> Iterator[InputFile]:
     root = reachable(path)
     if root.is_dir():
         names = _walk(path, tally)
-    elif root.exists():
+    elif root.exists() or (is_local(path) and os.path.islink(path)):  # a link to nothing is named as such
         yield _input_file(path, root.name)
         return
     elif _WILD.search(path):
@@ -103,7 +106,10 @@ def _expand(path: str, tally: Tally) -> Iterator[InputFile]:
         root = epath.Path("/".join(parts[:wild]) or ("/" if path.startswith("/") else "."))
         names = _glob(root, "/".join(parts[wild:]), tally)
     else:
-        raise UserError(f"{path} does not exist: give a file, a folder, a glob or embedded:topics.")
+        if is_local(path) and _is_hidden(path):
+            raise _unreadable(path, os.strerror(errno.EACCES))
+        home = " (~ is a matter of the shell: write out your home folder)" if path.startswith("~") else ""
+        raise UserError(f"{path} does not exist{home}: give a file, a folder, a glob or embedded:topics.")
     for name in sorted(names):
         if _SUFFIX.search(name):
             yield _input_file(os.fspath(root / name), name)
@@ -120,7 +126,7 @@ def _walk(folder: str, tally: Tally) -> list[str]:
         names = [os.fspath(file)[len(os.fspath(root)) :].lstrip("/") for file in files]
         return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     names = []
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, onerror=_refuse):
         _refuse_tokens(where)
         _count(tally, "hidden", sum(name.startswith(".") for name in [*folders, *files]))
         folders[:] = [f for f in folders if not f.startswith(".")]
@@ -128,6 +134,23 @@ def _walk(folder: str, tally: Tally) -> list[str]:
         relative = os.path.relpath(where, folder)
         names += [os.path.normpath(os.path.join(relative, f)) for f in files if not f.startswith(".")]
     return [name.replace(os.sep, "/") for name in names]
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether the path may be there, in a folder that this user may not search."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno == errno.EACCES
+    return False
+
+
+def _refuse(error: OSError) -> None:
+    raise _unreadable(error.filename, error.strerror or str(error)) from None
+
+
+def _unreadable(path: str, reason: str) -> UserError:
+    return UserError(f"{printable(path)} cannot be read ({reason}): allow it, or remove it from the input.")
 
 
 def _refuse_tokens(folder: str) -> None:
@@ -145,6 +168,7 @@ def _count(tally: Tally, reason: str, number: int) -> None:
 
 def _glob(root: epath.Path, pattern: str, tally: Tally) -> list[str]:
     if is_local(root):
+        _check_searchable(root, pattern)
         names = glob.glob(pattern, root_dir=os.fspath(root), recursive=True)
         if "**" in pattern:  # goes into folders by itself
             names = [name for name in names if not _linked(root, name)]
@@ -153,6 +177,18 @@ def _glob(root: epath.Path, pattern: str, tally: Tally) -> list[str]:
         return [name for name in names if not (root / name).is_dir()]
     prefix = len(os.fspath(root))
     return [os.fspath(file)[prefix:].lstrip("/") for file in root.glob(pattern) if not file.is_dir()]
+
+
+def _check_searchable(root: epath.Path, pattern: str) -> None:
+    """UserError if a folder that the pattern goes through cannot be read: glob would leave it out in silence."""
+    parts = pattern.split("/")
+    for depth in range(len(parts)):
+        inner = (
+            glob.glob("/".join(parts[:depth]), root_dir=os.fspath(root), recursive=True) if depth else [""]
+        )
+        for folder in (os.path.join(root, name) for name in inner):
+            if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+                raise _unreadable(folder, os.strerror(errno.EACCES))
 
 
 def _linked(root: epath.Path, name: str) -> bool:
@@ -171,12 +207,14 @@ def _input_file(path: str, name: str) -> InputFile:
         raise UserError(
             f"{path}: {kind} is compressed inside; decompress the .{compression} around it first."
         )
+    if kind == "arrayrecord":
+        _refuse_tokens(os.fspath(epath.Path(path).parent))
     return InputFile(path, printable(name), kind, compression, *_size_and_change(path))
 
 
 def printable(name: str) -> str:
-    """The name, with bytes that are not UTF-8 spelt out: those Python keeps as half characters."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """The name on one line: control characters are spelt out, and so are bytes that are not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace").translate(_CONTROLS)
 
 
 def _size_and_change(path: str) -> tuple[int, int]:
@@ -191,6 +229,8 @@ def _size_and_change(path: str) -> tuple[int, int]:
         ) from None
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{printable(path)} is no file but a pipe or device: remove it from the input.")
+    if not os.access(path, os.R_OK):
+        raise _unreadable(path, os.strerror(errno.EACCES))
     # Not the time of modification, which tools such as `cp -p` and `rsync -t` set at will.
     return status.st_size, status.st_ctime_ns
 
@@ -210,9 +250,7 @@ def _content_hash(file: InputFile) -> str:
         with open(file.path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(
-            f"{printable(file.path)} cannot be read ({error.strerror}): allow it, or remove it from the input."
-        ) from None
+        raise _unreadable(file.path, error.strerror or str(error)) from None
 
 
 def check_unchanged(files: Sequence[InputFile]) -> None:

@@ -141,7 +141,9 @@ def _read_parquet(part: Part, options: ReadOptions, tally: Tally) -> Iterator[st
         texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
                  pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)  # fmt: skip
         if not any(is_text(kind) for is_text in texts) and not pa.types.is_null(kind):
-            raise UserError(f"{path}: column {key!r} holds {kind}, not text. Name the text's with text_key.")
+            raise UserError(
+                f"{path}: column {key!r} holds {kind}, not text. Name the text's with text_key, of {_some(columns)}."
+            )
         row = sum(parquet.metadata.row_group(group).num_rows for group in range(part.start))
         try:
             for batch in parquet.iter_batches(

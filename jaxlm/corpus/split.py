@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from jaxlm.types import UserError
-
 _RANGE = 1 << 64
 
 
@@ -42,27 +40,34 @@ class Split:
                 yield "eval", text[cut:]
 
 
-def plan_split(kind: str, fraction: float, documents: Iterable[str], name: str) -> Split:
-    """Fixes the threshold: the share of the hash range, raised if need be until one document is held out.
+def plan_split(kind: str, fraction: float, documents: Iterable[str]) -> Split:
+    """How these documents are split: as asked, and so that there is something on either side.
 
-    Reads documents only until it finds one below the share, about 1 / fraction of them.
+    The threshold of "hash" is its share of the hash range, moved to the nearest document where all of a few lie
+    on one side. One document alone (one book in one file, say) has no other side: its tail is held out. All of
+    this depends on the documents only, so whoever plans the split of the same ones comes to the same.
 
-    Args:
-      name: of the source, for errors.
+    Reads documents only until it has found one on each side, about 1 / fraction of them.
     """
     if kind == "tail" or fraction == 0:
         return Split(kind, fraction)
-    threshold = int(fraction * _RANGE)
-    lowest, other = _RANGE, False
+    share = int(fraction * _RANGE)
+    lowest, highest = _RANGE, -1
     for text in documents:
         value = hash_of(text)
-        other = other or lowest not in (_RANGE, value)
-        lowest = min(lowest, value)
-        if other and lowest < threshold:
-            return Split(kind, fraction, threshold)
-    if lowest < _RANGE and not other:
-        raise UserError(
-            f"{name} holds one document, and eval_split=hash holds out whole documents: nothing would be "
-            "left to train on. Choose eval_split=tail, or document=paragraph (.txt), or eval_fraction=0."
-        )
-    return Split(kind, fraction, max(threshold, lowest + 1))
+        lowest, highest = min(lowest, value), max(highest, value)
+        if lowest < share <= highest:
+            return Split(kind, fraction, share)
+    if lowest == highest:
+        return Split("tail", fraction)
+    return Split(kind, fraction, lowest + 1 if share <= lowest else min(share, highest))
+
+
+def note_on_split(name: str, asked: str, used: str, fraction: float) -> str | None:
+    """What to tell the user of a source whose split is not the one asked for; None: nothing."""
+    if used == asked:
+        return None
+    return (
+        f"{name} holds one document, and eval_split={asked} holds out whole ones: instead the last "
+        f"{fraction:.3g} of its text is held out (eval_split={used})."
+    )

@@ -44,11 +44,11 @@ class Job:
 
 def finished(folder: str) -> dict[str, Any] | None:
     """The result of a unit that was completed before, or None."""
-    path = os.path.join(folder, RESULT)
-    if not os.path.exists(path):
+    try:
+        with open(os.path.join(folder, RESULT), encoding="utf-8") as file:
+            return json.load(file)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: damaged, so to be made again
         return None
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
 
 
 def tokenise(job: Job, tokenizer: Tokenizer, heartbeat: Callable[[int], None]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class DataConfig:
     """Share held out of every source for evaluation; never trained on."""
     eval_split: str = "hash"
     """`hash`: whole documents, chosen by the hash of their text (stable when files are added). `tail`: the last
-    part of every document (for sources that are one long text)."""
+    part of every document, as is done anyway with a source that is one document."""
     invalid_utf8: str = "strict"
     """`strict`: an error that names file and line. `replace` with U+FFFD, or `skip` the document: counted."""
     cache_dir: str | None = None
@@ -93,6 +93,8 @@ class TokenizerConfig:
     """Of a tokenizer that is trained; `char` takes as many as there are characters."""
 
     def __post_init__(self):
+        if self.path == "":
+            raise UserError("tokenizer.path is empty: give a .model file, or None to train one.")
         check_choice("tokenizer.kind", self.kind, TOKENIZER_KINDS)
         if self.vocab_size < 260:
             raise UserError(

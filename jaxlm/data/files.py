@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 
 from etils import epath
 
+from jaxlm.paths import is_local
 from jaxlm.types import UserError
-
-
-def is_local(path: epath.PathLike) -> bool:
-    """Whether the path is on this machine's file system (and not gs://, s3://)."""
-    return "://" not in os.fspath(path)
 
 
 def reachable(path: epath.PathLike) -> epath.Path:
@@ -44,6 +41,32 @@ def reachable(path: epath.PathLike) -> epath.Path:
     return found
 
 
+def read_file(path: epath.PathLike, what: str) -> bytes:
+    """The content of a file that a user named; a UserError says why it cannot be read.
+
+    Args:
+      what: it should be, for the error: "a sentencepiece .model file".
+    """
+    try:
+        if is_pipe(path):
+            raise UserError(f"{path} is no file but a pipe or device: give {what}.")
+        return reachable(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give {what}.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: give {what} in it.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): give {what}.") from None
+
+
+def is_pipe(path: epath.PathLike) -> bool:
+    """Whether there is something that only looks like a file: opening a pipe waits for ever for its other end."""
+    if not is_local(path) or not os.path.exists(path):
+        return False
+    mode = os.stat(path).st_mode
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 def disk_error(path: epath.PathLike, error: BaseException) -> UserError | None:
     """A one-line UserError for a disk that is full or may not be written to; None for any other error."""
     code = getattr(error, "errno", None)
@@ -69,6 +92,8 @@ def write_atomic(path: epath.PathLike, content: bytes) -> None:
         target.write_bytes(content)  # an object store shows an object when its upload is complete
         return
     partial = f"{os.fspath(target)}.{uuid.uuid4().hex[:8]}.partial"
+    if is_pipe(target):  # else /dev/null itself would be replaced
+        raise UserError(f"{path} is no file but a pipe or device: choose another place.")
     try:
         with open(partial, "wb") as file:
             file.write(content)
@@ -94,8 +119,11 @@ def make_folder(path: epath.PathLike) -> None:
     """Makes a folder and those above it; a UserError says why one cannot be made."""
     try:
         reachable(path).mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{path} is a file, and has to be a folder: choose another path.") from None
     except OSError as error:
-        raise disk_error(path, error) or UserError(f"{path} cannot be a folder: {error.strerror}.") from None
+        reason = UserError(f"{path} cannot be a folder ({error.strerror}): choose another path.")
+        raise disk_error(path, error) or reason from None
 
 
 @contextlib.contextmanager
@@ -109,9 +137,15 @@ def exclusive(path: epath.PathLike) -> Iterator[None]:
         return
     import fcntl
 
+    path = os.fspath(path)
     while True:
         try:
-            descriptor = os.open(os.fspath(path), os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            if os.path.isdir(os.path.dirname(path) or "."):
+                raise
+            make_folder(os.path.dirname(path))  # the last holder took the whole folder away
+            continue
         except OSError as error:
             raise disk_error(path, error) or error from None
         try:

@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -103,10 +104,15 @@ def normalise_weights(weights: Mapping[str, float]) -> tuple[dict[str, Fraction]
     warning = None
     if min(abs(total - 1), abs(total / 100 - 1)) > Fraction(1, 10**6):
         warning = (
-            f"data.sources: the weights sum to {float(total):g}, not to 1 (or 100); each was multiplied by "
-            f"{float(1 / total):.6g}: {', '.join(f'{n} {float(w / total):.4g}' for n, w in exact.items())}."
+            f"data.sources: the weights sum to {_about(total)}, not to 1 (or 100); each was multiplied by "
+            f"{_about(1 / total)}: {', '.join(f'{n} {float(w / total):.4g}' for n, w in exact.items())}."
         )
     return {name: weight / total for name, weight in exact.items()}, warning
+
+
+def _about(number: Fraction) -> str:
+    """Six digits of a number that may be too large or too small for a float."""
+    return f"{(Decimal(number.numerator) / Decimal(number.denominator)).normalize():.6g}"
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ class Mixture:
         if smallest * MAX_BLOCK_ROWS < 1:
             name = self.names[self.row_shares.index(smallest)]
             raise UserError(
-                f"data.sources.{name}.weight_tokens is {float(smallest):.2g} of all rows: below one row in "
+                f"data.sources.{name}.weight_tokens is {_about(smallest)} of all rows: below one row in "
                 f"{MAX_BLOCK_ROWS:,} a share cannot be kept. Raise it, or set it to 0."
             )
         # K >= 1 / smallest share: then no difference of floors below is ever negative.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from jaxlm.data.config import DataConfig
-from jaxlm.data.files import cache_root, is_local
+from jaxlm.data.files import cache_root
 from jaxlm.data.mixture import (
     Mixture,
     Plan,
@@ -34,6 +34,7 @@ from jaxlm.data.mixture import (
     seed_key,
 )
 from jaxlm.data.packing import ConcatPacking, TokenReader, open_packing
+from jaxlm.paths import is_local
 from jaxlm.types import Batch
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import os
 import threading
 import uuid
@@ -29,19 +28,22 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
-from jaxlm.data.files import disk_error, is_local, sync_folder, write_atomic
+from jaxlm.data.files import disk_error, sync_folder, write_atomic
+from jaxlm.data.manifest import (
+    MANIFEST,
+    check_tokenizer,
+    make_manifest,
+    offsets_file,
+    read_manifest,
+    token_dtype,
+    write_manifest,
+)
+from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 CHUNK_TOKENS = 2048
 RESIDENT_BYTES = 64 << 20
 """A split up to this size is held in memory whole: rows become slices of one array."""
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The type ids are stored as: uint16 when every id fits, else uint32; little-endian."""
-    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 class ShardWriter:
@@ -151,11 +153,6 @@ class ShardWriter:
             self.abort()
 
 
-def offsets_file(name: str) -> str:
-    """The file of document ends that belongs to a shard's file."""
-    return name.removesuffix(".arrayrecord") + ".offsets.npy"
-
-
 def join_shards(
     pieces: Sequence[tuple[str, dict[str, Any]]],
     directory: epath.PathLike,
@@ -180,45 +177,6 @@ def join_shards(
             ends = np.load(offsets_file(path), allow_pickle=False)
             writer.add_batch(tokens, np.diff(ends, prepend=0), entry["num_bytes"])
         return writer.close()
-
-
-def make_manifest(
-    *,
-    tokenizer_sha256: str,
-    vocab_size: int,
-    splits: Mapping[str, list[dict[str, Any]]],
-    source: dict[str, Any],
-    dropped: Mapping[str, int],
-    chunk_tokens: int = CHUNK_TOKENS,
-    **extra: Any,
-) -> dict[str, Any]:
-    """The manifest of a corpus whose shards have the entries `splits`; its hash covers all of them."""
-    totals = ("num_documents", "num_tokens", "num_bytes")
-    content = hashlib.sha256(tokenizer_sha256.encode())
-    for split in sorted(splits):
-        for shard in splits[split]:
-            content.update(f"\n{split} {shard['sha256']}".encode())
-    return {
-        "format": FORMAT,
-        "tokenizer_sha256": tokenizer_sha256,
-        "vocab_size": vocab_size,
-        "dtype": token_dtype(vocab_size).name,
-        "chunk_tokens": chunk_tokens,
-        "source": source,
-        "splits": {
-            split: {**{key: sum(shard[key] for shard in shards) for key in totals}, "shards": shards}
-            for split, shards in splits.items()
-        },
-        "dropped": dict(sorted(dropped.items())),
-        "sha256": content.hexdigest(),
-        **extra,
-    }
-
-
-def write_manifest(directory: epath.PathLike, manifest: Mapping[str, Any]) -> None:
-    """Writes DIR/manifest.json, which makes the folder a corpus: everything else must be there already."""
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    write_atomic(epath.Path(directory) / MANIFEST, text.encode())
 
 
 def write_corpus(
@@ -256,42 +214,6 @@ def write_corpus(
         chunk_tokens=chunk_tokens,
     )  # fmt: skip
     write_manifest(path, manifest)
-    return manifest
-
-
-def is_corpus(directory: epath.PathLike) -> bool:
-    """Whether the folder holds a finished corpus, perhaps a damaged one; others have a manifest.json too."""
-    try:
-        text = (epath.Path(directory) / MANIFEST).read_text()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return False
-    try:
-        manifest = json.loads(text)
-    except ValueError:
-        return True
-    return isinstance(manifest, dict) and "tokenizer_sha256" in manifest
-
-
-def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
-    """The manifest of a finished corpus; a UserError says what is wrong with any other folder."""
-    path = epath.Path(directory) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{directory} is not a tokenised corpus: it has no {MANIFEST}, which a build writes last. "
-            "Make one, or finish one that was interrupted, with `jaxlm corpus build --output`."
-        ) from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); delete the folder and build it again."
-        ) from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise UserError(
-            f"{path} has format {found!r}, this version reads {FORMAT}; build the corpus again with "
-            "`jaxlm corpus build`."
-        )
     return manifest
 
 
@@ -480,14 +402,3 @@ class TokenStore:
                 reader = self._readers.pop(shard, None)
                 if reader is not None:
                     reader.close()
-
-
-def check_tokenizer(directory: str, manifest: Mapping[str, Any], expected_sha256: str | None) -> None:
-    """Raises UserError unless the corpus was made with the tokenizer of this hash (None: not checked)."""
-    found = manifest["tokenizer_sha256"]
-    if expected_sha256 is not None and found != expected_sha256:
-        raise UserError(
-            f"{directory} was tokenised by another tokenizer (sha256 {found[:16]}...) than this run's "
-            f"({expected_sha256[:16]}...): the same ids would mean other text. Set tokenizer.path to the one "
-            "it was built with, or build the corpus again."
-        )

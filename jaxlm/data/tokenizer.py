@@ -19,7 +19,7 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
-from jaxlm.data.files import reachable, write_atomic
+from jaxlm.data.files import read_file, write_atomic
 from jaxlm.types import UserError
 
 SPACE = "\u2581"
@@ -269,13 +269,10 @@ def check_unicode(text: str, where: str = "the text") -> None:
 
 def load_tokenizer(path: epath.PathLike) -> SentencePieceTokenizer:
     """Reads a sentencepiece .model file; a UserError says what is wrong with any other."""
-    file = reachable(path)
     try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"tokenizer {path} does not exist: give a sentencepiece .model file.") from None
-    except IsADirectoryError:
-        raise UserError(f"tokenizer {path} is a folder: give the sentencepiece .model file in it.") from None
+        content = read_file(path, "a sentencepiece .model file")
+    except UserError as error:
+        raise UserError(f"tokenizer {error}") from None
     try:
         if content:
             return SentencePieceTokenizer(content)
@@ -301,7 +298,9 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> bytes:
     chunks = [chunk for text in texts for chunk in _chunks(text)]
     counts = _character_counts(chunks)
     if not counts.any():
-        raise UserError("A tokenizer cannot be trained on no text: every input was empty.")
+        raise UserError(
+            "A tokenizer cannot be trained on no text: every input was empty, or held out (data.eval_fraction)."
+        )
     num_chars = int((counts > 0).sum())
     if kind == "char":
         vocab_size = NUM_RESERVED + num_chars
@@ -336,12 +335,12 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> bytes:
             minloglevel=2,
             **options,
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: of a vocab_size beyond 31 bits
         raise _training_error(error, kind, vocab_size, num_chars) from None
     return model.getvalue()
 
 
-def _training_error(error: RuntimeError, kind: str, vocab_size: int, num_chars: int) -> UserError:
+def _training_error(error: Exception, kind: str, vocab_size: int, num_chars: int) -> UserError:
     largest = re.search(r"value <= (\d+)", str(error))
     if largest:
         return UserError(

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from jaxlm.cli import corpus as cli
-from jaxlm.data.shards import TokenStore, read_manifest
+from jaxlm.data.manifest import read_manifest
+from jaxlm.data.shards import TokenStore
 from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
 from jaxlm.types import UserError
 
@@ -57,6 +58,19 @@ def test_tail_split_and_replacement_reach_the_build(model, tmp_path):
     manifest = read_manifest(tmp_path / "out")
     assert manifest["splits"]["eval"]["num_documents"] == 1
     assert manifest["changed"] == {"invalid_utf8": 1}
+
+
+def test_one_document_is_split_at_its_tail_and_that_is_said(model, tmp_path, capsys):
+    (tmp_path / "book.txt").write_text("the lion is in the zoo\n" * 50)
+    run("build", "--input", tmp_path / "book.txt", "--output", tmp_path / "out", "--tokenizer", model,
+        "--eval-fraction", 0.1)  # fmt: skip
+    assert read_manifest(tmp_path / "out")["source"]["eval_split"] == "tail"
+    assert "book.txt holds one document, and eval_split=hash" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_an_empty_output_is_refused(raw, model):
+    with pytest.raises(UserError, match="The output is empty"):
+        run("build", "--input", raw, "--output", "", "--tokenizer", model, "--text-key", "body")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def test_hashes_continue_where_they_are_asked_to(jaxlm_data):
         (["--processes=0"], r"--processes=0"),
         (["--num-steps=0"], r"--num-steps=0"),
         (["--start=-1"], r"--start=-1"),
+        (["--start=99999999999999999999"], r"--start=9+ is beyond the last row that can be numbered"),
     ],
 )
 def test_flags_that_make_no_sense_are_one_line_of_error(jaxlm_data, flags, message):

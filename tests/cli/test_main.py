@@ -38,6 +38,14 @@ def test_help_lists_every_command_with_one_line(capsys):
     assert {"config", "corpus", "tokenizer"} <= set(COMMANDS)
 
 
+def test_an_empty_workdir_is_not_the_current_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jaxlm.run.train", lambda *args: pytest.fail("trained"))
+    assert cli.main(["train", "--config=quickstart", "--workdir="]) == 2
+    assert capsys.readouterr().err == "jaxlm: error: --workdir is empty: name a folder, such as runs/mine.\n"
+    assert os.listdir(tmp_path) == []
+
+
 def test_help_answers_at_once():
     times = []
     for _ in range(3):

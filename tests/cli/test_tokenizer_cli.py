@@ -69,6 +69,11 @@ def test_train_refuses_a_vocabulary_without_room_and_writes_nothing(tmp_path):
     assert not (tmp_path / "a.model").exists()
 
 
+def test_train_refuses_an_empty_output_before_it_reads():
+    with pytest.raises(UserError, match="--output is empty"):
+        run("train", "--input", "/no/such", "--output", "")
+
+
 def test_train_makes_the_folder_and_refuses_one_before_it_reads(tmp_path):
     run(
         "train", "--input", "embedded:licences", "--output", tmp_path / "new" / "a.model", "--vocab-size", 300

@@ -1,11 +1,14 @@
-"""What the tests of this folder share: a small tokenizer, raw text, and the texts of a corpus."""
+"""What the tests of this folder share: a small tokenizer, raw text, a build, and the texts of a corpus."""
 
 import functools
+import hashlib
 import json
+import os
 
 import numpy as np
 
 from jaxlm.corpus import embedded
+from jaxlm.corpus.build import build_corpus
 from jaxlm.data.shards import TokenStore
 from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
 
@@ -39,3 +42,19 @@ def write_raw(folder):
         (folder / f"b{i:02d}.txt").write_text(text)
     (folder / "empty.txt").write_text("")
     return folder
+
+
+def make(raw, output, **options):
+    options = {"eval_fraction": 0.1, "shard_tokens": 20_000, "workers": 1, "progress": False, **options}
+    return build_corpus([str(raw)], output, tokenizer(), **options)
+
+
+def tree(folder):
+    """Every file below a folder with its content's hash."""
+    return {
+        os.path.relpath(os.path.join(where, name), folder): hashlib.sha256(
+            open(os.path.join(where, name), "rb").read()
+        ).hexdigest()
+        for where, _, names in os.walk(folder)
+        for name in names
+    }

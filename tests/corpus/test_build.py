@@ -1,7 +1,6 @@
 """Promises of a build: the same bytes however it is run, nothing half-written, nothing lost in silence."""
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -14,42 +13,14 @@ import time
 
 import psutil
 import pytest
-from corpora import TOPICS, documents, tokenizer, write_raw
+from corpora import TOPICS, documents, make, tokenizer, tree
 
 from jaxlm.corpus import build, inputs, units, workers
-from jaxlm.corpus.build import build_corpus
 from jaxlm.corpus.progress import Progress
-from jaxlm.corpus.split import hash_of, plan_split
 from jaxlm.data import files
-from jaxlm.data.shards import TokenStore, is_corpus
+from jaxlm.data.manifest import is_corpus
+from jaxlm.data.shards import TokenStore
 from jaxlm.types import UserError
-
-
-def tree(folder):
-    """Every file below a folder with its content's hash."""
-    return {
-        os.path.relpath(os.path.join(where, name), folder): hashlib.sha256(
-            open(os.path.join(where, name), "rb").read()
-        ).hexdigest()
-        for where, _, names in os.walk(folder)
-        for name in names
-    }
-
-
-@pytest.fixture
-def small_units(monkeypatch):
-    """Cuts every input into units of a few kilobytes."""
-    monkeypatch.setattr(build, "plan_units", lambda files, options: inputs.plan_units(files, options, 20_000))
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    return write_raw(tmp_path_factory.mktemp("raw"))
-
-
-def make(raw, output, **options):
-    options = {"eval_fraction": 0.1, "shard_tokens": 20_000, "workers": 1, "progress": False, **options}
-    return build_corpus([str(raw)], output, tokenizer(), **options)
 
 
 def test_a_corpus_holds_every_document_once(raw, tmp_path, small_units):
@@ -230,49 +201,6 @@ def test_what_a_killed_build_was_writing_is_removed(raw, tmp_path, small_units, 
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_a_file_that_changes_while_it_is_read_is_named_and_nothing_is_kept_of_it(tmp_path, monkeypatch):
-    path = tmp_path / "in" / "a.jsonl"
-    path.parent.mkdir()
-    before = "".join(json.dumps({"text": text}) + "\n" for text in TOPICS[:5])
-    path.write_text(before)
-    tokenise = units.tokenise
-
-    def meanwhile(*args):
-        with open(path, "a") as file:
-            file.write('{"text": "more"}\n')
-        return tokenise(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(units, "tokenise", meanwhile)
-        with pytest.raises(UserError, match=r"a\.jsonl changed while it was read"):
-            make(path, tmp_path / "out", eval_fraction=0.0)
-    assert not is_corpus(tmp_path / "out")
-    path.write_text(before)  # back to what the units of the refused build were planned for
-    done = []
-    monkeypatch.setattr(units, "tokenise", lambda *args: done.append(args) or tokenise(*args))
-    make(path, tmp_path / "out", eval_fraction=0.0)
-    assert done
-    assert documents(tmp_path / "out") == list(TOPICS[:5])
-
-
-def test_a_file_that_disappears_is_named(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("the lion")
-    monkeypatch.setattr(build, "plan_units", lambda *args: os.unlink(tmp_path / "a.txt") or plan(*args))
-    plan = inputs.plan_units
-    with pytest.raises(UserError, match=r"a\.txt: No such file"):
-        make(tmp_path / "a.txt", tmp_path / "out", eval_fraction=0.0)
-
-
-def test_an_output_inside_its_input_is_refused(raw, tmp_path):
-    before = tree(raw)
-    (tmp_path / "link").symlink_to(raw, target_is_directory=True)
-    for output in (raw / "out", raw / "deep" / "out", tmp_path / "link" / "out"):
-        with pytest.raises(UserError, match="lies inside the input"):
-            make(raw, output)
-    assert tree(raw) == before
-    make(raw, tmp_path / f"{raw.name}-tokens")
-
-
 def test_a_file_name_that_is_not_unicode_is_spelt_out(tmp_path):
     (tmp_path / "in").mkdir()
     name = os.fsdecode(b"a\xff.txt")
@@ -286,45 +214,6 @@ def test_a_file_name_that_is_not_unicode_is_spelt_out(tmp_path):
         assert manifest["source"]["files"][0]["name"] == "a\\xff.txt"
         assert documents(tmp_path / "out") == ["the lion"]
         shutil.rmtree(tmp_path / "out")
-
-
-def test_a_file_larger_than_allowed_is_named(raw, tmp_path, monkeypatch):
-    def too_large(*args):
-        raise OSError(27, "File too large")
-
-    monkeypatch.setattr(files.os, "fsync", too_large)
-    with pytest.raises(UserError, match="a file grew larger than this disk or account allows"):
-        make(raw, tmp_path / "out")
-
-
-def test_a_folder_with_other_files_is_left_alone(raw, tmp_path):
-    (tmp_path / "thesis.txt").write_text("x")
-    with pytest.raises(UserError, match="thesis.txt is in it"):
-        make(raw, tmp_path)
-    assert os.listdir(tmp_path) == ["thesis.txt"]
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_bad_row_stops_the_build_with_its_place_and_no_corpus(tmp_path, small_units, count):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    rows = [json.dumps({"text": text}) for text in TOPICS[:30]]
-    (folder / "a.jsonl").write_text("\n".join([*rows, '{"body": "x"}', *rows]))
-    for fraction in (0.0, 0.1):
-        with pytest.raises(UserError, match=r"a\.jsonl:31: no key 'text'") as caught:
-            make(folder, tmp_path / "out", workers=count, eval_fraction=fraction)
-        assert "\n" not in str(caught.value)
-        assert not is_corpus(tmp_path / "out")
-
-
-def test_an_input_without_a_document_is_an_error_that_says_what_was_dropped(tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.txt").write_text("")
-    (tmp_path / "in" / "b.txt").write_text(" \n")
-    for fraction in (0.0, 0.1):
-        with pytest.raises(UserError, match=r"holds no document.*1 empty, 1 empty_file"):
-            make(tmp_path / "in", tmp_path / "out", eval_fraction=fraction)
-    assert not is_corpus(tmp_path / "out")
 
 
 def test_a_full_disk_is_named_and_the_build_goes_on_when_there_is_space(
@@ -347,12 +236,6 @@ def test_a_full_disk_is_named_and_the_build_goes_on_when_there_is_space(
     assert not is_corpus(tmp_path / "out")
     make(raw, tmp_path / "out")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
-
-
-def test_a_folder_that_may_not_be_written_to_is_named(raw, tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="cannot be a folder|not allowed"):
-        make(raw, tmp_path / "file" / "out")
 
 
 def test_two_builds_at_once_make_one_corpus(raw, tmp_path, small_units):
@@ -385,52 +268,6 @@ def test_a_killed_worker_is_explained(raw, tmp_path, small_units, monkeypatch):
 
 def _die(job):
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_hash_split_does_not_move_documents_when_files_are_added(tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for i, text in enumerate(TOPICS[:30]):
-        (folder / f"m{i:02d}.txt").write_text(text)
-    make(folder, tmp_path / "one", eval_fraction=0.2)
-    for i, text in enumerate(TOPICS[30:60]):
-        (folder / f"{'az'[i % 2]}{i:02d}.txt").write_text(text)
-    make(folder, tmp_path / "two", eval_fraction=0.2)
-    assert set(documents(tmp_path / "one", "eval")) < set(documents(tmp_path / "two", "eval"))
-    assert set(documents(tmp_path / "one")) < set(documents(tmp_path / "two"))
-
-
-def test_hash_split_holds_out_the_share_asked_for():
-    texts = [f"document {i}" for i in range(20_000)]
-    split = plan_split("hash", 0.1, texts, "x")
-    held_out = sum(name == "eval" for text in texts for name, _ in split.cut(text))
-    assert 0.093 < held_out / len(texts) < 0.107
-
-
-def test_hash_split_of_a_few_documents_holds_out_one_and_trains_on_the_others():
-    for texts in (["a", "b"], ["x", "y", "z"]):
-        split = plan_split("hash", 1e-9, texts, "x")
-        names = [name for text in texts for name, _ in split.cut(text)]
-        assert sorted(names) == ["eval"] + ["train"] * (len(texts) - 1)
-        assert names[min(range(len(texts)), key=lambda i: hash_of(texts[i]))] == "eval"
-    with pytest.raises(UserError, match="books holds one document.*eval_split=tail"):
-        plan_split("hash", 0.1, ["a"], "books")
-
-
-def test_hash_split_looks_only_as_far_as_it_must():
-    read = []
-    plan_split("hash", 0.1, (read.append(i) or f"document {i}" for i in itertools.count()), "x")
-    assert len(read) < 100
-
-
-def test_tail_split_cuts_every_document_by_characters(tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.txt").write_text("ক" * 90 + "খ" * 10)
-    (folder / "b.txt").write_text("x")
-    make(folder, tmp_path / "out", eval_split="tail", eval_fraction=0.1)
-    assert documents(tmp_path / "out") == ["ক" * 90]
-    assert documents(tmp_path / "out", "eval") == ["খ" * 10, "x"]
 
 
 def test_progress_in_a_log_is_a_line_now_and_then(capsys, monkeypatch):

@@ -354,7 +354,9 @@ def test_parquet_without_the_column_or_of_another_type_is_named(tmp_path):
     message = message_of(path)
     assert "no column 'text'" in message
     assert "'body', 'n'" in message
-    assert "holds int64" in message_of(path, text_key="n")
+    assert "holds int64, not text. Name the text's with text_key, of 'body', 'n'." in message_of(
+        path, text_key="n"
+    )
     tally = Tally()
     assert read(path, text_key="body", tally=tally) == ["x", "y"]
     assert tally.dropped == {"null": 1}

@@ -204,6 +204,13 @@ def test_weights_that_say_nothing_are_refused(weights):
         normalise_weights(weights)
 
 
+@pytest.mark.parametrize(("weight", "said"), [(5e-324, "5e-324"), (1.7e308, "3.4e+308")])
+def test_weights_beyond_what_a_float_can_divide_are_normalised(weight, said):
+    shares, warning = normalise_weights({"a": weight, "b": weight} if weight > 1 else {"a": weight})
+    assert sum(shares.values()) == 1
+    assert f"sum to {said}, not to 1" in warning
+
+
 def test_a_share_too_small_to_keep_is_refused_by_name():
     with pytest.raises(UserError, match=r"data.sources.rare.weight_tokens.*Raise it, or set it to 0"):
         make({"web": (1.0, SourceSize(10, 100)), "rare": (1e-8, SourceSize(10, 100))}, 0)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.data import files, shards
-from jaxlm.data.shards import ShardWriter, TokenStore, read_manifest, write_corpus
+from jaxlm.data.manifest import read_manifest
+from jaxlm.data.shards import ShardWriter, TokenStore, write_corpus
 from jaxlm.types import UserError
 
 SHA = "ab" * 32

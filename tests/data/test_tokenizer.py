@@ -151,6 +151,12 @@ def test_vocab_size_is_met_exactly(kind):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_vocabulary_beyond_31_bits_is_refused(kind):
+    with pytest.raises(UserError, match=r"vocab_size=99999999999 cannot be trained .* Try vocab_size=\d+"):
+        train_tokenizer(["the lion is in the zoo"], kind, 99_999_999_999)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_a_vocabulary_too_large_for_the_text_is_refused_with_the_largest_possible(kind):
     with pytest.raises(UserError, match=r"vocab_size=4000 is more than .* Try vocab_size=(\d+)") as caught:
         train_tokenizer(["the lion is in the zoo"], kind, 4000)

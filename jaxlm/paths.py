@@ -1,0 +1,10 @@
+"""Where a path leads: to this machine's disks, or to an object store."""
+
+from __future__ import annotations
+
+import os
+
+
+def is_local(path: str | os.PathLike) -> bool:
+    """Whether the path is on a file system, where folders can be renamed and locked; not gs:// or s3://."""
+    return "://" not in os.fspath(path)
