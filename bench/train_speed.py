@@ -4,7 +4,8 @@
                                 [--torch-python=PYTHON] [--no-peers]
 
 Every measurement is a process of its own; the sides take turns (`--rounds`), and each shows its best round, since
-other work on the machine only ever slows down. The limit is the matrix product of this machine, measured before.
+other work on the machine only ever slows down. Everyone starts as its users would start it: jaxlm asks for huge
+pages, as `jaxlm train` does. The limit is the matrix product of this machine, measured before.
 Peers: the same model in textbook JAX; in PyTorch, eager and compiled, where a Python has it (this one, or
 --torch-python). FLOPs are 6 per parameter in a product and 12 L d T for attention, per token.
 """
@@ -162,6 +163,9 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, metavar=("SHAPE", "DTYPE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
+        from jaxlm import huge_pages
+
+        huge_pages.restart(sys.orig_argv)  # as `jaxlm train` does
         shape, dtype = args.measure
         hand_over(measure_jaxlm(SHAPES[shape], dtype, args.seconds))
         return

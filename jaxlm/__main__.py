@@ -2,6 +2,6 @@
 
 import sys
 
-from jaxlm.cli.main import main
+from jaxlm.cli.main import start
 
-sys.exit(main())
+sys.exit(start())

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from etils import epath
 
 from jaxlm import checkpoint_integrity as integrity
+from jaxlm import processes
 from jaxlm.checkpoint_integrity import DamagedCheckpoint
 from jaxlm.checkpoint_meta import ArraySpec, Meta, check_corpus, check_fit, check_tokenizer
 from jaxlm.checkpoint_orbax import import_orbax
@@ -161,7 +162,7 @@ class Checkpoints:
         self._join()
         self._report(raise_disk_errors=False)
         step = self._step = meta.step
-        if step in _from_first(self.all_steps()):
+        if step in processes.from_first(self.all_steps):  # a shared file system may show others other ones
             return False
         ocp = import_orbax()
         meta = dataclasses.replace(meta, arrays=array_specs(state), saved_at=time.time())
@@ -227,7 +228,7 @@ class Checkpoints:
             self._fail(step, error)
             return
         try:
-            if _process_index() == 0:
+            if processes.is_first():
                 self._delete_old()
         except OSError as error:
             self._warn(f"Old checkpoints in {self.directory} could not be deleted: {error}.")
@@ -238,7 +239,7 @@ class Checkpoints:
             self._orbax.close()
         self._orbax = None
         partial = self.directory / f"{step}{integrity.UNFINISHED}"
-        if _process_count() > 1:
+        if not processes.is_alone():
             self._interrupted.append(partial)  # other hosts may still be writing there
         elif partial.exists():
             partial.rmtree()
@@ -288,7 +289,7 @@ class Checkpoints:
 
     def _tidy(self) -> None:
         """What an earlier process left behind when it was killed."""
-        if _process_index() != 0:
+        if not processes.is_first():
             return
         for folder in integrity.list_leftovers(self.directory, integrity.DELETING):
             folder.rmtree()
@@ -390,11 +391,12 @@ class Checkpoints:
         damages: dict[int, str] = {}
         tried: set[int] = set()
         while candidates := [
-            s for s in _from_first(self.all_steps()) if s not in tried and step in (None, s)
+            s for s in processes.from_first(self.all_steps) if s not in tried and step in (None, s)
         ]:
             candidate = max(candidates)
             tried.add(candidate)
-            if not (self.directory / str(candidate)).exists():
+            folder = self.directory / str(candidate)
+            if not processes.from_first(folder.exists):
                 continue
             if not (damage := self._damage(candidate)):
                 for bad, reason in damages.items():
@@ -412,19 +414,19 @@ class Checkpoints:
         """What is wrong with a step, "" if nothing is; hosts share the reading, and agree."""
         folder = self.directory / str(step)
         try:
-            integrity.verify(folder, part=_process_index(), num_parts=_process_count())
+            integrity.verify(folder, part=processes.index(), num_parts=processes.count())
             integrity.read_meta(folder)
             damage = ""
         except DamagedCheckpoint as error:
             damage = str(error)
-        return _first_text(damage)
+        return next(filter(None, processes.from_all(damage)), "")
 
     def _set_aside(self, step: int, reason: str, instead: int) -> None:
         folder = self.directory / str(step)
         text = f"Checkpoint {step} in {self.directory} is damaged: {reason}. Using step {instead} instead"
         if self._policy is None or not integrity.is_local(folder):
             self._warn(f"{text}; the damaged one is left where it is.")
-        elif _process_index() == 0:
+        elif processes.is_first():
             self._warn(f"{text}; the damaged one is now {integrity.set_aside(folder).name}.")
 
     def _check_exists(self, step: int) -> None:
@@ -435,7 +437,7 @@ class Checkpoints:
 
     def mark(self, step: int, name: str) -> None:
         """Notes that something which follows a save (an evaluation, an export) was completed."""
-        if _process_index() == 0:
+        if processes.is_first():
             integrity.write_mark(self.directory, step, name)
 
     def marked(self, step: int, name: str) -> bool:
@@ -458,42 +460,3 @@ class Checkpoints:
         """Called by Orbax on the first host when all have written, before the folder gets its name."""
         partial = self.directory / f"{self._step}{integrity.UNFINISHED}"
         integrity.seal(partial if partial.exists() else self.directory / str(self._step))
-
-
-def _process_index() -> int:
-    import jax
-
-    return jax.process_index()
-
-
-def _process_count() -> int:
-    import jax
-
-    return jax.process_count()
-
-
-def _from_first(values: list[int]) -> list[int]:
-    """The first process's list, on all processes: a shared file system may show them different ones."""
-    if _process_count() == 1:
-        return values
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
-    padded = np.resize(np.array([*values, 0], np.int32), count)
-    return multihost_utils.broadcast_one_to_all(padded).tolist() if count else []
-
-
-def _first_text(text: str, limit_bytes: int = 512) -> str:
-    """The first text among the processes that is not empty, on all of them; "" if all are."""
-    if _process_count() == 1:
-        return text
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    encoded = np.zeros(limit_bytes, np.uint8)
-    content = np.frombuffer(text.encode()[:limit_bytes], np.uint8)
-    encoded[: len(content)] = content
-    rows = np.asarray(multihost_utils.process_allgather(encoded)).reshape(_process_count(), limit_bytes)
-    texts = [row[row != 0].tobytes().decode(errors="replace") for row in rows]
-    return next((t for t in texts if t), "")

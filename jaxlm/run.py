@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epath
 
+from jaxlm import processes
 from jaxlm.config import flatten
 from jaxlm.runconfig import (
     MAY_CHANGE,
@@ -34,6 +35,8 @@ from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE, claim
 
 if TYPE_CHECKING:
     from jaxlm.checkpoint import Checkpoints
+    from jaxlm.data.mixture import Plan
+    from jaxlm.data.pipeline import Rows
     from jaxlm.data.shards import TokenStore
     from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.models.build import LM
@@ -76,10 +79,11 @@ class OpenData(NamedTuple):
 
 def open_data(cfg: RunConfig, *, quiet: bool = False) -> OpenData:
     """Opens every source, tokenised into the cache on first use, with the run's tokenizer (trained on first use)."""
-    from jaxlm.corpus.build import ensure_corpus, ensure_tokenizer
+    from jaxlm.corpus.sources import check_sources, ensure_corpus, ensure_tokenizer
     from jaxlm.data.shards import TokenStore
 
     say: Callable[[str], None] = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr))
+    check_sources(cfg.data, say=say)
     tokenizer = ensure_tokenizer(cfg.tokenizer, cfg.data, say=say)
     train_stores, eval_stores = {}, {}
     for name, source in cfg.data.sources.items():
@@ -90,6 +94,11 @@ def open_data(cfg: RunConfig, *, quiet: bool = False) -> OpenData:
             held_out = TokenStore(folder, "eval", expected_tokenizer_sha256=tokenizer.sha256)
             if held_out.num_tokens > 1:
                 eval_stores[name] = held_out
+            elif cfg.train.eval_batches:
+                say(
+                    f"note: data.sources.{name} has no held-out text and is not evaluated: {folder} was built "
+                    "without (see `jaxlm corpus build --eval-fraction`)."
+                )
     return OpenData(tokenizer, train_stores, eval_stores)
 
 
@@ -109,13 +118,11 @@ def open_data_together(cfg: RunConfig) -> OpenData:
 
     Where they share no file system the others then tokenise for themselves, and must come to the same tokens.
     """
-    from jaxlm.parallel import distributed
-
-    with distributed.together():
-        data = open_data(cfg) if distributed.is_first() else None
-    with distributed.together():
+    with processes.together():
+        data = open_data(cfg) if processes.is_first() else None
+    with processes.together():
         data = data or open_data(cfg, quiet=True)
-    distributed.check_same(
+    processes.check_same(
         "The data", {"tokenizer_sha256": data.tokenizer.sha256, "corpus_sha256": data.corpus_sha256}
     )
     return data
@@ -185,9 +192,7 @@ def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: 
     """
     import jax
 
-    from jaxlm.parallel import distributed
-
-    if distributed.from_first(checkpoints.latest_step) is not None:
+    if processes.from_first(checkpoints.latest_step) is not None:
         state, meta = checkpoints.restore(
             abstract_state(pieces, cfg),
             tokenizer_sha256=data.tokenizer.sha256,
@@ -207,6 +212,59 @@ def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: 
     return state._replace(params=params), None, f"weights of step {meta.step} of {cfg.init_from}"
 
 
+class Run(NamedTuple):
+    """A run that is ready to start: its data open, its model built."""
+
+    config: RunConfig
+    """With the vocabulary filled in."""
+    folder: epath.Path
+    data: OpenData
+    rows: Rows
+    plan: Plan
+    pieces: Pieces
+
+
+def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
+    """Opens the data, plans which tokens are read, and builds the model; on all processes together."""
+    from jaxlm.data.pipeline import Rows
+
+    data = open_data_together(cfg)
+    with processes.together():
+        cfg = with_vocabulary(cfg, data.tokenizer)
+        rows = Rows(cfg.data, data.train, cfg.seed)
+        plan = rows.plan(cfg.train.num_steps)
+    use_compile_cache()
+    return Run(cfg, folder, data, rows, plan, build_pieces(cfg))
+
+
+def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
+    """What was decided, for the first screen."""
+    import jax
+
+    from jaxlm.plan.flops import count_params, flops_per_token
+    from jaxlm.plan.memory import predict
+    from jaxlm.report.progress import quantity
+    from jaxlm.run_hooks import run_peak_flops_per_s
+
+    cfg, mesh, sizes, num_steps = run.config, run.pieces.mesh, run.pieces.sizes, run.plan.num_steps
+    B, T = cfg.data.global_batch_size, cfg.data.seq_len
+    num_tokens, per_token = num_steps * B * T, flops_per_token(cfg.model, T)
+    memory = predict(cfg, sizes, mesh.size, platform=jax.default_backend())
+    facts = {
+        "model": f"{count_params(cfg.model, T).total:,} parameters, {cfg.model.num_layers} layers, "
+        f"{cfg.model.dtype}",
+        "processes": joined,
+        "mesh": " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        + f" on {mesh.size} {mesh.devices.flat[0].device_kind} device(s)",
+        "batch": f"{B} x {T} = {B * T:,} tokens a step, {cfg.train.num_microbatches} microbatch(es)",
+        "steps": f"{first_step:,} to {num_steps:,}; {num_tokens:,} tokens in all",
+        "predicted": f"{per_token.total * num_tokens:.3g} FLOPs, {memory.total / 2**30:.2f} GiB a device",
+    }
+    if peak := run_peak_flops_per_s(run):
+        facts["MFU"] = f"share of {quantity(peak, 'FLOP/s')}; FLOPs a token: {per_token.formula}"
+    return facts
+
+
 def train(cfg: RunConfig, workdir: str | os.PathLike, cluster: Cluster | None = None) -> dict[str, float]:
     """Trains a run in its workdir, or continues it; returns the last evaluation's scores.
 
@@ -218,185 +276,61 @@ def train(cfg: RunConfig, workdir: str | os.PathLike, cluster: Cluster | None = 
     from jaxlm.parallel import distributed
 
     started = time.perf_counter()
-    processes = distributed.connect(cluster or distributed.Cluster())
+    joined = distributed.connect(cluster or distributed.Cluster())
     folder = epath.Path(workdir)
     versions = {name: version(name) for name in ("jax", "jaxlm")}
-    distributed.check_same("The run", versions | {"--workdir": str(folder)} | flatten(cfg))
+    processes.check_same("The run", versions | {"--workdir": str(folder)} | flatten(cfg))
     with contextlib.ExitStack() as held:
-        resuming = distributed.from_first(lambda: held.enter_context(claim(folder, cfg)))
-        with distributed.together():
+        resuming = processes.from_first(lambda: held.enter_context(claim(folder, cfg)))
+        with processes.together():
             if not (folder / CONFIG_FILE).exists():
                 raise UserError(
                     f"--workdir={folder} holds no {CONFIG_FILE} here, though the first process has just written "
                     "one: all processes must share it. Give a folder on gs:// or on a shared disk."
                 )
-        return _train(cfg, folder, resuming=resuming, processes=processes, started=started)
+        return _train(cfg, folder, resuming=resuming, joined=joined, started=started)
 
 
 def _train(
-    cfg: RunConfig, folder: epath.Path, *, resuming: bool, processes: str, started: float
+    cfg: RunConfig, folder: epath.Path, *, resuming: bool, joined: str, started: float
 ) -> dict[str, float]:
-    from jaxlm.data.pipeline import Rows, make_iterator
-    from jaxlm.parallel import distributed
-
-    data = open_data_together(cfg)
-    with distributed.together():
-        cfg = with_vocabulary(cfg, data.tokenizer)
-        rows = Rows(cfg.data, data.train, cfg.seed)
-        plan = rows.plan(cfg.train.num_steps)
-    num_steps = plan.num_steps
-
-    import jax
-
-    use_compile_cache()
-    from jaxlm.checkpoint import Checkpoints, Meta
-    from jaxlm.data.pipeline import make_eval_batches
-    from jaxlm.parallel.sharding import local_rows, place_batch
-    from jaxlm.plan.flops import count_params, flops_per_token
-    from jaxlm.plan.memory import predict
+    """`train` in a workdir that is claimed, the other processes connected."""
+    run = prepare(cfg, folder)
+    from jaxlm.checkpoint import Checkpoints
+    from jaxlm.data.pipeline import make_iterator
+    from jaxlm.parallel.sharding import local_rows
     from jaxlm.report.run_report import RunReport
-    from jaxlm.train import hooks as hook_lib
-    from jaxlm.train.loop import fit
+    from jaxlm.run_hooks import fit_until_done_or_stopped, make_hooks
 
-    pieces = build_pieces(cfg)
-    B, T = cfg.data.global_batch_size, cfg.data.seq_len
-    row_ids = local_rows(pieces.mesh, B)
-    per_token = flops_per_token(cfg.model, T)
-    report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(cfg))
+    num_steps = run.plan.num_steps
+    report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(run.config))
     with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
-        state, meta, origin = start_state(cfg, pieces, checkpoints, data)
-        if distributed.is_first():  # and not before it is known to be that of the checkpoints
-            data.tokenizer.save(folder / TOKENIZER_FILE)
+        state, meta, origin = start_state(run.config, run.pieces, checkpoints, run.data)
+        if processes.is_first():  # and not before it is known to be that of the checkpoints
+            run.data.tokenizer.save(folder / TOKENIZER_FILE)
         first_step = int(state.step)
-        if resuming and first_step >= num_steps:
+        if meta is not None and first_step >= num_steps:
             report.say(
                 f"{folder} holds this run, finished at step {first_step}. Raise train.num_steps to go on, or choose "
                 "another --workdir."
             )
-            return dict((meta.extra if meta else {}).get("scores", {}))
-        memory = predict(cfg, pieces.sizes, pieces.mesh.size, platform=jax.default_backend())
-        total_tokens = num_steps * B * T
+            return dict(meta.extra.get("scores", {}))
+        found = "continued" if meta else "new: nothing was saved here before" if resuming else "new"
         report.start(
-            {
-                "workdir": f"{folder} ({'continued' if resuming else 'new'})",
-                "weights": origin,
-                "model": f"{count_params(cfg.model, T).total:,} parameters, {cfg.model.num_layers} layers, "
-                f"{cfg.model.dtype}",
-                "processes": processes,
-                "mesh": " x ".join(f"{axis} {size}" for axis, size in pieces.sizes.items())
-                + f" on {pieces.mesh.size} {jax.devices()[0].device_kind} device(s)",
-                "batch": f"{B} x {T} = {B * T:,} tokens a step, {cfg.train.num_microbatches} microbatch(es)",
-                "steps": f"{first_step:,} to {num_steps:,}; {total_tokens:,} tokens in all",
-                "predicted": f"{per_token.total * total_tokens:.3g} FLOPs, "
-                f"{memory.total / 2**30:.2f} GiB a device",
-            },
-            [*plan.table().splitlines(), *plan.notes],
+            {"workdir": f"{folder} ({found})", "weights": origin} | start_facts(run, first_step, joined),
+            [*run.plan.table().splitlines(), *run.plan.notes],
         )
-        batches = make_iterator(rows, start_step=first_step, num_steps=num_steps, row_ids=row_ids)
-        place = _placer(pieces.mesh, B, place_batch)
-
-        def sources_of(step: int) -> str:
-            names = {rows.names[i] for i in rows.batch(step)["source"].tolist()}
-            return ", ".join(sorted(names))
-
-        log = hook_lib.LogSteps(
-            report,
-            every=cfg.train.log_every_steps,
-            num_steps=num_steps,
-            max_bad_steps=cfg.train.max_bad_steps,
-            flops_per_token=per_token.total,
-            peak_flops_per_s=None,
-            stall_s=lambda: batches.stall_s,
-            data_metrics=plan.metrics_at,
-            sources_of=sources_of,
-        )
-        hooks: list[hook_lib.Hook] = [log]
-        evaluate = None
-        if cfg.train.eval_batches and data.eval:
-            evaluate = hook_lib.Evaluate(
-                pieces.steps.evaluate,
-                {
-                    name: _eval_batches(cfg, store, row_ids, make_eval_batches)
-                    for name, store in data.eval.items()
-                },
-                report,
-                every=cfg.train.eval_every_steps,
-                num_steps=num_steps,
-                bytes_per_id=data.tokenizer.bytes_per_id(),
-                place=place,
-                skip_time=log.skip_time,
-            )
-            hooks.append(evaluate)
-        before_s = meta.wall_time_s if meta else 0.0
-
-        def save(step: int, state: Any, scores: dict[str, float] | None) -> None:
-            log.flush()  # so that the event log is never behind a checkpoint
-            checkpoints.save(
-                state,
-                Meta(
-                    step=step,
-                    config=dataclasses.asdict(cfg),
-                    tokenizer_sha256=data.tokenizer.sha256,
-                    corpus_sha256=data.corpus_sha256,
-                    tokens=sum(plan.tokens_at(step).values()),
-                    epochs=plan.epochs_at(step),
-                    wall_time_s=before_s + time.perf_counter() - started,
-                    eval_loss=scores.get("eval/loss") if scores else None,
-                    extra={"scores": scores or {}},
-                ),
-            )
-            report.event("save", step=step)
-
-        hooks.append(
-            hook_lib.Save(save, every=cfg.checkpoint.every_steps, num_steps=num_steps, evaluate=evaluate)
-        )
-        profile = None
-        if cfg.train.profile_window is not None:
-            profile = hook_lib.Profile(cfg.train.profile_window, folder / "profile", report)
-            hooks.append(profile)
-        stopped = None
-        try:
-            placed = (place(batch) for batch in batches)
-            with hook_lib.StopOnSignal(save, num_steps=num_steps) as stop:
-                fit(state, pieces.steps.train, placed, [*hooks, stop], num_steps)
-        except hook_lib.Stopped as reason:
-            stopped = reason
-        finally:
-            batches.close()
-            if profile is not None:
-                profile.close()
+        row_ids = local_rows(run.pieces.mesh, cfg.data.global_batch_size)
+        batches = make_iterator(run.rows, start_step=first_step, num_steps=num_steps, row_ids=row_ids)
+        began = started - (meta.wall_time_s if meta else 0.0)
+        hooks = make_hooks(run, batches, report, checkpoints, began=began)
+        stopped = fit_until_done_or_stopped(run, state, batches, hooks)
         checkpoints.wait()  # before anybody says that it is done
         if stopped is not None:
             report.say(str(stopped))
             raise stopped
-        scores = evaluate.last[1] if evaluate is not None and evaluate.last is not None else {}
-        report.end(scores, seconds=time.perf_counter() - started)
-        return scores
-
-
-def _placer(mesh: Any, global_batch_size: int, place_batch: Callable) -> Callable:
-    def place(batch: Batch) -> Batch:
-        on_device = {name: value for name, value in batch.items() if name != "source"}
-        return place_batch(on_device, mesh, global_batch_size)
-
-    return place
-
-
-def _eval_batches(cfg: RunConfig, store: TokenStore, row_ids: Any, make_eval_batches: Callable) -> Callable:
-    """bytes_per_id -> (this process's rows, bytes of text that the whole batch's targets stand for), in order."""
-
-    def batches(bytes_per_id):
-        settings = dict(
-            seq_len=cfg.data.seq_len,
-            batch_size=cfg.data.global_batch_size,
-            num_batches=cfg.train.eval_batches,
-        )
-        everyone = make_eval_batches(store, **settings)
-        for whole in everyone:
-            num_bytes = float((bytes_per_id[whole["targets"]] * (whole["weights"] > 0)).sum())
-            yield {name: value[row_ids] for name, value in whole.items()}, num_bytes
-
-    return batches
+        report.end(hooks.last_scores, seconds=time.perf_counter() - started)
+        return hooks.last_scores
 
 
 class LoadedRun(NamedTuple):

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxlm"
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"run", "runconfig", "workdir"},
+    {"run", "run_hooks", "runconfig", "workdir"},
     {"infer", "evaluate", "report", "interop", "plan", "corpus"},
     {"train"},
     {"objectives"},
@@ -26,6 +26,9 @@ LAYERS = (
         "checkpoint_orbax",
         "config",
         "config_flags",
+        "huge_pages",
+        "paths",
+        "processes",
         "types",
         "__init__",
     },
@@ -46,6 +49,7 @@ def is_light(module: str) -> bool:
         "jaxlm.run",
         "jaxlm.runconfig",
         "jaxlm.plan.flops",
+        "jaxlm.plan.hardware",
         "jaxlm.plan.memory",
     }
     return module in light or module.startswith("jaxlm.cli.") or module.endswith(".config")

@@ -10,7 +10,9 @@ import time
 
 import numpy as np
 import pytest
+from checkpoint_states import flip
 
+from jaxlm import checkpoint_integrity as integrity
 from jaxlm.report.events import last_of_each_step, read_events
 
 NUM_DEVICES = 4
@@ -155,6 +157,28 @@ def test_one_process_continues_what_four_saved(config, alone, four, tmp_path):
 
 def test_two_processes_continue_what_one_saved(config, alone, tmp_path):
     resumed(config, tmp_path / "run", alone, 4, 2)
+    assert_same_run(tmp_path / "run", alone)
+
+
+def seen_by_the_second_only(folder):
+    """Flips one byte of a checkpoint, in a part that the second of two processes reads."""
+    for path in sorted(path for path in (folder / "state").rglob("*") if path.is_file()):
+        flip(path)
+        try:
+            integrity.verify(folder, part=0, num_parts=2)
+        except integrity.DamagedCheckpoint:
+            flip(path)  # back
+        else:
+            return
+    raise AssertionError("the first process reads everything")
+
+
+def test_damage_that_one_process_finds_is_avoided_by_all(config, alone, two, tmp_path):
+    shutil.copytree(two[0], tmp_path / "run")
+    seen_by_the_second_only(tmp_path / "run" / "checkpoints" / "6")
+    (_, out, _), _ = finished(config, tmp_path / "run", 2)
+    assert "Using step 4 instead" in out
+    assert "resumed from step 4" in out
     assert_same_run(tmp_path / "run", alone)
 
 

@@ -1,8 +1,11 @@
 """Promises of jaxlm/run.py that need a whole run, of a model as small as can be."""
 
+import shutil
+
 import pytest
 
 from jaxlm import run
+from jaxlm.report.events import read_events
 from jaxlm.types import UserError
 
 
@@ -38,6 +41,22 @@ def test_a_relative_workdir_trains_continues_loads_and_starts_others(text, tmp_p
     assert run.load_run("runs/a").step == 3
     run.train(small(text, init_from="runs/a"), "runs/b")
     assert "weights of step 3 of runs/a" in capsys.readouterr().out
+
+
+def test_the_first_screen_says_whether_a_run_is_new(text, tmp_path):
+    workdir = tmp_path / "run"
+
+    def said(config):
+        run.train(config, workdir)
+        starts = [event for event in read_events(workdir / "events.jsonl") if event["event"] == "start"]
+        return starts[-1]["workdir"].removeprefix(f"{workdir} ")
+
+    with pytest.raises(UserError, match=r"absent\.txt"):
+        run.train(small(tmp_path / "absent.txt"), workdir)
+    assert said(small(text)) == "(new: nothing was saved here before)"
+    assert said(small(text, train__num_steps=3)) == "(continued)"
+    shutil.rmtree(workdir)
+    assert said(small(text)) == "(new)"
 
 
 def test_a_run_does_not_continue_on_other_data(text, tmp_path):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import jaxlm
+from jaxlm import huge_pages
 from jaxlm.config import nearest
 from jaxlm.config_flags import split_config_flags
 from jaxlm.types import UserError
@@ -139,3 +140,10 @@ def main(argv: list[str] | None = None) -> int:
         # Python flushes stdout once more at exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def start() -> int:
+    """`main` as a process of its own, with memory in huge pages for the command that needs much of it."""
+    if sys.argv[1:2] == ["train"]:
+        huge_pages.restart(sys.orig_argv)
+    return main()

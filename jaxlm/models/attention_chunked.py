@@ -1,9 +1,9 @@
 """Causal attention in static chunks of queries: each sees only the keys up to its end (and inside its window).
 
 The fastest formulation found for XLA:CPU (`make bench` measures it), and the one with the least memory: the [T, T]
-table is never whole, its upper half is never computed, and none of it is kept for the backward pass, which makes it
-again from the logsumexp of each row, as in Dao et al. 2022, FlashAttention, arXiv:2205.14135, section 3.1 and
-appendix B.
+table is never whole, its upper half is never computed, and the backward pass needs none of it: it makes its own from
+the logsumexp of each row, as in Dao et al. 2022, FlashAttention, arXiv:2205.14135, section 3.1 and appendix B.
+(Where blocks are unrolled XLA:CPU sees that both passes begin with the same products, and keeps them.)
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def attend_chunked(
     K = k_BSKH.shape[2]
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     q_BKGTH = (q_BTNH.astype(dtype) * scale).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = (x.astype(dtype).transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
+    k_BKSH, v_BKSH = k_BSKH.astype(dtype).transpose(0, 2, 1, 3), v_BSKH.astype(dtype).transpose(0, 2, 1, 3)
     o_BKGTH = _attend(q_BKGTH, k_BKSH, v_BKSH, segments_BT, _Rule(window, softcap, chunk))
     return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
 
@@ -64,7 +64,9 @@ def _rows(x_BKGTH: jax.Array, queries: slice) -> jax.Array:
     return x_BKGTH[:, :, :, queries].reshape(B, K, -1, H)
 
 
-def _logits(q_BKXH, k_BKSH, segments_BT, queries: slice, keys: slice, rule: _Rule) -> tuple[jax.Array, jax.Array]:
+def _logits(
+    q_BKXH, k_BKSH, segments_BT, queries: slice, keys: slice, rule: _Rule
+) -> tuple[jax.Array, jax.Array]:
     """-> logits_BKGCS, soft-capped, and mask_BCS."""
     B, K, _, _ = q_BKXH.shape
     C, S = queries.stop - queries.start, keys.stop - keys.start
@@ -118,7 +120,9 @@ def _attend_bwd(rule: _Rule, saved, do_BKGTH):
     for queries, keys in _chunks(T, rule):
         q_BKXH, do_BKXH = _rows(q_BKGTH, queries), _rows(do_BKGTH, queries)
         logits_BKGCS, mask_BCS = _logits(q_BKXH, k_BKSH, segments_BT, queries, keys, rule)
-        exponent_BKGCS = jnp.where(mask_BCS[:, None, None], logits_BKGCS - lse_BKGT1[:, :, :, queries], NEG_INF)
+        exponent_BKGCS = jnp.where(
+            mask_BCS[:, None, None], logits_BKGCS - lse_BKGT1[:, :, :, queries], NEG_INF
+        )
         p_BKGCS = jnp.exp(exponent_BKGCS)
         dp_BKXS = jnp.einsum("BKXH,BKSH->BKXS", do_BKXH, v_BKSH[:, :, keys])
         ds_BKGCS = p_BKGCS * (dp_BKXS.reshape(p_BKGCS.shape) - delta_BKGT1[:, :, :, queries])

@@ -44,6 +44,22 @@ def is_axes(leaf: Any) -> bool:
     return isinstance(leaf, tuple)
 
 
+class Modules(NamedTuple):
+    """The Flax modules of one model, which hold no weights."""
+
+    config: ModelConfig
+    ends: Ends
+    blocks: dict[str, Block]
+    """By kind of layer, of which all have the same weights."""
+    constrain: Constrain
+
+
+def make_modules(config: ModelConfig, num_positions: int, kernel: str, constrain: Constrain) -> Modules:
+    """Modules whose activations live where `constrain` says."""
+    blocks = {kind: Block(config, kind, kernel, constrain) for kind in set(config.layer_kinds)}
+    return Modules(config, Ends(config, num_positions, constrain), blocks, constrain)
+
+
 def build(
     config: ModelConfig,
     seq_len: int,
@@ -63,40 +79,70 @@ def build(
         raise UserError("model.vocab_size is unset: take the tokenizer's vocabulary size.")
     kernel = pick_attention(config.attention, platform or jax.default_backend())
     num_positions = config.max_seq_len or seq_len
-    ends, free_ends = Ends(config, num_positions, constrain), Ends(config, num_positions, no_constraint)
-    blocks = {kind: Block(config, kind, kernel, constrain) for kind in set(config.layer_kinds)}
+    modules = make_modules(config, num_positions, kernel, constrain)
     # Initialisation and sampling see batches too small for the mesh's batch axes, so nothing is prescribed there.
-    free_blocks = {kind: Block(config, kind, kernel, no_constraint) for kind in set(config.layer_kinds)}
+    free_modules = make_modules(config, num_positions, kernel, no_constraint)
+    init_boxed = make_init(free_modules)
+    head_key = "embedding" if config.tie_embeddings else "head"
 
-    def boxed_init(key: jax.Array):
+    def init(key: jax.Array) -> Params:
+        return nn.meta.unbox(init_boxed(key))
+
+    def head(params: Params, x_XD: jax.Array) -> jax.Array:
+        return head_logits(config, params[head_key], x_XD)
+
+    def make_cache(batch_size: int, max_len: int) -> Cache:
+        return init_cache(config, batch_size, max_len)
+
+    hidden, extend = make_hidden(modules), make_extend(free_modules)
+    return LM(init, hidden, head, logical_axes(init_boxed), (head_key,), make_cache, extend)
+
+
+def make_init(modules: Modules) -> Callable[[jax.Array], PyTree]:
+    """init(key) -> weights in Flax's boxes, which carry their logical axes."""
+    config = modules.config
+
+    def init(key: jax.Array) -> PyTree:
         ends_key, blocks_key = jax.random.split(key)
         tokens_BT = jnp.zeros((1, 2), jnp.int32)
-        params = dict(free_ends.init(ends_key, tokens_BT)["params"])
+        params = dict(modules.ends.init(ends_key, tokens_BT)["params"])
         x_BTD = jnp.zeros((1, 2, config.embed_dim), config.dtype)
         places = make_places(config, tokens_BT, None)
-        block = free_blocks[config.layer_kinds[0]]  # global and local layers have the same weights
+        block = modules.blocks[config.layer_kinds[0]]
         init_block = jax.vmap(lambda k: block.init(k, x_BTD, places)["params"])
         params["layers"] = init_block(jax.random.split(blocks_key, config.num_layers))
         return params
 
-    def init(key: jax.Array) -> Params:
-        return nn.meta.unbox(boxed_init(key))
+    return init
 
-    def unbox_axes(path, box) -> tuple[str, ...]:
+
+def logical_axes(init_boxed: Callable[[jax.Array], PyTree]) -> PyTree:
+    """What the boxes say; the stack of layers gets its leading axis."""
+
+    def unbox(path, box) -> tuple[str, ...]:
         return (("layers",) if path[0].key == "layers" else ()) + tuple(box.names)
 
-    axes = jax.tree_util.tree_map_with_path(
-        unbox_axes,
-        jax.eval_shape(boxed_init, jax.random.key(0)),
+    return jax.tree_util.tree_map_with_path(
+        unbox,
+        jax.eval_shape(init_boxed, jax.random.key(0)),
         is_leaf=lambda x: isinstance(x, nn.Partitioned),
     )
 
-    def start(ends, params, tokens_BT, positions_BT, dropout_key):
-        x_BTD = ends.apply({"params": params}, tokens_BT, positions_BT, method="embed")
-        return dropout(x_BTD, config.dropout, dropout_key)
 
-    def finish(params, x_BTD) -> Any:
-        return ends.apply({"params": params}, x_BTD, method="norm")
+def embed(modules: Modules, params, tokens_BT, positions_BT, dropout_key) -> jax.Array:
+    """Tokens to the input of the first block."""
+    x_BTD: Any = modules.ends.apply({"params": params}, tokens_BT, positions_BT, method="embed")
+    return dropout(x_BTD, modules.config.dropout, dropout_key)
+
+
+def final_norm(modules: Modules, params, x_BTD) -> Any:
+    """The output of the last block to the input of the head."""
+    return modules.ends.apply({"params": params}, x_BTD, method="norm")
+
+
+def make_hidden(modules: Modules) -> Callable[..., jax.Array]:
+    """`LM.hidden`: all positions at once, for training and scoring."""
+    config = modules.config
 
     def hidden(params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         tokens_BT, segments_BT = batch["tokens"], batch.get("segments")
@@ -107,28 +153,28 @@ def build(
         keys = (None, None) if dropout_key is None or config.dropout == 0 else jax.random.split(dropout_key)
 
         def apply_block(kind, layer_params, x_BTD, key, cache, layer):
-            return blocks[kind].apply({"params": layer_params}, x_BTD, places, key)
+            return modules.blocks[kind].apply({"params": layer_params}, x_BTD, places, key)
 
-        x_BTD = constrain(start(ends, params, tokens_BT, positions_BT, keys[0]), "batch", "length", "embed")
+        x_BTD = embed(modules, params, tokens_BT, positions_BT, keys[0])
+        x_BTD = modules.constrain(x_BTD, "batch", "length", "embed")
         x_BTD, _ = run_blocks(config, apply_block, params["layers"], x_BTD, keys[1])
-        return finish(params, x_BTD)
+        return final_norm(modules, params, x_BTD)
+
+    return hidden
+
+
+def make_extend(modules: Modules) -> Callable[..., tuple[jax.Array, Cache]]:
+    """`LM.extend`: more tokens after those in the cache, for sampling."""
+    config = modules.config
 
     def extend(params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache):
         places = make_places(config, positions_BT, None)
 
         def apply_block(kind, layer_params, x_BTD, key, cache, layer):
-            return free_blocks[kind].apply({"params": layer_params}, x_BTD, places, None, cache, layer)
+            return modules.blocks[kind].apply({"params": layer_params}, x_BTD, places, None, cache, layer)
 
-        x_BTD = start(free_ends, params, tokens_BT, positions_BT, None)
+        x_BTD = embed(modules, params, tokens_BT, positions_BT, None)
         x_BTD, cache = run_blocks(config, apply_block, params["layers"], x_BTD, None, cache)
-        return finish(params, x_BTD), cache
+        return final_norm(modules, params, x_BTD), cache
 
-    head_key = "embedding" if config.tie_embeddings else "head"
-
-    def head(params: Params, x_XD: jax.Array) -> jax.Array:
-        return head_logits(config, params[head_key], x_XD)
-
-    def make_cache(batch_size: int, max_len: int) -> Cache:
-        return init_cache(config, batch_size, max_len)
-
-    return LM(init, hidden, head, axes, (head_key,), make_cache, extend)
+    return extend

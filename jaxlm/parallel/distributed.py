@@ -1,40 +1,30 @@
-"""Several processes as one run: how they find each other, agree, and end together.
+"""Several processes as one run: how they find each other, and how they end. What they agree on: `jaxlm/processes.py`.
 
 One order: what flags and environment say; else what JAX detects, where there is something to detect; else a single
 process, which pays nothing. `connect` comes before any device is touched.
-
-The agreements below go through the key-value store of JAX's coordination service, not through a collective: they
-need no device, so a wrong config is refused before one is touched, and a process may wait in them for the hour
-that the first one spends tokenising. Every process calls them in the same order.
 """
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import importlib.util
-import itertools
-import json
 import os
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from jaxlm.config import diff
+from jaxlm import processes
 from jaxlm.types import UserError
 
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-LONGEST_WAIT_S = 7 * 86400
-"""For the first process to read and tokenise the text. One that dies is noticed by its missing heartbeat."""
 _WAY_OUT = "--coordinator=HOST:PORT, --num-processes and --process-id (or their JAX_... variables)"
 
-_rounds = itertools.count()
 _abandoned: list[Any] = []
 
 
@@ -117,8 +107,8 @@ def connect(cluster: Cluster = Cluster()) -> str:
 
     Errors: UserError when what was given is incomplete, or when not all processes came in `timeout_s`.
     """
-    if _client() is not None:
-        return f"{_state().num_processes}, connected before"
+    if processes.client() is not None:
+        return f"{processes.state().num_processes}, connected before"
     cluster = cluster.completed(os.environ)
     if cluster.num_processes == 1:
         return "1, as asked"
@@ -147,7 +137,7 @@ def connect(cluster: Cluster = Cluster()) -> str:
         raise UserError(
             f"The processes could not be connected: {reason}. Give {_WAY_OUT}, or --num-processes=1."
         )
-    state = _state()
+    state = processes.state()
     return (
         f"{state.num_processes}, {f'found by {found}' if found else 'as given'}; coordinator "
         f"{state.coordinator_address}"
@@ -192,7 +182,7 @@ def _check_free(coordinator: str) -> None:
 
 
 def _who_is_missing(cluster: Cluster) -> str:
-    state = _state()
+    state = processes.state()
     address, index = state.coordinator_address or cluster.coordinator, state.process_id
     count = cluster.num_processes or state.num_processes
     host, _, port = str(address).rpartition(":")
@@ -227,110 +217,16 @@ def _connected_to(port: int) -> list[str]:
     ]
 
 
-def _state() -> Any:
-    # Not public; jax.process_index() would answer too, but opens the devices, and the store has no other door.
-    from jax._src import distributed
-
-    return distributed.global_state
-
-
-def _client() -> Any:
-    return _state().client if "jax" in sys.modules else None
-
-
 def _forget() -> None:
     """Lets go of a connection that never came about: JAX would wait for it once more at exit."""
-    state = _state()
+    state = processes.state()
     _abandoned.append((state.client, state.service))  # their destructors wait as well
     state.client = state.service = state.preemption_sync_manager = None
-
-
-def is_first() -> bool:
-    """Whether this process writes what is written once: logs, config, the final name of a checkpoint."""
-    return _client() is None or _state().process_id == 0
-
-
-def is_alone() -> bool:
-    """Whether this process is the whole run."""
-    return _client() is None or _state().num_processes == 1
 
 
 def is_abandoned() -> bool:
     """Whether `connect` gave up, which leaves a thread behind that would delay the end of this process."""
     return bool(_abandoned)
-
-
-def from_first(make: Callable[[], Any]) -> Any:
-    """What the first process makes, a JSON value, on all of them; so is its error."""
-    if is_alone():
-        return make()
-    key = f"jaxlm/{next(_rounds)}"
-    if is_first():
-        with _told(key):
-            value = make()
-            _client().key_value_set(f"{key}/value", json.dumps({"value": value}))
-            return value
-    answer = json.loads(_client().blocking_key_value_get(f"{key}/value", LONGEST_WAIT_S * 1000))
-    if "error" in answer:
-        raise UserError(answer["error"])
-    return answer["value"]
-
-
-@contextlib.contextmanager
-def _told(key: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        _client().key_value_set(f"{key}/value", json.dumps({"error": _describe(error)}))
-        raise
-
-
-def _describe(error: Exception) -> str:
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return text if is_first() else f"process {_state().process_id} of {_state().num_processes}: {text}"
-
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """A block that all processes run: when it fails on one, it fails on all with that error, and none waits."""
-    mine: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        mine = error
-    if not is_alone():
-        key, state, client = f"jaxlm/{next(_rounds)}", _state(), _client()
-        if not is_first():
-            client.key_value_set(f"{key}/{state.process_id}", _describe(mine) if mine else "")
-
-        def first_problem() -> str:
-            others = (
-                client.blocking_key_value_get(f"{key}/{index}", LONGEST_WAIT_S * 1000)
-                for index in range(1, state.num_processes)
-            )
-            return _describe(mine) if mine else next((text for text in others if text), "")
-
-        problem = from_first(first_problem)
-        if mine is None and problem:
-            raise UserError(problem)
-    if mine is not None:
-        raise mine
-
-
-def check_same(what: str, facts: Mapping[str, Any]) -> None:
-    """Errors: UserError on all processes that names the first key whose value is not that of the first process."""
-    if is_alone():
-        return
-    mine = json.loads(json.dumps(facts))
-    theirs = from_first(lambda: mine)
-    with together():
-        if differences := diff(theirs, mine):
-            key, first, here = differences[0][:3]
-            more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
-            raise UserError(
-                f"{what} differs between processes: {key} is {here!r} here and {first!r} in the first{more}. Start "
-                "all processes with the same command, files and versions."
-            )
 
 
 def leave(error: BaseException) -> NoReturn:
@@ -339,7 +235,7 @@ def leave(error: BaseException) -> NoReturn:
     At once: JAX's exit waits for the other processes, which may be waiting for this one in a collective. They
     notice that it is gone, and end too.
     """
-    state = _state()
+    state = processes.state()
     name = f"process {state.process_id} of {state.num_processes}"
     code = 2
     if is_abandoned() and isinstance(error, UserError):

@@ -201,7 +201,12 @@ def training_flops(num_params: float, num_tokens: float) -> float:
 
 
 def mfu(tokens_per_s: float, flops: FlopsPerToken, peak_flops_per_s: float) -> float:
-    """Model FLOP utilisation: the share of the peak of all chips together that the model's FLOPs use.
+    """Model FLOP utilisation: the share of the peak of all devices together that the model's FLOPs use.
+
+    A figure means nothing without what it counts. What a run logs as `perf/mfu` takes `flops_per_token` as it is by
+    default: products with weights and attention, of attention only the half of the table below the diagonal, nothing
+    twice that remat computes twice; and the dense peak of `plan/hardware.py`. PaLM and MaxText before its PR 1988
+    count the whole table (`causal_halved=False`), and so report more for the same speed.
 
     Source: PaLM, arXiv:2204.02311, appendix B.
     """

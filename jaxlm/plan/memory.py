@@ -4,8 +4,8 @@ What outlives a step (weights, optimizer state) is exact. What lives inside one 
 most is alive, and `predict` returns the larger one:
 
 - `blocks`: the first block of the backward pass. Alive: the state, gradients, what every block keeps, and one
-  block's own intermediates (under remat: all of them again, and the gradients that replace them).
-- `loss`: one chunk's logits and their gradient, with what every block keeps; no block is at work.
+  block's own intermediates.
+- `loss`: one chunk's logits and the gradient of the head, with what every block keeps; no block is at work.
 
 | part        | bytes on one device                                                                     |
 |-------------|-----------------------------------------------------------------------------------------|
@@ -14,34 +14,40 @@ most is alive, and `predict` returns the larger one:
 | optimizer   | AdamW 2 x parameters, Lion 1 x; Muon 1 x for the blocks' matrices, 2 x for the rest;    |
 |             | Adafactor a row and a column for each matrix, not split                                 |
 | activations | per token: L x what `model.remat` keeps of a block; the last hidden state, its gradient |
-| workspace   | the block at work; weights gathered over fsdp, and copies of them                       |
-| logits      | train.loss_chunk_tokens x V / tensor in float32, twice (the logits and their gradient)  |
+| workspace   | the block at work; weights gathered over fsdp, and copies of them; gaps                 |
+| logits      | train.loss_chunk_tokens x V / tensor in float32                                         |
 | batch       | five int32 or float32 arrays of tokens, twice (the next batch is on its way)            |
 
-What XLA:CPU does otherwise (read off its buffer assignments, jax 0.10.2; each is a branch on `cpu` below):
+The rest was read off what the compilers allot, and differs: `cpu_moments` for XLA:CPU, `tpu_moments` for XLA:TPU,
+which also stands in for GPUs, unchecked.
 
-- A stack of activations is float32 even where `model.dtype` is bfloat16.
-- Without a scan, remat saves nothing: the barriers that hold the recomputation back are gone before scheduling.
-- The blocks' weights are copied; twice under a scan over periods of several layers (on entry, and for each turn).
-- A turn of the scan computes all layers of `model.layer_pattern` again before it uses the first.
-- Each chunk of attention keeps its own slice of the keys and values before it.
+XLA:CPU (jax 0.10.2), within 12 % in tests/plan/test_memory_compiled.py (bfloat16 with remat: at most 20 % above). Not
+counted: a second copy of the optimizer's moments (0 to 9 % of the total; they are overwritten in place only with
+`xla_cpu_copy_insertion_use_region_analysis`), and what an optimizer's update needs beside the gradients.
 
-What TPUs do otherwise: the last dim of queries, keys and values is padded to 128 lanes.
+XLA:TPU (v5e, jax 0.10.2, libtpu 0.0.42.1, 2026-11-24), within 11 % on 36 train steps; some of them, and what the
+formula says of them. Compiled is what has to fit: arguments and the one block of temporaries of the buffer assignment.
+`memory_analysis()` does not say it: its temp_size_in_bytes is 0.5 to 3 GiB above (a step of "18.0 GiB" compiles for a
+chip with 15.75), its peak_memory_in_bytes leaves out the gaps between buffers, 0 to 11 %.
 
-Not counted: a second copy of the optimizer's moments on a CPU (0 to 9 % of the total; they are overwritten in place
-only with `xla_cpu_copy_insertion_use_region_analysis`), what an optimizer's update needs beside the gradients, and
-gaps between buffers. tests/plan/test_memory_compiled.py holds the total to 10 % on a CPU (bfloat16 with remat: at most
-20 % above). Compiled for TPU v5e (jax 0.10.2, libtpu 0.0.42.1, 2026-11-24; bfloat16, chunks of 1,024 tokens, of which
-up to 8 were then still unrolled) it was off by
+| model (AdamW, bfloat16), mesh, rows x length, remat                   | compiled GiB | estimate |
+|-----------------------------------------------------------------------|--------------|----------|
+| GPT-3 125M, one chip, 16 x 1024, full                                 | 3.82         | +0%      |
+| GPT-3 125M, one chip, 72 x 1024, full                                 | 9.41         | +6%      |
+| GPT-3 125M, one chip, 16 x 1024, attention                            | 4.05         | +2%      |
+| GPT-3 125M, one chip, 16 x 1024, dots                                 | 6.12         | +1%      |
+| GPT-3 125M, one chip, 4 x 1024, none                                  | 7.02         | +5%      |
+| Llama 3.2 1B, fsdp 8, 16 x 2048, full                                 | 4.94         | +1%      |
+| Llama 3.2 1B, fsdp 4 x tensor 2, 16 x 2048 in 2 parts, attention      | 4.60         | +2%      |
+| Llama 3.2 1B, fsdp 8, 16 x 2048, dots                                 | 7.46         | +4%      |
+| Llama 3.2 1B with Muon, fsdp 8, 16 x 2048, full                       | 5.00         | -9%      |
+| Gemma 3 270M (262,144 ids), fsdp 8, 32 x 2048, full                   | 3.09         | +6%      |
+| Gemma 3 1B, fsdp 8, 8 x 1024, none                                    | 8.29         | +9%      |
+| configs/pretrain_llama2_7b_v5e256, fsdp 256                           | 5.93         | +3%      |
+| configs/pretrain_gpt2_124m_v5e8, data 8                               | 5.63         | +0%      |
+| Llama 3 8B, fsdp 64, 64 x 4096, full                                  | 7.99         | -2%      |
 
-| model, mesh, rows x length, remat                                   | compiled GiB | estimate |
-|---------------------------------------------------------------------|--------------|----------|
-| GPT-3 125M, one chip, 16 x 1024, full                               | 4.62         | +5 %     |
-| GPT-3 125M, one chip, 16 x 1024, attention                          | 5.14         | +6 %     |
-| GPT-3 125M, one chip, 4 x 1024, none                                | 8.67         | -9 %     |
-| Llama 3.2 1B, fsdp 8, 16 x 2048, full                               | 9.37         | +3 %     |
-| Llama 3.2 1B, fsdp 4 x tensor 2, 16 x 2048 in 2 parts, attention    | 7.64         | -9 %     |
-| Gemma 3 270M (262,144 ids), fsdp 8, 32 x 2048, full                 | 10.94        | -18 %    |
+tests/plan/test_memory_tpu.py compiles the first rows anew wherever libtpu is installed.
 """
 
 from __future__ import annotations
@@ -72,7 +78,7 @@ PARAM_AXES: dict[str, str | None] = {
 ADAFACTOR_MIN_DIM = 128
 """optax.adafactor factors a weight's second moments where its two largest dims both reach this."""
 
-CHUNK = 128
+CHUNK = 64
 """Queries at a time of `jaxlm.models.attention_chunked`."""
 
 
@@ -80,7 +86,16 @@ NUM_TABLE_GRADS = 2
 """Gradients of the vocabulary's size: of the lookup and of the head; a tied table adds them up at the end."""
 
 LANES = 128
-"""A TPU stores the last dim of an array in multiples of this."""
+"""A TPU stores the last dim of an array in multiples of this; XLA mostly finds a layout where that costs nothing."""
+
+GAPS = 0.06
+"""Of XLA:TPU's temporaries: mean share that lies between buffers (0 to 18 %)."""
+
+WHOLE_BLOCKS = 1.5
+"""Of weights that are split over fsdp, how many blocks XLA:TPU holds whole, in the compute dtype."""
+
+STREAMS = 7
+"""Tensors as wide as the residual stream, queries, keys and values among them, that a TPU's block at work holds."""
 
 FLOAT32 = 4
 
@@ -161,10 +176,8 @@ class Block(NamedTuple):
 
     kept: float
     """What outlives its forward pass under `model.remat`."""
-    all: float
-    """Every intermediate that its backward pass reads."""
-    in_flight: float
-    """Gradients that exist beside them: of the widest intermediate, and of the residual stream, in and out."""
+    at_work: float
+    """What exists beside that, for one block, during its backward pass."""
 
 
 def is_scanned(model: ModelConfig) -> bool:
@@ -172,39 +185,96 @@ def is_scanned(model: ModelConfig) -> bool:
     return model.scan_layers and model.num_layers // len(model.layer_pattern) > 1
 
 
-def block_bytes(model: ModelConfig, seq_len: int, tensor: int, platform: str) -> Block:
-    """What a block keeps and needs; heads and the MLP are split over `tensor`, the residual stream is not.
+class Widths(NamedTuple):
+    """Elements per token of a block's tensors; heads and the MLP are split over `tensor`."""
 
-    Products keep their operand, norms their input and their result before the scale (float32), attention its
-    queries, keys, values and the table of logits and probabilities, the MLP its products and what they become together.
-    """
-    cpu = platform == "cpu"
-    item = 2 if model.dtype == "bfloat16" and not cpu else FLOAT32
-    D, F, H = model.embed_dim, model.mlp_width / tensor, model.head_width
-    lanes = -(-H // LANES) * LANES if platform == "tpu" else H
-    q, kv = model.num_heads * lanes / tensor, 2 * model.kv_heads * lanes / tensor
-    num_up = 2 if model.gated else 1
+    stream: float
+    q: float
+    kv: float
+    """Keys and values together."""
+    mlp: float
+    num_up: int
+    """Products into the MLP: two where it is gated."""
+    norms: float
+    """Inputs of norms and their results before the scale."""
+    table: float
+    """Logits of the attention: heads x keys, a mean over the layers."""
+    prefixes: float
+    """Slices of the keys and values before a chunk of queries, one a chunk, over the keys and values."""
 
-    dense = model.attention == "dense" or (model.attention == "auto" and not cpu)
+
+def widths(model: ModelConfig, seq_len: int, tensor: int, *, dense: bool) -> Widths:
+    """The widths of a block on one device."""
+    D, H = model.embed_dim, model.head_width
+    q, kv = model.num_heads * H / tensor, 2 * model.kv_heads * H / tensor
     keys = sum(mean_table_keys(model, kind, seq_len, dense) for kind in model.layer_kinds) / model.num_layers
-    table = model.num_heads / tensor * keys
-    num_float32 = 1 + (model.attention_softcap is not None) + (cpu and not is_scanned(model))
-    tables = table * (FLOAT32 * num_float32 + item)
-    prefixes = 1.0 if dense else keys / min(CHUNK, seq_len)  # slices of keys and values, one a chunk
+    return Widths(
+        stream=D,
+        q=q,
+        kv=kv,
+        mlp=model.mlp_width / tensor,
+        num_up=2 if model.gated else 1,
+        norms=2.0 * D * (4 if model.post_norm else 2) + (2 * q + kv if model.qk_norm else 0),
+        table=model.num_heads / tensor * keys,
+        prefixes=1.0 if dense else keys / min(CHUNK, seq_len),
+    )
 
-    norms = 2.0 * D * (4 if model.post_norm else 2) + (2 * q + kv if model.qk_norm else 0)
-    compute = 2 * D + q + q + kv * prefixes + (num_up + 1) * F
-    everything = compute * item + norms * FLOAT32 + tables
-    remat = "none" if cpu and not is_scanned(model) else model.remat
-    kept = {
-        "full": D * item,  # the block's input
-        "attention": (D + q) * item,  # and the attention's result
+
+def kept_of_a_block(model: ModelConfig, w: Widths, item: int, everything: float) -> float:
+    """Bytes per token that a block keeps in a loop; `everything` is what its backward pass reads."""
+    return {
+        "full": w.stream * item,  # the block's input
+        "attention": (w.stream + w.q) * item,  # and the attention's result
         # and what every product with a weight returned, except the last
-        "dots": (D + q + kv + D + num_up * F + (D if model.post_norm else 0)) * item,
+        "dots": (2 * w.stream + w.q + w.kv + w.num_up * w.mlp + (w.stream if model.post_norm else 0)) * item,
         "none": everything,
-    }[remat]
-    widest = max(F * item, table * FLOAT32 if dense else 0.0)
-    return Block(kept, everything, widest + 2 * D * item)
+    }[model.remat]
+
+
+def cpu_block(model: ModelConfig, w: Widths, *, dense: bool) -> Block:
+    """XLA:CPU keeps activations in float32, also where `model.dtype` is bfloat16.
+
+    Without a scan remat saves nothing: the barriers that hold the recomputation back are gone before scheduling. A
+    turn of the scan computes all layers of `model.layer_pattern` again before it uses the first. Attention in chunks
+    keeps no table in a scan, but its own layout of queries and results; at work, half a table and a slice of the
+    keys and values before each chunk. Without a scan, what its backward pass would compute again is kept after all.
+    """
+    scanned = is_scanned(model)
+    compute = 2 * w.stream + 2 * w.q + w.kv + (w.num_up + 1) * w.mlp + w.norms
+    chunks = (w.prefixes - 1) * w.kv + w.table / 2
+    if dense:
+        compute += w.table * (2 + (model.attention_softcap is not None) + (not scanned))
+    elif scanned:
+        compute += 2 * w.q if model.remat == "none" else 0.0
+    else:
+        compute += (w.prefixes - 1) * w.kv + 2 * w.table
+    everything = FLOAT32 * compute
+    kept = kept_of_a_block(model, w, FLOAT32, everything) if scanned else everything
+    at_work = FLOAT32 * (max(w.mlp, w.table if dense else 0.0) + 2 * w.stream)  # gradients
+    if scanned:
+        # Else once, beside the stack that it is copied to.
+        again = len(model.layer_pattern) if kept < everything else 1
+        at_work += again * (everything + (0.0 if dense else FLOAT32 * chunks))
+    return Block(kept, at_work)
+
+
+def tpu_block(model: ModelConfig, w: Widths, item: int) -> tuple[Block, float]:
+    """XLA:TPU's block in a loop, and what one keeps that is not in a loop.
+
+    At work, attention holds its table twice, as logits in float32 and as probabilities or their gradient in the
+    compute dtype, and the MLP its width once, thrice where it is gated. Outside of a loop the recomputation is merged
+    with the original, and norms and probabilities are computed again from what they came from.
+    """
+    num_float32 = 1 + (model.attention_softcap is not None)
+    tables = w.table * (FLOAT32 * num_float32 + item)
+    compute = 2 * w.stream + 2 * w.q + w.kv * w.prefixes + 2 * w.num_up * w.mlp
+    everything = compute * item + w.norms * FLOAT32 + tables
+    at_work = ((2 * w.num_up - 1) * w.mlp + STREAMS * w.stream) * item
+    if model.remat == "none":
+        loose = (w.num_up * w.mlp + STREAMS * w.stream) * item + w.table * FLOAT32
+        return Block(everything, at_work), loose
+    loose = ((w.num_up + 1) * w.mlp + STREAMS * w.stream) * item
+    return Block(kept_of_a_block(model, w, item, everything), at_work + tables), loose
 
 
 def mean_table_keys(model: ModelConfig, kind: str, seq_len: int, dense: bool) -> float:
@@ -223,6 +293,156 @@ def logit_chunks(rows: int, seq_len: int, chunk_tokens: int) -> tuple[int, int]:
     return seq_len, rows
 
 
+class Parts(NamedTuple):
+    """Of one run on one device, what both compilers' estimates are made of; sizes in elements."""
+
+    model: ModelConfig
+    mesh: dict[str, int]
+    rows: int
+    """Of one microbatch."""
+    seq_len: int
+    is_first_of_several: bool
+    """Whether there are microbatches, whose gradients are added up."""
+    blocks: int
+    """Matrices of all blocks, and, whole over fsdp, of one."""
+    whole_block: int
+    table: int
+    """One matrix of the vocabulary's size, and that whole over fsdp."""
+    whole_table: int
+    num_tables: int
+    table_moments: int
+    """Moments that the optimizer has of such a matrix."""
+    logits: int
+    """Of one chunk of the loss."""
+    shared: MemoryEstimate
+    """What is the same at both moments."""
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.seq_len
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether weights are split, and used whole."""
+        return self.mesh.get("fsdp", 1) > 1
+
+
+def parts_of(run: Run, mesh: dict[str, int], vocab_size: int | None) -> Parts:
+    """Counts what does not depend on the compiler."""
+    model = dataclasses.replace(run.model, vocab_size=run.model.vocab_size or vocab_size)
+    whole = {**mesh, "fsdp": 1}
+    table = weights(model, run.data.seq_len)
+    blocks = [w for w in table if w.axes[0] == "layers" and w.is_matrix]
+    ends = [w for w in table if w.name in ("embedding", "head")]
+    num_parts = run.train.num_microbatches
+    rows = -(-run.data.global_batch_size // (mesh.get("data", 1) * mesh.get("fsdp", 1)))
+    part_rows = -(-rows // num_parts)
+    _, chunk_tokens = logit_chunks(part_rows, run.data.seq_len, run.train.loss_chunk_tokens)
+    parameters = FLOAT32 * sum(shard_size(w, mesh) for w in table)
+    return Parts(
+        model=model,
+        mesh=mesh,
+        rows=part_rows,
+        seq_len=run.data.seq_len,
+        is_first_of_several=num_parts > 1,
+        blocks=sum(shard_size(w, mesh) for w in blocks),
+        whole_block=sum(shard_size(w, whole) for w in blocks) // model.num_layers,
+        table=shard_size(ends[0], mesh),
+        whole_table=shard_size(ends[0], whole),
+        num_tables=len(ends),
+        table_moments=optimizer_elements(run.optimizer.name, ends[0], mesh) // shard_size(ends[0], mesh),
+        logits=chunk_tokens * -(-(model.vocab_size or 0) // mesh.get("tensor", 1)),
+        shared=MemoryEstimate(
+            parameters=parameters,
+            gradients=parameters * (2 if num_parts > 1 else 1),
+            optimizer=FLOAT32 * sum(optimizer_elements(run.optimizer.name, w, mesh) for w in table),
+            activations=0,
+            workspace=0,
+            logits=0,
+            batch=2 * 5 * 4 * rows * run.data.seq_len,
+        ),
+    )
+
+
+def cpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
+    """As XLA:CPU has it; see also `cpu_block`.
+
+    The blocks' weights are copied; twice under a scan over periods of several layers (on entry, and for each turn).
+    """
+    model, tokens = parts.model, parts.tokens
+    dense = model.attention == "dense"
+    block = cpu_block(
+        model, widths(model, parts.seq_len, parts.mesh.get("tensor", 1), dense=dense), dense=dense
+    )
+    gathered = 0
+    if parts.is_gathered:
+        # This block's weights, the next one's; a table, and its gradients before they are scattered.
+        gathered = 2 * FLOAT32 * parts.whole_block + FLOAT32 * (1 + NUM_TABLE_GRADS) * parts.whole_table
+    elif parts.num_tables < NUM_TABLE_GRADS:
+        gathered = FLOAT32 * parts.table
+    copy = FLOAT32 * parts.blocks
+    num_copies = 2 if is_scanned(model) and len(model.layer_pattern) > 1 else 1
+    hidden = 2 * model.embed_dim * FLOAT32  # after the last block, and its gradient
+    shared = parts.shared._replace(activations=round(tokens * (model.num_layers * block.kept + hidden)))
+    return {
+        "blocks": shared._replace(workspace=round(tokens * block.at_work) + gathered + num_copies * copy),
+        "loss": shared._replace(workspace=gathered + copy, logits=FLOAT32 * parts.logits),
+    }
+
+
+def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
+    """As XLA:TPU has it; see also `tpu_block`.
+
+    The blocks' weights are converted to the compute dtype once, before the loop. At `loss` there are no gradients of
+    blocks yet, but the head's: whole, before they are scattered, and added up. A tied table whose shard is not a
+    multiple of 128 lanes wide is copied for the update, and so are its moments.
+    """
+    model, tokens = parts.model, parts.tokens
+    tensor, fsdp = parts.mesh.get("tensor", 1), parts.mesh.get("fsdp", 1)
+    item = 2 if model.dtype == "bfloat16" else FLOAT32
+    dense = model.attention != "chunked"
+    block, loose = tpu_block(model, widths(model, parts.seq_len, tensor, dense=dense), item)
+    L = model.num_layers
+    num_loose = L % len(model.layer_pattern) if is_scanned(model) else L
+    kept = tokens * ((L - num_loose) * block.kept + num_loose * loose)
+    at_work = block.at_work if num_loose < L else block.at_work - loose  # one block's is counted already
+    copy = item * parts.blocks if item < FLOAT32 else 0
+
+    width = -(-model.embed_dim // fsdp)
+    padded = 0
+    if parts.num_tables == 1 and width % LANES:
+        padded = FLOAT32 * (1 + parts.table_moments) * (parts.table // width) * -(-width // LANES) * LANES
+
+    running = parts.shared.parameters if parts.is_first_of_several else 0
+    head = item * parts.table + FLOAT32 * parts.whole_table
+    if parts.is_gathered:
+        head += item * parts.whole_table + FLOAT32 * parts.table
+    shared = parts.shared._replace(activations=round(kept))
+    found = {
+        "blocks": shared._replace(
+            workspace=round(max(at_work, 0.0) * tokens)
+            + copy
+            + padded
+            + (round(WHOLE_BLOCKS * item * parts.whole_block) if parts.is_gathered else 0),
+        ),
+        "loss": shared._replace(
+            gradients=running + FLOAT32 * parts.table,
+            activations=round(kept + tokens * 2 * model.embed_dim * item),
+            workspace=copy + padded + head,
+            logits=FLOAT32 * parts.logits,
+        ),
+    }
+    return {
+        name: estimate._replace(workspace=estimate.workspace + gaps(estimate))
+        for name, estimate in found.items()
+    }
+
+
+def gaps(estimate: MemoryEstimate) -> int:
+    """What lies between XLA:TPU's temporaries: all but the state and the batch."""
+    return round(GAPS * (estimate.total - estimate.state - estimate.batch))
+
+
 def moments(
     run: Run,
     mesh_sizes: dict[str, int],
@@ -232,57 +452,8 @@ def moments(
     platform: str = "tpu",
 ) -> dict[str, MemoryEstimate]:
     """What is alive on each device at `blocks` and at `loss`; arguments and errors as of `predict`."""
-    mesh = resolve_mesh(mesh_sizes, num_devices)
-    model = dataclasses.replace(run.model, vocab_size=run.model.vocab_size or vocab_size)
-    tensor, fsdp = mesh.get("tensor", 1), mesh.get("fsdp", 1)
-    cpu, scanned = platform == "cpu", is_scanned(model)
-    item = 2 if model.dtype == "bfloat16" and not cpu else FLOAT32
-    table = weights(model, run.data.seq_len)
-    parameters = FLOAT32 * sum(shard_size(w, mesh) for w in table)
-    blocks = [w for w in table if w.axes[0] == "layers" and w.is_matrix]
-    ends = [w for w in table if w.name in ("embedding", "head")]
-
-    num_parts = run.train.num_microbatches
-    rows = -(-run.data.global_batch_size // (mesh.get("data", 1) * fsdp))
-    part_rows = -(-rows // num_parts)
-    tokens = part_rows * run.data.seq_len
-    block = block_bytes(model, run.data.seq_len, tensor, platform)
-    hidden = 2 * model.embed_dim * item  # after the last block, and its gradient
-
-    copy = FLOAT32 * sum(shard_size(w, mesh) for w in blocks) if cpu else 0
-    num_copies = 2 if scanned and len(model.layer_pattern) > 1 else 1
-    gathered = 0
-    if fsdp > 1:
-        # Weights are used whole over fsdp: this block's, the next one's; a table, and its gradients before they are
-        # scattered.
-        whole = {**mesh, "fsdp": 1}
-        gathered = 2 * item * sum(shard_size(w, whole) for w in blocks) // model.num_layers
-        gathered += FLOAT32 * (1 + NUM_TABLE_GRADS) * shard_size(ends[0], whole)
-    elif len(ends) < NUM_TABLE_GRADS:
-        gathered += FLOAT32 * shard_size(ends[0], mesh)
-    at_work = block.in_flight
-    if block.kept < block.all:  # recomputed; on a CPU for a whole turn of the loop
-        at_work += block.all * (len(model.layer_pattern) if cpu else 1)
-    elif scanned:  # beside the stack that they are copied to
-        at_work += block.all
-    _, chunk_tokens = logit_chunks(part_rows, run.data.seq_len, run.train.loss_chunk_tokens)
-
-    shared = MemoryEstimate(
-        parameters=parameters,
-        gradients=parameters * (2 if num_parts > 1 else 1),
-        optimizer=FLOAT32 * sum(optimizer_elements(run.optimizer.name, w, mesh) for w in table),
-        activations=round(tokens * (model.num_layers * block.kept + hidden)),
-        workspace=0,
-        logits=0,
-        batch=2 * 5 * 4 * rows * run.data.seq_len,
-    )
-    return {
-        "blocks": shared._replace(workspace=round(tokens * at_work) + gathered + num_copies * copy),
-        "loss": shared._replace(
-            workspace=gathered + copy,
-            logits=2 * FLOAT32 * chunk_tokens * -(-(model.vocab_size or 0) // tensor),
-        ),
-    }
+    parts = parts_of(run, resolve_mesh(mesh_sizes, num_devices), vocab_size)
+    return cpu_moments(parts) if platform == "cpu" else tpu_moments(parts)
 
 
 def predict(

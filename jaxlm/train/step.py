@@ -69,6 +69,59 @@ def split_microbatches(batch: Batch, num: int) -> Batch:
     return jax.tree.map(split, batch)
 
 
+def make_sums_and_grads(
+    loss: LossFn, num_microbatches: int, constrain_batch: Callable[[Batch], Batch]
+) -> Callable[[Params, Batch, jax.Array | None], tuple[Sums, Params]]:
+    """f(params, batch, dropout key) -> (sums of the loss, gradient of its sum), over all microbatches."""
+    grad = jax.value_and_grad(loss, has_aux=True)
+
+    def whole(params: Params, batch: Batch, key: jax.Array | None) -> tuple[Sums, Params]:
+        (_, sums), grads = grad(params, batch, key)
+        return sums, grads
+
+    def in_parts(params: Params, batch: Batch, key: jax.Array | None) -> tuple[Sums, Params]:
+        def add(carry, xs):
+            index, part = xs
+            part_key = None if key is None else jax.random.fold_in(key, index)
+            return jax.tree.map(jnp.add, carry, whole(params, constrain_batch(part), part_key)), None
+
+        zeros = (Sums(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
+        parts = (jnp.arange(num_microbatches), split_microbatches(batch, num_microbatches))
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    return whole if num_microbatches == 1 else in_parts
+
+
+def is_good_step(
+    loss: jax.Array, grad_norm: jax.Array, mean_grad_norm: jax.Array, spike_factor: float | None
+) -> jax.Array:
+    """Whether a step may change the weights: finite, and no spike above the mean of those before."""
+    good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    if spike_factor is not None:
+        good &= ~(mean_grad_norm > 0) | (grad_norm <= spike_factor * mean_grad_norm)
+    return good
+
+
+def next_state(
+    state: TrainState, params: Params, opt_state: PyTree, grad_norm: jax.Array, good: jax.Array
+) -> TrainState:
+    """The state after a step; a bad one only counts."""
+    bad = (~good).astype(jnp.int32)
+    mean = jnp.where(
+        state.mean_grad_norm > 0,
+        NORM_MEMORY * state.mean_grad_norm + (1 - NORM_MEMORY) * grad_norm,
+        grad_norm,
+    )
+    return TrainState(
+        step=state.step + 1,
+        params=jax.tree.map(lambda new, old: jnp.where(good, new, old), params, state.params),
+        opt_state=jax.tree.map(lambda new, old: jnp.where(good, new, old), opt_state, state.opt_state),
+        num_bad_in_row=(state.num_bad_in_row + 1) * bad,
+        num_bad=state.num_bad + bad,
+        mean_grad_norm=jnp.where(good, mean, state.mean_grad_norm),
+    )
+
+
 def make_train_step(
     loss: LossFn,
     tx: optax.GradientTransformation,
@@ -89,24 +142,7 @@ def make_train_step(
       dropout_seed: dropout is keyed by (seed, step, microbatch); None: no dropout.
       constrain_batch: keeps the rows of a microbatch spread over the mesh.
     """
-    grad = jax.value_and_grad(loss, has_aux=True)
-    num = config.num_microbatches
-
-    def sums_and_grads(params: Params, batch: Batch, key: jax.Array | None):
-        if num == 1:
-            (_, sums), grads = grad(params, batch, key)
-            return sums, grads
-
-        def add(carry, xs):
-            index, part = xs
-            part = constrain_batch(part)
-            part_key = None if key is None else jax.random.fold_in(key, index)
-            (_, sums), grads = grad(params, part, part_key)
-            return jax.tree.map(jnp.add, carry, (sums, grads)), None
-
-        zeros = (Sums(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
-        (sums, grads), _ = jax.lax.scan(add, zeros, (jnp.arange(num), split_microbatches(batch, num)))
-        return sums, grads
+    sums_and_grads = make_sums_and_grads(loss, config.num_microbatches, constrain_batch)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = None
@@ -116,10 +152,6 @@ def make_train_step(
         sums, grads = sums_and_grads(state.params, model_batch, key)
         loss = sums.loss / sums.weight
         grad_norm = global_norm(grads) / sums.weight
-        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        if config.spike_factor is not None:
-            seen = state.mean_grad_norm > 0
-            good &= ~seen | (grad_norm <= config.spike_factor * state.mean_grad_norm)
         # Dividing by the weight and clipping are one factor on the gradient: no pass over memory of their own.
         scale = 1.0 / sums.weight
         if clip_norm is not None:
@@ -128,22 +160,9 @@ def make_train_step(
         updates, opt_state = tx.update(
             jax.tree.map(lambda g: g * scale, grads), state.opt_state, state.params
         )
-        params = jax.tree.map(lambda p, u: jnp.where(good, p + learning_rate * u, p), state.params, updates)
-        opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), opt_state, state.opt_state)
-        bad = (~good).astype(jnp.int32)
-        mean = jnp.where(
-            state.mean_grad_norm > 0,
-            NORM_MEMORY * state.mean_grad_norm + (1 - NORM_MEMORY) * grad_norm,
-            grad_norm,
-        )
-        new_state = TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            num_bad_in_row=(state.num_bad_in_row + 1) * bad,
-            num_bad=state.num_bad + bad,
-            mean_grad_norm=jnp.where(good, mean, state.mean_grad_norm),
-        )
+        params = jax.tree.map(lambda p, u: p + learning_rate * u, state.params, updates)
+        good = is_good_step(loss, grad_norm, state.mean_grad_norm, config.spike_factor)
+        new_state = next_state(state, params, opt_state, grad_norm, good)
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxlm import processes
 from jaxlm.parallel import distributed, sharding
 from jaxlm.parallel.distributed import Cluster, connect, detect
 from jaxlm.parallel.mesh import make_mesh
@@ -116,9 +117,10 @@ def test_a_failing_detection_says_how_to_do_without(environ, monkeypatch):
 
 
 def test_alone_agreements_are_plain_calls():
-    assert distributed.from_first(lambda: {"a": 1}) == {"a": 1}
-    distributed.check_same("it", {"a": object()})
-    with pytest.raises(ZeroDivisionError), distributed.together():
+    assert processes.from_first(lambda: {"a": 1}) == {"a": 1}
+    assert processes.from_all("mine") == ["mine"]
+    processes.check_same("it", {"a": object()})
+    with pytest.raises(ZeroDivisionError), processes.together():
         _ = 1 / 0
 
 

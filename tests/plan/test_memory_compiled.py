@@ -1,4 +1,4 @@
-"""Promise of the memory estimate: what the compiler allots for the real train step, within 10 %.
+"""Promise of the memory estimate: what the compiler allots for the real train step, within 12 %.
 
 The step is the one a run would take (`run.build_pieces`), on eight fake devices; it is compiled, never run. Shapes are
 large enough that tensors, not constants, decide: a device holds 30 MB to 3 GB.
@@ -101,7 +101,7 @@ def compiled_bytes(cfg: RunConfig) -> int:
 def test_the_estimate_is_what_the_compiler_allots(model, mesh, rows, seq_len, optimizer, train):
     cfg = make_config(model, mesh, rows, seq_len, optimizer, train)
     estimate = memory.predict(cfg, run.resolve_mesh(cfg, 8), 8, platform="cpu")
-    assert estimate.total == pytest.approx(compiled_bytes(cfg), rel=0.10)
+    assert estimate.total == pytest.approx(compiled_bytes(cfg), rel=0.12)
 
 
 def test_recomputing_in_bfloat16_is_estimated_on_the_safe_side():

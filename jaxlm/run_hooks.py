@@ -1,0 +1,186 @@
+"""What a run does besides its steps, made from its config: log, evaluate, save, profile, stop at a signal."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.checkpoint import Checkpoints
+from jaxlm.checkpoint_meta import Meta
+from jaxlm.data.pipeline import Batches, make_eval_batches
+from jaxlm.data.shards import TokenStore
+from jaxlm.parallel.sharding import local_rows, place_batch
+from jaxlm.plan.flops import flops_per_token
+from jaxlm.plan.hardware import peak_flops_per_s
+from jaxlm.report.run_report import RunReport
+from jaxlm.runconfig import RunConfig
+from jaxlm.train.hooks import Evaluate, Hook, LogSteps, Profile, Save, StopOnSignal, Stopped
+from jaxlm.train.loop import fit
+from jaxlm.train.step import TrainState
+from jaxlm.types import Batch
+
+if TYPE_CHECKING:
+    from jaxlm.run import Run
+
+Scores = dict[str, float]
+SaveState = Callable[[int, TrainState, Scores | None], None]
+"""save(step, state, scores of an evaluation at that step)."""
+
+
+class Hooks(NamedTuple):
+    """The hooks of a run."""
+
+    log: LogSteps
+    evaluate: Evaluate | None
+    save: Save
+    profile: Profile | None
+    save_state: SaveState
+
+    @property
+    def in_order(self) -> list[Hook]:
+        """As they are called after a step: what is saved was evaluated, what is evaluated was logged."""
+        return [hook for hook in (self.log, self.evaluate, self.save, self.profile) if hook is not None]
+
+    @property
+    def last_scores(self) -> Scores:
+        """Of the latest evaluation; empty before one."""
+        return self.evaluate.last[1] if self.evaluate is not None and self.evaluate.last is not None else {}
+
+
+def make_hooks(
+    run: Run, batches: Batches, report: RunReport, checkpoints: Checkpoints, *, began: float
+) -> Hooks:
+    """All hooks that the config asks for.
+
+    Args:
+      began: when the run would have begun, on the clock of time.perf_counter, had it never been interrupted.
+    """
+    train = run.config.train
+    log = make_log(run, batches, report)
+    evaluate = make_evaluate(run, report, log)
+    save_state = make_save(run, report, checkpoints, log, began=began)
+    save = Save(
+        save_state, every=run.config.checkpoint.every_steps, num_steps=run.plan.num_steps, evaluate=evaluate
+    )
+    profile = None
+    if train.profile_window is not None:
+        profile = Profile(train.profile_window, run.folder / "profile", report)
+    return Hooks(log, evaluate, save, profile, save_state)
+
+
+def run_peak_flops_per_s(run: Run) -> float | None:
+    """Of all devices of the run together; None where their chip is not in plan/hardware.py."""
+    device = run.pieces.mesh.devices.flat[0]
+    return peak_flops_per_s(
+        device.device_kind, run.config.model.dtype, run.pieces.mesh.size, getattr(device, "num_cores", None)
+    )
+
+
+def make_log(run: Run, batches: Batches, report: RunReport) -> LogSteps:
+    """Metrics of every step, throughput, and the share of the chips' peak where it is known."""
+
+    def sources_of(step: int) -> str:
+        names = {run.rows.names[i] for i in run.rows.batch(step)["source"].tolist()}
+        return ", ".join(sorted(names))
+
+    cfg = run.config
+    return LogSteps(
+        report,
+        every=cfg.train.log_every_steps,
+        num_steps=run.plan.num_steps,
+        max_bad_steps=cfg.train.max_bad_steps,
+        flops_per_token=flops_per_token(cfg.model, cfg.data.seq_len).total,
+        peak_flops_per_s=run_peak_flops_per_s(run),
+        stall_s=lambda: batches.stall_s,
+        data_metrics=run.plan.metrics_at,
+        sources_of=sources_of,
+    )
+
+
+def make_evaluate(run: Run, report: RunReport, log: LogSteps) -> Evaluate | None:
+    """Held-out scores of every source; None where the config wants none, or no text is held out."""
+    cfg = run.config
+    if not (cfg.train.eval_batches and run.data.eval):
+        return None
+    row_ids = local_rows(run.pieces.mesh, cfg.data.global_batch_size)
+    return Evaluate(
+        run.pieces.steps.evaluate,
+        {name: held_out_batches(cfg, store, row_ids) for name, store in run.data.eval.items()},
+        report,
+        every=cfg.train.eval_every_steps,
+        num_steps=run.plan.num_steps,
+        bytes_per_id=run.data.tokenizer.bytes_per_id(),
+        place=make_place(run),
+        skip_time=log.skip_time,
+    )
+
+
+def held_out_batches(cfg: RunConfig, store: TokenStore, row_ids: np.ndarray) -> Callable:
+    """bytes_per_id -> (this process's rows, bytes of text that the whole batch's targets stand for), in order."""
+
+    def batches(bytes_per_id):
+        everyone = make_eval_batches(
+            store,
+            seq_len=cfg.data.seq_len,
+            batch_size=cfg.data.global_batch_size,
+            num_batches=cfg.train.eval_batches,
+        )
+        for whole in everyone:
+            num_bytes = float((bytes_per_id[whole["targets"]] * (whole["weights"] > 0)).sum())
+            yield {name: value[row_ids] for name, value in whole.items()}, num_bytes
+
+    return batches
+
+
+def make_save(
+    run: Run, report: RunReport, checkpoints: Checkpoints, log: LogSteps, *, began: float
+) -> SaveState:
+    """The function that saves a state with all that a checkpoint says about it; began as of `make_hooks`."""
+
+    def save(step: int, state: Any, scores: Scores | None) -> None:
+        log.flush()  # so that the event log is never behind a checkpoint
+        meta = Meta(
+            step=step,
+            config=dataclasses.asdict(run.config),
+            tokenizer_sha256=run.data.tokenizer.sha256,
+            corpus_sha256=run.data.corpus_sha256,
+            tokens=sum(run.plan.tokens_at(step).values()),
+            epochs=run.plan.epochs_at(step),
+            wall_time_s=time.perf_counter() - began,
+            eval_loss=scores.get("eval/loss") if scores else None,
+            extra={"scores": scores or {}},
+        )
+        checkpoints.save(state, meta)
+        report.event("save", step=step)
+
+    return save
+
+
+def make_place(run: Run) -> Callable[[Batch], Batch]:
+    """place(this process's rows of a batch) -> the batch on the mesh."""
+
+    def place(batch: Batch) -> Batch:
+        on_device = {name: value for name, value in batch.items() if name != "source"}
+        return place_batch(on_device, run.pieces.mesh, run.config.data.global_batch_size)
+
+    return place
+
+
+def fit_until_done_or_stopped(run: Run, state: TrainState, batches: Batches, hooks: Hooks) -> Stopped | None:
+    """All steps that are left; or, when a signal comes, those up to it, and what stopped them."""
+    place = make_place(run)
+    placed = (place(batch) for batch in batches)
+    try:
+        with StopOnSignal(hooks.save_state, num_steps=run.plan.num_steps) as stop:
+            fit(state, run.pieces.steps.train, placed, [*hooks.in_order, stop], run.plan.num_steps)
+    except Stopped as reason:
+        return reason
+    finally:
+        batches.close()
+        if hooks.profile is not None:
+            hooks.profile.close()
+    return None
