@@ -8,7 +8,6 @@ the logsumexp of each row, as in Dao et al. 2022, FlashAttention, arXiv:2205.141
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -101,9 +100,11 @@ def _forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: _Rule) -> tuple[jax.Arr
     return jnp.concatenate(outputs, axis=3), jnp.concatenate(lses, axis=3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: _Rule) -> jax.Array:
+def _result(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: _Rule) -> jax.Array:
     return _forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule)[0]
+
+
+_attend = jax.custom_vjp(_result, nondiff_argnums=(4,))
 
 
 def _attend_fwd(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: _Rule):

@@ -1,11 +1,12 @@
 """Bytes on each device of a training step, by arithmetic on the config: no arrays, no devices, no JAX.
 
-What outlives a step (weights, optimizer state) is exact. What lives inside one is counted at the two moments where
-most is alive, and `predict` returns the larger one:
+What outlives a step (weights, optimizer state) is exact. What lives inside one is counted at the moments where most
+is alive, and `predict` returns the largest one:
 
 - `blocks`: the first block of the backward pass. Alive: the state, gradients, what every block keeps, and one
   block's own intermediates.
 - `loss`: one chunk's logits and the gradient of the head, with what every block keeps; no block is at work.
+- `update`, of Muon on several TPUs: it works on matrices that are whole, on those of all layers at once.
 
 | part        | bytes on one device                                                                     |
 |-------------|-----------------------------------------------------------------------------------------|
@@ -304,8 +305,11 @@ class Parts(NamedTuple):
     is_first_of_several: bool
     """Whether there are microbatches, whose gradients are added up."""
     blocks: int
-    """Matrices of all blocks, and, whole over fsdp, of one."""
+    """Matrices of all blocks."""
     whole_block: int
+    """Matrices of one block, whole over fsdp."""
+    largest_stack: int
+    """The largest matrix of a block, of all layers, whole over fsdp."""
     table: int
     """One matrix of the vocabulary's size, and that whole over fsdp."""
     whole_table: int
@@ -314,8 +318,9 @@ class Parts(NamedTuple):
     """Moments that the optimizer has of such a matrix."""
     logits: int
     """Of one chunk of the loss."""
+    optimizer: str
     shared: MemoryEstimate
-    """What is the same at both moments."""
+    """What is the same at all moments."""
 
     @property
     def tokens(self) -> int:
@@ -347,11 +352,13 @@ def parts_of(run: Run, mesh: dict[str, int], vocab_size: int | None) -> Parts:
         is_first_of_several=num_parts > 1,
         blocks=sum(shard_size(w, mesh) for w in blocks),
         whole_block=sum(shard_size(w, whole) for w in blocks) // model.num_layers,
+        largest_stack=max(shard_size(w, whole) for w in blocks),
         table=shard_size(ends[0], mesh),
         whole_table=shard_size(ends[0], whole),
         num_tables=len(ends),
         table_moments=optimizer_elements(run.optimizer.name, ends[0], mesh) // shard_size(ends[0], mesh),
         logits=chunk_tokens * -(-(model.vocab_size or 0) // mesh.get("tensor", 1)),
+        optimizer=run.optimizer.name,
         shared=MemoryEstimate(
             parameters=parameters,
             gradients=parameters * (2 if num_parts > 1 else 1),
@@ -432,6 +439,9 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
             logits=FLOAT32 * parts.logits,
         ),
     }
+    if parts.optimizer == "muon" and parts.is_gathered:
+        # In float32, and in bfloat16, in which it iterates.
+        found["update"] = parts.shared._replace(workspace=(FLOAT32 + 2) * parts.largest_stack)
     return {
         name: estimate._replace(workspace=estimate.workspace + gaps(estimate))
         for name, estimate in found.items()
