@@ -82,7 +82,7 @@ def activate(name: str, x: jax.Array) -> jax.Array:
     """The nonlinearity of the MLP; of its gate, where it is gated. Computed in float32, returned in x's dtype.
 
     Only x is kept for the backward pass: computing a tanh again is cheaper than writing it to memory and back.
-    In bfloat16 every step of it would be rounded: less exact, and on CPUs, which convert to and fro each time, slow.
+    In bfloat16 every step of it would be rounded: less exact, and on CPUs, which convert both ways each time, slow.
     """
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if name == "swiglu":
