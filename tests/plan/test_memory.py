@@ -170,7 +170,7 @@ def test_configs_fit_the_chips_in_their_names(config, num_devices, hbm_bytes):
 
 GIB = 2**30
 COMPILED = [
-    # model, mesh, rows, seq_len, remat, other settings, GiB that libtpu 0.0.42.1 allots of a v5e (2026-11-24).
+    # model, mesh, rows, seq_len, remat, other settings, GiB that libtpu 0.0.42.1 allots (v5e, v5p, v6e; 2026-11-24).
     ("gpt3-125m", {}, 16, 1024, "full", {}, 3.82),
     ("gpt3-125m", {}, 72, 1024, "full", {}, 9.41),
     ("gpt3-125m", {}, 16, 1024, "full", {"dtype": "float32"}, 4.47),
@@ -189,6 +189,7 @@ COMPILED = [
     ("llama3.2-1b", {"data": 2, "fsdp": 4}, 16, 1024, "full", {}, 7.18),
     ("llama3.2-1b", {"fsdp": 8}, 16, 2048, "full", {"optimizer": "muon"}, 5.00),
     ("llama3.2-1b", {"fsdp": 8}, 16, 2048, "full", {"optimizer": "adafactor"}, 3.88),
+    ("llama3.2-1b", {"fsdp": 8}, 8, 256, "full", {}, 3.75),
     ("qwen2.5-0.5b", {"fsdp": 8}, 32, 2048, "full", {}, 3.43),
     ("qwen3-0.6b", {"fsdp": 8}, 8, 1024, "none", {}, 7.54),
     ("gemma3-270m", {"fsdp": 8}, 32, 2048, "full", {}, 3.09),
@@ -198,6 +199,13 @@ COMPILED = [
     ("llama2-7b", {"fsdp": 256}, 1024, 4096, "full", {"num_microbatches": 4}, 5.93),
     ("llama3-8b", {"fsdp": 64}, 64, 4096, "full", {}, 7.99),
     ("gpt2-124m", {"data": 8}, 480, 1024, "dots", {"num_microbatches": 5}, 5.63),
+    ("gpt3-13b", {"fsdp": 64}, 64, 2048, "attention", {}, 6.64),
+    ("qwen2.5-7b", {"fsdp": 32, "tensor": 2}, 128, 2048, "dots", {"num_microbatches": 2}, 9.74),
+    ("llama3-70b", {"fsdp": 128, "tensor": 4}, 512, 4096, "full", {}, 32.61),
+    ("gemma3-4b", {"fsdp": 16}, 32, 2048, "full", {}, 12.68),
+    ("llama2-7b", {"fsdp": 64}, 64, 2048, "full", {"optimizer": "muon"}, 10.50),
+    ("qwen3-0.6b", {"fsdp": 8}, 32, 1024, "full", {"optimizer": "muon"}, 2.88),
+    ("qwen3-4b", {"data": 2, "fsdp": 16, "tensor": 2}, 64, 4096, "attention", {"num_microbatches": 2}, 5.86),
 ]  # fmt: skip
 
 
