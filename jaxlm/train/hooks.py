@@ -44,6 +44,10 @@ def is_due(step: int, every: int, num_steps: int) -> bool:
 class LogSteps:
     """Writes every step's metrics, fetched from the device once every `every` steps.
 
+    Args:
+      flops_per_token: of the model; `perf/flops_per_s` and `perf/mfu` count what it counts (see plan/flops.py).
+      peak_flops_per_s: of all devices together; None leaves `perf/mfu` out.
+
     Errors: UserError when `max_bad_steps` steps in a row were bad; it names the step, its loss and its sources.
     """
 
