@@ -315,10 +315,11 @@ def _train(
                 "another --workdir."
             )
             return dict(meta.extra.get("scores", {}))
+        cut_short = cfg.optimizer.cut_short(num_steps)
         found = "continued" if meta else "new: nothing was saved here before" if resuming else "new"
         report.start(
             {"workdir": f"{folder} ({found})", "weights": origin} | start_facts(run, first_step, joined),
-            [*run.plan.table().splitlines(), *run.plan.notes],
+            [*run.plan.table().splitlines(), *run.plan.notes, *([cut_short] if cut_short else [])],
         )
         row_ids = local_rows(run.pieces.mesh, cfg.data.global_batch_size)
         batches = make_iterator(run.rows, start_step=first_step, num_steps=num_steps, row_ids=row_ids)

@@ -129,14 +129,6 @@ def _check_steps(cfg: RunConfig) -> None:
             f"optimizer.decay_steps={optimizer.decay_steps} would be ignored: "
             "optimizer.schedule='constant' does not decay. Try schedule='wsd', or unset decay_steps."
         )
-    decay = optimizer.decay_steps or (max(num_steps // 10, 1) if optimizer.schedule == "wsd" else 0)
-    if optimizer.warmup_steps + decay > num_steps:
-        decays = f" + decay_steps={decay}" if decay else ""
-        raise UserError(
-            f"optimizer.warmup_steps={optimizer.warmup_steps}{decays} must fit into "
-            f"train.num_steps={num_steps}. Try warmup_steps={max(min(num_steps // 10, num_steps - decay), 0)}"
-            + (f" and decay_steps at most {num_steps - num_steps // 10}." if decay > num_steps else ".")
-        )
     window = cfg.train.profile_window
     if window is not None and window[1] > num_steps:
         raise UserError(

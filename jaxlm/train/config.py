@@ -57,6 +57,20 @@ class OptimizerConfig:
                 f"optimizer.clip_norm={self.clip_norm} must be positive; unset (None) does not clip."
             )
 
+    def cut_short(self, num_steps: int) -> str | None:
+        """What to tell the user of a run that ends before its schedule does, such as a trial; None: nothing."""
+        whole = self.warmup_steps + (self.decay_steps or 0)
+        if whole <= num_steps and self.warmup_steps < num_steps:
+            return None
+        where = "while the learning rate still rises"
+        if num_steps > self.warmup_steps:
+            where = "before the learning rate has fallen"
+        decays = f" + decay_steps={self.decay_steps}" if self.decay_steps else ""
+        return (
+            f"train.num_steps={num_steps} ends {where} (optimizer.warmup_steps={self.warmup_steps}{decays}): good "
+            f"for a trial; for a whole run of this length try warmup_steps={num_steps // 10} and no decay_steps."
+        )
+
 
 @dataclass(frozen=True)
 class TrainConfig:
