@@ -13,9 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxlm.models.attention_chunked import attend_chunked
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.layers import Constrain, Norm, normal, project, residual_stddev, softcap, weight
-
-NEG_INF = -1e30
-"""Large enough that exp underflows to 0 in float32 and bfloat16, small enough that a fully masked row is no NaN."""
+from jaxlm.models.masks import NEG_INF, causal_mask, is_seen
 
 
 class Rotation(NamedTuple):
@@ -97,13 +95,7 @@ def attend_dense(
     own included; None: all before it.
     """
     T = q_BTNH.shape[1]
-    query, key = jnp.arange(T)[:, None], jnp.arange(T)[None, :]
-    mask = key <= query
-    if window is not None:
-        mask &= key > query - window
-    mask_BTS = mask[None]
-    if segments_BT is not None:
-        mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+    mask_BTS = causal_mask(segments_BT, window, slice(0, T), slice(0, T))
     return attend_masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale, cap=softcap)
 
 
@@ -152,9 +144,7 @@ def attend_cached(q_BTNH, k_BTKH, v_BTKH, cache: Cache, layer, places: Places, *
     k_BSKH = jax.lax.dynamic_index_in_dim(k_LBSKH, layer, 0, keepdims=False)
     v_BSKH = jax.lax.dynamic_index_in_dim(v_LBSKH, layer, 0, keepdims=False)
     slot_11S = jnp.arange(k_BSKH.shape[1])[None, None, :]
-    mask_BTS = slot_11S <= positions_BT[:, :, None]
-    if window is not None:
-        mask_BTS &= slot_11S > positions_BT[:, :, None] - window
+    mask_BTS = is_seen(positions_BT[:, :, None], slot_11S, window)
     return attend_masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale, cap=cap), Cache(k_LBSKH, v_LBSKH)
 
 

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-NEG_INF = -1e30
+from jaxlm.models.config import ATTENTION_CHUNK
+from jaxlm.models.layers import softcap
+from jaxlm.models.masks import NEG_INF, causal_mask
 
 
 class _Rule(NamedTuple):
@@ -34,7 +36,7 @@ def attend_chunked(
     window: int | None,
     softcap: float | None,
     scale: float,
-    chunk: int = 64,
+    chunk: int = ATTENTION_CHUNK,
 ) -> jax.Array:
     """The same function as `attend_dense`; see there for the arguments. chunk: queries at a time.
 
@@ -71,16 +73,7 @@ def _logits(
     C, S = queries.stop - queries.start, keys.stop - keys.start
     logits_BKXS = jnp.einsum("BKXH,BKSH->BKXS", q_BKXH, k_BKSH[:, :, keys])
     logits_BKGCS = logits_BKXS.reshape(B, K, -1, C, S)
-    if rule.softcap is not None:
-        logits_BKGCS = rule.softcap * jnp.tanh(logits_BKGCS / rule.softcap)
-    query, key = jnp.arange(queries.start, queries.stop)[:, None], jnp.arange(keys.start, keys.stop)[None, :]
-    mask = key <= query
-    if rule.window is not None:
-        mask &= key > query - rule.window
-    mask_BCS = mask[None]
-    if segments_BT is not None:
-        mask_BCS = mask_BCS & (segments_BT[:, queries, None] == segments_BT[:, None, keys])
-    return logits_BKGCS, mask_BCS
+    return softcap(logits_BKGCS, rule.softcap), causal_mask(segments_BT, rule.window, queries, keys)
 
 
 def _forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: _Rule) -> tuple[jax.Array, jax.Array]:

@@ -18,6 +18,8 @@ ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 REMATS = ("none", "dots", "attention", "full")
 """What the backward pass recomputes: nothing; all but matrix products; all but the attention's result; everything."""
 ATTENTIONS = ("auto", "dense", "chunked")
+ATTENTION_CHUNK = 64
+"""Queries at a time of `chunked`."""
 DTYPES = ("float32", "bfloat16")
 
 

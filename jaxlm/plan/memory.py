@@ -62,7 +62,7 @@ import math
 from typing import NamedTuple, Protocol
 
 from jaxlm.data.config import DataConfig
-from jaxlm.models.config import ModelConfig
+from jaxlm.models.config import ATTENTION_CHUNK, ModelConfig
 from jaxlm.plan.flops import Weight, weights
 from jaxlm.train.config import OptimizerConfig, TrainConfig
 from jaxlm.types import UserError
@@ -82,10 +82,6 @@ PARAM_AXES: dict[str, str | None] = {
 
 ADAFACTOR_MIN_DIM = 128
 """optax.adafactor factors a weight's second moments where its two largest dims both reach this."""
-
-CHUNK = 64
-"""Queries at a time of `jaxlm.models.attention_chunked`."""
-
 
 NUM_TABLE_GRADS = 2
 """Gradients of the vocabulary's size: of the lookup and of the head; a tied table adds them up at the end."""
@@ -221,7 +217,7 @@ def widths(model: ModelConfig, seq_len: int, tensor: int, *, dense: bool) -> Wid
         num_up=2 if model.gated else 1,
         norms=2.0 * D * (4 if model.post_norm else 2) + (2 * q + kv if model.qk_norm else 0),
         table=model.num_heads / tensor * keys,
-        prefixes=1.0 if dense else keys / min(CHUNK, seq_len),
+        prefixes=1.0 if dense else keys / min(ATTENTION_CHUNK, seq_len),
     )
 
 
@@ -286,7 +282,11 @@ def mean_table_keys(model: ModelConfig, kind: str, seq_len: int, dense: bool) ->
     """Keys of a query in a block's table: all with dense attention, else those that any query of its chunk sees."""
     if dense:
         return seq_len
-    seen = (seq_len + CHUNK) / 2 if kind == "g" else (model.sliding_window or seq_len) + CHUNK
+    seen = (
+        (seq_len + ATTENTION_CHUNK) / 2
+        if kind == "g"
+        else (model.sliding_window or seq_len) + ATTENTION_CHUNK
+    )
     return min(seq_len, seen)
 
 
@@ -465,7 +465,7 @@ def moments(
     *,
     platform: str = "tpu",
 ) -> dict[str, MemoryEstimate]:
-    """What is alive on each device at `blocks` and at `loss`; arguments and errors as of `predict`."""
+    """What is alive on each device at each of the moments above; arguments and errors as of `predict`."""
     parts = parts_of(run, resolve_mesh(mesh_sizes, num_devices), vocab_size)
     return cpu_moments(parts) if platform == "cpu" else tpu_moments(parts)
 
