@@ -32,6 +32,7 @@ from jaxlm import processes
 from jaxlm.checkpoint_integrity import DamagedCheckpoint
 from jaxlm.checkpoint_meta import ArraySpec, Meta, check_corpus, check_fit, check_tokenizer
 from jaxlm.checkpoint_orbax import import_orbax
+from jaxlm.paths import is_local
 from jaxlm.types import Params, PyTree, UserError
 
 CHUNK_BYTES = 16 << 20
@@ -424,7 +425,7 @@ class Checkpoints:
     def _set_aside(self, step: int, reason: str, instead: int) -> None:
         folder = self.directory / str(step)
         text = f"Checkpoint {step} in {self.directory} is damaged: {reason}. Using step {instead} instead"
-        if self._policy is None or not integrity.is_local(folder):
+        if self._policy is None or not is_local(folder):
             self._warn(f"{text}; the damaged one is left where it is.")
         elif processes.is_first():
             self._warn(f"{text}; the damaged one is now {integrity.set_aside(folder).name}.")

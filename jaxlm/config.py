@@ -18,7 +18,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from jaxlm.types import UserError
+from jaxlm.types import JSON_ERRORS, UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -362,7 +362,7 @@ def read_json(path: str | os.PathLike) -> Mapping[str, Any]:
         raise UserError(f"{path}: no saved config here.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise UserError(f"{path} is not a saved config: it is not valid JSON ({error}).") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a saved config: it holds {type(config).__name__}, not an object.")

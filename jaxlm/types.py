@@ -31,6 +31,10 @@ segments: int32, 1.. for the documents of a row, 0 for padding. positions: int32
 """
 
 
+JSON_ERRORS = (ValueError, RecursionError)
+"""What json raises: of bad syntax; of a number of 5,000 digits, or brackets 1,000 deep."""
+
+
 class UserError(ValueError):
     """A mistake only the user can mend: bad config, bad input, wrong directory.
 

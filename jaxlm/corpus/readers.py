@@ -14,13 +14,11 @@ from etils import epath
 from jaxlm.corpus import embedded
 from jaxlm.corpus.inputs import InputFile, Part
 from jaxlm.corpus.text import ReadOptions, Tally, Where, clean, decode
-from jaxlm.types import UserError
+from jaxlm.types import JSON_ERRORS, UserError
 
 BLOCK_BYTES = 1 << 20
 BATCH_ROWS = 1024
 _BOM = b"\xef\xbb\xbf"
-_JSON_ERRORS = (ValueError, RecursionError)
-"""Of bad syntax; and of a number of 5,000 digits, or brackets 1,000 deep."""
 
 
 def read_documents(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:
@@ -85,7 +83,7 @@ def _read_jsonl(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]
             continue
         try:
             value = json.loads(row)
-        except _JSON_ERRORS as error:
+        except JSON_ERRORS as error:
             raise UserError(
                 f"{where(0)}: not valid JSON ({_reason(error)}). Every line of a .jsonl file must be one JSON "
                 "object."
@@ -221,7 +219,7 @@ def _read_records(reader: Any, path: str, start: int, stop: int) -> list[bytes]:
 def _json_or_none(raw: bytes | str) -> Any:
     try:
         return json.loads(raw)
-    except _JSON_ERRORS:
+    except JSON_ERRORS:
         return None
 
 

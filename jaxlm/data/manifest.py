@@ -13,12 +13,11 @@ from etils import epath
 
 from jaxlm.data.files import write_atomic
 from jaxlm.paths import is_local
-from jaxlm.types import UserError
+from jaxlm.types import JSON_ERRORS, UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 _NEEDED = ("chunk_tokens", "dtype", "sha256", "splits", "tokenizer_sha256", "vocab_size")
-_JSON_ERRORS = (ValueError, RecursionError)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -81,7 +80,7 @@ def is_corpus(directory: epath.PathLike) -> bool:
         if is_local(path) and not os.path.exists(path):  # a folder that may not be read, or a ring of links
             return False
         raise UserError(f"{path} cannot be read ({error.strerror or error}): allow it.") from None
-    except _JSON_ERRORS:
+    except JSON_ERRORS:
         return any(epath.Path(directory).glob("*.offsets.npy"))
     return isinstance(manifest, dict) and "tokenizer_sha256" in manifest
 
@@ -96,7 +95,7 @@ def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
             f"{directory} is not a tokenised corpus: it has no {MANIFEST}, which a build writes last. "
             "Make one, or finish one that was interrupted, with `jaxlm corpus build --output`."
         ) from None
-    except _JSON_ERRORS as error:
+    except JSON_ERRORS as error:
         raise UserError(
             f"{path} is not valid JSON ({error}); delete the folder and build it again."
         ) from None

@@ -25,7 +25,8 @@ from typing import Any, Self
 
 from etils import epath
 
-from jaxlm.data.files import disk_error, is_local
+from jaxlm.data.files import disk_error
+from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
 EVENTS = "events.jsonl"

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from etils import epath
 
-from jaxlm.data.files import is_local
+from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
 HIDDEN = "(hidden)"
