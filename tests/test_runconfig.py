@@ -119,6 +119,9 @@ def test_what_just_fits_is_accepted(flags):
         (["optimizer.decay_steps=550"], None),
         (["optimizer.warmup_steps=600"], "num_steps=600 ends while the learning rate still rises"),
         (["train.num_steps=10"], "try warmup_steps=1 and no decay_steps"),
+        (["optimizer.schedule=wsd", "optimizer.warmup_steps=540"], None),
+        (["optimizer.schedule=wsd", "optimizer.warmup_steps=541"], "warmup_steps=541 + decay_steps=60"),
+        (["optimizer.schedule=constant", "optimizer.warmup_steps=599"], None),
         (["optimizer.decay_steps=551"], "num_steps=600 ends before the learning rate has fallen"),
     ],
 )

@@ -57,15 +57,21 @@ class OptimizerConfig:
                 f"optimizer.clip_norm={self.clip_norm} must be positive; unset (None) does not clip."
             )
 
+    def decay_in(self, num_steps: int) -> int:
+        """Steps that the decay takes in a run of num_steps; 0 for constant."""
+        if self.schedule == "constant":
+            return 0
+        rest = num_steps // 10 if self.schedule == "wsd" else num_steps - self.warmup_steps
+        return self.decay_steps or max(rest, 1)
+
     def cut_short(self, num_steps: int) -> str | None:
         """What to tell the user of a run that ends before its schedule does, such as a trial; None: nothing."""
-        whole = self.warmup_steps + (self.decay_steps or 0)
-        if whole <= num_steps and self.warmup_steps < num_steps:
+        decay = self.decay_in(num_steps)
+        if self.warmup_steps + decay <= num_steps and self.warmup_steps < num_steps:
             return None
-        where = "while the learning rate still rises"
+        where, decays = "while the learning rate still rises", ""
         if num_steps > self.warmup_steps:
-            where = "before the learning rate has fallen"
-        decays = f" + decay_steps={self.decay_steps}" if self.decay_steps else ""
+            where, decays = "before the learning rate has fallen", f" + decay_steps={decay}"
         return (
             f"train.num_steps={num_steps} ends {where} (optimizer.warmup_steps={self.warmup_steps}{decays}): good "
             f"for a trial; for a whole run of this length try warmup_steps={num_steps // 10} and no decay_steps."

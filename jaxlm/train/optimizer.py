@@ -26,16 +26,14 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
         config.warmup_steps,
         config.learning_rate * config.final_lr_fraction,
     )
-    after_warmup = max(num_steps - warmup, 1)
+    after_warmup, decay = max(num_steps - warmup, 1), config.decay_in(num_steps)
     if config.schedule == "constant":
         main = optax.constant_schedule(peak)
     elif config.schedule == "cosine":
-        decay = config.decay_steps or after_warmup
         main = optax.cosine_decay_schedule(peak, decay, alpha=config.final_lr_fraction)
     elif config.schedule == "linear":
-        main = optax.linear_schedule(peak, final, config.decay_steps or after_warmup)
+        main = optax.linear_schedule(peak, final, decay)
     else:
-        decay = config.decay_steps or max(num_steps // 10, 1)
         main = optax.linear_schedule(peak, final, decay, transition_begin=max(after_warmup - decay, 0))
     if warmup == 0:
         return main
