@@ -1,0 +1,47 @@
+"""Turn a Hugging Face checkpoint into one of jaxlm.
+
+jaxlm import-hf path/to/SmolLM2-135M runs/smollm2             a folder with config.json and safetensors
+jaxlm import-hf HuggingFaceTB/SmolLM2-135M runs/smollm2       a name on the hub (pip install 'jaxlm[hf]')
+jaxlm import-hf SOURCE DIR --mesh=fsdp:4,tensor:2             spread over a mesh while it is read
+
+DIR is then a run of no steps: --run=DIR for generate, next-token and export-hf; init_from=DIR to train on from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from jaxlm.types import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    parser.add_argument("source", metavar="SOURCE", help="folder of a checkpoint, or its name on the hub")
+    parser.add_argument("out", metavar="DIR", help="folder to make")
+    parser.add_argument("--mesh", metavar="AXIS:SIZE,...", help="default: fsdp over all devices")
+
+
+def read_mesh(text: str | None) -> dict[str, int] | None:
+    """`fsdp:4,tensor:2` -> sizes of the axes. Errors: UserError for anything else."""
+    if text is None:
+        return None
+    sizes = {}
+    for part in text.split(","):
+        axis, _, size = part.partition(":")
+        try:
+            sizes[axis.strip()] = int(size)
+        except ValueError:
+            raise UserError(
+                f"--mesh={text}: {part!r} is not AXIS:SIZE. Try --mesh=fsdp:4,tensor:2."
+            ) from None
+    return sizes
+
+
+def main(args: argparse.Namespace, config_argv: list[str]) -> int:
+    """Imports."""
+    if config_argv:
+        raise UserError(f"{config_argv[0]}: import-hf takes its config from SOURCE.")
+    from jaxlm.run_interop import import_hf
+
+    import_hf(args.source, args.out, mesh_sizes=read_mesh(args.mesh))
+    return 0

@@ -1,0 +1,85 @@
+"""The list of an artifact's files with their hashes, and whether they are still what they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxlm.types import JSON_ERRORS, UserError
+
+ARTIFACT_FILE = "artifact.json"
+FORMAT = 1
+_CHUNK_BYTES = 1 << 20
+
+
+def file_sha256(path: os.PathLike | str) -> str:
+    """SHA-256 of a file's bytes, read piece by piece."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def seal(folder: os.PathLike | str, facts: Mapping[str, Any], known: Mapping[str, str] | None = None) -> Path:
+    """Writes artifact.json: facts about the model, and size and hash of every other file in the folder.
+
+    Args:
+      known: hashes that were taken while files were written, which are then not read again.
+    """
+    folder, known = Path(folder), known or {}
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": ""}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ARTIFACT_FILE
+    }
+    for name, entry in files.items():
+        entry["sha256"] = known.get(name) or file_sha256(folder / name)
+    content = {"format": FORMAT, **facts, "files": files}
+    sealed = {**content, "sha256": hashlib.sha256(_text(content)).hexdigest()}
+    path = folder / ARTIFACT_FILE
+    path.write_bytes(_text(sealed))
+    return path
+
+
+def verify(folder: os.PathLike | str) -> dict[str, Any]:
+    """The content of artifact.json, after every byte of the folder was compared with it.
+
+    Errors: UserError that names all files that were changed, are missing or were added.
+    """
+    folder = Path(folder)
+    path = folder / ARTIFACT_FILE
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}): give a folder that `jaxlm export-hf` wrote."
+        ) from None
+    try:
+        sealed = json.loads(raw)
+        content = {key: value for key, value in sealed.items() if key != "sha256"}
+        intact = sealed["sha256"] == hashlib.sha256(_text(content)).hexdigest() and _text(sealed) == raw
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
+    except (*JSON_ERRORS, KeyError, TypeError, AttributeError):
+        intact, content, files = False, {}, {}
+    if not intact:
+        raise UserError(f"{path} was changed: it is not what `jaxlm export-hf` wrote. Export again.")
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p != path}
+    wrong = [f"{name} is missing" for name in sorted(set(files) - found)]
+    wrong += [f"{name} was added" for name in sorted(found - set(files))]
+    for name in sorted(found & set(files)):
+        if (size := (folder / name).stat().st_size) != files[name][0]:
+            wrong.append(f"{name} has {size:,} bytes instead of {files[name][0]:,}")
+        elif file_sha256(folder / name) != files[name][1]:
+            wrong.append(f"{name} was changed (SHA-256)")
+    if wrong:
+        raise UserError(f"{folder} is not what was exported: {'; '.join(wrong)}. Export or fetch it again.")
+    return content

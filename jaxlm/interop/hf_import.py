@@ -1,0 +1,270 @@
+"""A Hugging Face checkpoint -> params of jaxlm's decoder, tensor by tensor and shard by shard.
+
+    source = open_source("path/to/SmolLM2-135M")
+    lm = build(source.model, source.model.max_seq_len)
+    params = read_params(source, abstract)        # abstract: shapes, dtypes and shardings of the params
+
+Every name and shape is checked before the first tensor is read: a checkpoint is loaded whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.interop.families import Family, Row, family_of
+from jaxlm.interop.hf_config import HFConfig
+from jaxlm.interop.safetensors import Spec, Tensors
+from jaxlm.models.config import ModelConfig
+from jaxlm.types import JSON_ERRORS, Params, PyTree, UserError
+
+if TYPE_CHECKING:
+    import jax
+
+CONFIG_FILE = "config.json"
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+BLOCK = 64
+"""Rows and columns that are transposed at a time: 16 kB in, 16 kB out, which stay in the first-level cache."""
+
+
+class Source(NamedTuple):
+    """A checkpoint that is known to be one jaxlm can load; its tensors are not read yet."""
+
+    folder: Path
+    family: Family
+    model: ModelConfig
+    tensors: Tensors
+    places: dict[str, str]
+    """Name of a tensor in the family's table -> its name in these files."""
+    notes: tuple[str, ...]
+    """What was left out or not understood, one line each."""
+
+    def describe(self) -> str:
+        """One line for the first screen."""
+        dtypes = sorted({str(self.tensors.specs[name].dtype) for name in self.places.values()})
+        return f"{self.folder} ({self.family.model_type}, {len(self.places):,} tensors, {', '.join(dtypes)})"
+
+
+def read_hf_config(folder: Path) -> tuple[Family, ModelConfig, tuple[str, ...]]:
+    """Family and model of a folder's config.json, and notes on what in it was not used."""
+    path = folder / CONFIG_FILE
+    try:
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}): give the folder of a Hugging Face checkpoint."
+        ) from None
+    except JSON_ERRORS as error:
+        raise UserError(f"{path} is not JSON ({error}). Fetch it again.") from None
+    if "model_type" not in values:
+        raise UserError(f"{path} has no model_type: it is not the config.json of a Hugging Face checkpoint.")
+    family, notes = family_of(values["model_type"], str(path)), []
+    if values.get("auto_map"):
+        notes.append("auto_map is ignored: no code of a checkpoint is ever run.")
+    if values.get("quantization_config"):
+        method = values["quantization_config"]
+        method = method.get("quant_method", method) if isinstance(method, dict) else method
+        raise UserError(
+            f"{path} has quantization_config ({method}): quantised weights cannot be trained on. Take the original "
+            "checkpoint."
+        )
+    inner = values.get("text_config")
+    if isinstance(inner, dict):
+        notes.append("only the language model is loaded, without the parts for other modalities.")
+        values = {"tie_word_embeddings": values.get("tie_word_embeddings", True), **inner}
+    hf = HFConfig({key: v for key, v in values.items() if key != "auto_map"}, str(path))
+    model = family.read(hf)
+    if hf.unknown:
+        listed = ", ".join(f"{key}={value!r}" for key, value in hf.unknown.items())
+        notes.append(f"keys of config.json that jaxlm does not know were not used: {listed}")
+    return family, model, tuple(notes)
+
+
+def open_source(folder: os.PathLike | str) -> Source:
+    """Reads config.json and the headers of the files; checks every name and shape.
+
+    Errors: UserError for an unknown architecture, an option that jaxlm's decoder does not have, a quantised or
+    damaged file, and the first tensor that is missing, unexpected or of another shape.
+    """
+    folder = Path(folder)
+    family, model, notes = read_hf_config(folder)
+    tensors = Tensors(folder)
+    places, left_out = place_tensors(family, tensors.specs)
+    if left_out:
+        notes += (f"{len(left_out):,} tensors of other parts were left out ({left_out[0]}, ...).",)
+    source = Source(folder, family, model, tensors, places, notes)
+    check_head(source)
+    check_tensors(source, params_shapes(model))
+    return source
+
+
+def params_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every weight of the model."""
+    import jax
+
+    from jaxlm.checkpoint import named_arrays
+    from jaxlm.models.build import build
+
+    lm = build(model, model.max_seq_len or 1, platform="cpu")
+    shapes = jax.eval_shape(lm.init, jax.random.key(0))
+    return {name: tuple(leaf.shape) for name, leaf in named_arrays(shapes).items()}
+
+
+def place_tensors(family: Family, specs: dict[str, Spec]) -> tuple[dict[str, str], list[str]]:
+    """(name in the family's table -> name in the files, names of other modalities' tensors)."""
+    places, left_out = {}, []
+    for name in specs:
+        if name.endswith(family.buffers):
+            continue
+        if family.other_parts and name.startswith(family.other_parts):
+            left_out.append(name)
+            continue
+        begin, instead = next((r for r in family.renamed if name.startswith(r[0])), ("", ""))
+        places[instead + name[len(begin) :]] = name
+    if not any(name.startswith(family.prefix) for name in places):  # saved from the model without its head
+        places = {n if n.startswith("lm_head.") else family.prefix + n: at for n, at in places.items()}
+    return places, left_out
+
+
+def check_head(source: Source) -> None:
+    """Takes a head that only repeats the embedding it is tied to out of the places."""
+    rows = {row.ours: row for row in source.family.rows}
+    head, embedding = rows["head"].theirs, rows["embedding"].theirs
+    if not source.model.tie_embeddings or head not in source.places or embedding not in source.places:
+        return
+    a, b = (source.tensors.read(source.places[name]) for name in (head, embedding))
+    if a.shape != b.shape or a.dtype != b.dtype or not np.array_equal(a.view(np.uint8), b.view(np.uint8)):
+        raise UserError(
+            f"{source.folder} says tie_word_embeddings, but {head} is not {embedding}. Set tie_word_embeddings to "
+            "false in its config.json to load both."
+        )
+    for name in (head, embedding):
+        source.tensors.forget(source.places[name])
+    del source.places[head]
+
+
+def used_rows(family: Family, shapes: dict[str, tuple[int, ...]]) -> dict[str, Row]:
+    """Path -> row of every weight the model has. Errors: UserError where the family has no place for one."""
+    rows = {row.ours: row for row in family.rows}
+    for path in shapes:
+        if path not in rows:
+            raise UserError(f"{family.model_type} has no tensor for the weight {path} of this model.")
+    return {path: rows[path] for path in shapes}
+
+
+def expected_tensors(family: Family, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Name in the family's table -> shape there, for a model with weights of these shapes."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for path, row in used_rows(family, shapes).items():
+        shape = shapes[path]
+        for name in row.names(shape).flat:
+            expected[name] = row.their_shape(shape[row.num_stacked :])
+    return expected
+
+
+def check_tensors(source: Source, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Compares names, shapes and dtypes with what the model needs. Errors: UserError naming the first difference."""
+    expected, specs = expected_tensors(source.family, shapes), source.tensors.specs
+    wrong = [f"{name} {list(expected[name])} is missing" for name in expected if name not in source.places]
+    wrong += [f"{at} is unexpected" for name, at in source.places.items() if name not in expected]
+    for name, at in source.places.items():
+        if name in expected and specs[at].shape != expected[name]:
+            wrong.append(f"{at} has shape {list(specs[at].shape)} instead of {list(expected[name])}")
+        elif name in expected and str(specs[at].dtype) not in FLOATS:
+            wrong.append(f"{at} is {specs[at].dtype}, not a float: is the checkpoint quantised?")
+    if wrong:
+        more = f" (and {len(wrong) - 1:,} more differences)" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{source.folder} is no {source.family.model_type} of its config.json: {wrong[0]}{more}. Nothing was "
+            "loaded; fetch the checkpoint again."
+        )
+
+
+def stored_dtype(source: Source, row: Row, shape: tuple[int, ...]) -> np.dtype:
+    """The dtype of our weight that holds all its tensors exactly: theirs, where they agree; else float32."""
+    dtypes = {source.tensors.specs[source.places[name]].dtype for name in row.names(shape).flat}
+    common = next(iter(dtypes)) if len(dtypes) == 1 else np.dtype(np.float32)
+    return np.dtype(np.float32) if common == np.float64 else common
+
+
+def copy_to(out: np.ndarray, view: np.ndarray) -> None:
+    """out[...] = view, in blocks where the view is transposed: numpy alone would fetch a cache line for each number."""
+    if view.ndim < 2 or view.strides[-1] == view.itemsize:
+        out[...] = view
+        return
+    # The dims of a weight matrix that are contracted come first in ours and last in theirs.
+    fast = int(np.argmin(view.strides))
+    for start in range(0, view.shape[fast], BLOCK):
+        rows = (slice(None),) * fast + (slice(start, start + BLOCK),)
+        out[rows] = view[rows]
+
+
+def read_params(source: Source, abstract: PyTree) -> Params:
+    """The weights, each read and turned only as far as this process's shards need it.
+
+    Args:
+      abstract: params of ShapeDtypeStructs; without a sharding, the first device.
+    """
+    import jax
+
+    from jaxlm.checkpoint import named_arrays
+
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = named_arrays(abstract)
+    rows = used_rows(source.family, {path: tuple(leaf.shape) for path, leaf in wanted.items()})
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        leaves = [
+            _read_leaf(source, rows[path], leaf, leaf.sharding or device, pool)
+            for path, leaf in wanted.items()
+        ]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _read_leaf(
+    source: Source, row: Row, want: Any, sharding: jax.sharding.Sharding, pool: ThreadPoolExecutor
+) -> jax.Array:
+    import jax
+
+    names, one = row.names(want.shape), tuple(want.shape[row.num_stacked :])
+
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or ()
+        lead, rest = index[: row.num_stacked], index[row.num_stacked :]
+        picked = np.asarray(names[lead], object)
+        spans = [span.indices(size) for span, size in zip(rest, one)]
+        inner = tuple(stop - start for start, stop, _ in spans) + one[len(rest) :]
+        out = np.empty(picked.shape + inner, want.dtype)
+
+        def fill(at: tuple[int, ...]) -> None:
+            tensor = source.tensors.read(source.places[picked[at]])
+            copy_to(out[at], row.to_ours(tensor, one)[rest])
+
+        list(pool.map(fill, np.ndindex(*picked.shape)))
+        return out
+
+    array = jax.make_array_from_callback(want.shape, sharding, shard)
+    for name in names.flat:
+        source.tensors.forget(source.places[name])
+    return array
+
+
+def mapping_table(source: Source) -> list[str]:
+    """What was mapped to what, one line for each of our weights."""
+    shapes = params_shapes(source.model)
+    lines = []
+    for path, row in used_rows(source.family, shapes).items():
+        shape = shapes[path]
+        one, num = shape[row.num_stacked :], row.names(shape).size
+        theirs = row.theirs.replace("{layer}", "*").replace("{expert}", "*")
+        how = "" if row.layout != "linear" else ", transposed"
+        if row.part[1] > 1:
+            how += f", part {row.part[0] + 1} of {row.part[1]}"
+        lines.append(f"{path} {list(shape)} <- {num} x {theirs} {list(row.their_shape(one))}{how}")
+    return lines

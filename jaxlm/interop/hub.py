@@ -1,0 +1,44 @@
+"""Checkpoints of the Hugging Face hub, fetched into its own cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxlm.types import UserError
+
+WANTED = (
+    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
+    "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.*",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
+"""No code, no pickles, no weights of other frameworks."""
+IGNORED = ("consolidated*", "original/*", "*/*")
+"""The same weights once more, in the layout of their makers."""
+
+
+def fetch(name: str) -> Path:
+    """The folder of `owner/model` or `owner/model@revision`, fetched where the cache does not have it.
+
+    $HF_TOKEN opens gated models; with $HF_HUB_OFFLINE=1 only the cache is used.
+
+    Errors: UserError when the package is missing, the model does not exist, or the hub cannot be reached.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(
+            f"{name} is no folder here; a model of the Hugging Face hub needs a package that is not installed. Install "
+            "it: pip install 'jaxlm[hf]'."
+        ) from None
+    repository, _, revision = name.partition("@")
+    try:
+        folder = snapshot_download(
+            repository, revision=revision or None, allow_patterns=list(WANTED), ignore_patterns=list(IGNORED)
+        )
+    except Exception as error:  # of the network, of the hub, of the cache: each has its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name} could not be fetched from the Hugging Face hub ({type(error).__name__}: {reason}). Check its name, "
+            "the network, and $HF_TOKEN for gated models; or give a folder of this machine."
+        ) from None
+    return Path(folder)

@@ -1,0 +1,240 @@
+"""`import-hf` and `export-hf`: a checkpoint of Hugging Face becomes a run's first checkpoint, and the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from jaxlm import __version__
+from jaxlm.origin import CHECKPOINTS, CONFIG_FILE, find_origin, local_folder
+from jaxlm.paths import is_local
+from jaxlm.types import UserError
+
+if TYPE_CHECKING:
+    from jaxlm.checkpoint_meta import Meta
+    from jaxlm.data.tokenizer import Tokenizer
+    from jaxlm.interop.hf_import import Source
+    from jaxlm.runconfig import RunConfig
+
+Say = Callable[[str], None]
+
+
+def import_hf(
+    source: str, out: str | os.PathLike, *, mesh_sizes: Mapping[str, int] | None = None, say: Say = print
+) -> None:
+    """Writes the folder `out` like a run's workdir: config, tokenizer, and the weights as checkpoint 0.
+
+    Weights keep the dtype they have; each process reads what its devices hold.
+
+    Args:
+      source: folder of a Hugging Face checkpoint, or a name on the hub.
+      mesh_sizes: axis -> size of the mesh the weights are spread over; None: fsdp over all devices.
+
+    Errors: UserError when the source is not one jaxlm can load, or `out` holds something.
+    """
+    from jaxlm.data.tokenizer import load_tokenizer
+    from jaxlm.interop.hf_import import mapping_table, open_source, read_params
+
+    origin = find_origin(source)
+    if origin.is_run:
+        raise UserError(f"{source} is a run of jaxlm already: give it to --run or init_from as it is.")
+    found = open_source(local_folder(origin.folder))
+    tokenizer = load_tokenizer(found.folder)
+    cfg = imported_config(found, tokenizer)
+    out = epath.Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already and not empty. Choose another folder.")
+    for note in found.notes:
+        say(f"note: {note}")
+    say(f"{found.describe()}")
+    for line in mapping_table(found):
+        say(f"  {line}")
+    _save_checkpoint(out, cfg, tokenizer, _read_abstract(found, cfg, mesh_sizes, read_params), source, found)
+    num_params = sum(1 for _ in found.places)
+    say(
+        f"{out}: checkpoint 0, {num_params:,} tensors, tokenizer of {tokenizer.vocab_size:,} ids ({tokenizer.sha256[:12]})"
+    )
+
+
+def imported_config(source: Source, tokenizer: Tokenizer) -> RunConfig:
+    """The config of a run that has trained nothing: its model, and the context it was made for."""
+    from jaxlm.data.config import DataConfig
+    from jaxlm.runconfig import RunConfig
+
+    model = source.model
+    if (model.vocab_size or 0) < tokenizer.vocab_size:
+        raise UserError(
+            f"{source.folder}: its tokenizer has {tokenizer.vocab_size:,} ids, but its embedding only "
+            f"{model.vocab_size:,} rows: they belong to different models."
+        )
+    return RunConfig(model=model, data=DataConfig(seq_len=model.max_seq_len or 2048))
+
+
+def _read_abstract(
+    source: Source, cfg: RunConfig, mesh_sizes: Mapping[str, int] | None, read_params: Any
+) -> Any:
+    import jax
+
+    from jaxlm.checkpoint import named_arrays
+    from jaxlm.interop.hf_import import stored_dtype, used_rows
+    from jaxlm.models.build import build
+    from jaxlm.parallel.mesh import make_mesh
+    from jaxlm.parallel.sharding import param_shardings
+    from jaxlm.runconfig import resolve_mesh
+
+    if mesh_sizes is not None:
+        cfg = dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, **mesh_sizes))
+    count = jax.device_count()
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, global_batch_size=count))
+    mesh = make_mesh(resolve_mesh(cfg, count))
+    lm = build(cfg.model, cfg.data.seq_len)
+    shapes = jax.eval_shape(lm.init, jax.random.key(0))
+    named = named_arrays(shapes)
+    rows = used_rows(source.family, {path: tuple(leaf.shape) for path, leaf in named.items()})
+    dtypes = [stored_dtype(source, rows[path], leaf.shape) for path, leaf in named.items()]
+    leaves = [
+        jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+        for leaf, dtype, sharding in zip(
+            named.values(), dtypes, jax.tree.leaves(param_shardings(lm.axes, mesh)), strict=True
+        )
+    ]
+    return read_params(source, jax.tree.unflatten(jax.tree.structure(shapes), leaves))
+
+
+def _save_checkpoint(
+    out: epath.Path, cfg: RunConfig, tokenizer: Tokenizer, params: Any, name: str, source: Source
+) -> None:
+    from jaxlm import processes
+    from jaxlm.checkpoint import Checkpoints
+    from jaxlm.checkpoint_meta import Meta
+    from jaxlm.data.files import make_folder
+    from jaxlm.runconfig import save_config
+
+    if processes.is_first():
+        make_folder(out)
+        save_config(out / CONFIG_FILE, cfg)
+        tokenizer.save(out)
+    extra = {"origin": {"source": name, "model_type": source.family.model_type}}
+    meta = Meta(0, config=dataclasses.asdict(cfg), tokenizer_sha256=tokenizer.sha256, extra=extra)
+    with Checkpoints(out / CHECKPOINTS, cfg.checkpoint) as checkpoints:
+        checkpoints.save({"params": params}, meta)
+
+
+def export_hf(
+    run: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int | None = None,
+    say: Say = print,
+) -> None:
+    """Writes a folder that transformers, vLLM and llama.cpp load, with a model card and the hashes of all files.
+
+    Args:
+      step: None: the latest good one.
+      dtype: float32, bfloat16 or float16; None: as in the checkpoint (float32 of what was trained here).
+
+    Errors: UserError when there is no such run, no architecture of Hugging Face is its model, or `out` is not empty.
+    """
+    from jaxlm.interop import artifact
+    from jaxlm.interop.families import FAMILIES, family_for
+    from jaxlm.interop.hf_export import export_weights
+    from jaxlm.interop.safetensors import MAX_SHARD_BYTES
+    from jaxlm.run import open_run
+
+    opened = open_run(run, step)
+    cfg, meta, tokenizer = opened.config, opened.meta, opened.tokenizer
+    known = meta.extra.get("origin", {}).get("model_type")
+    family = next(
+        (f for f in FAMILIES if f.model_type == known and not f.differences(cfg.model)), None
+    ) or family_for(cfg.model)
+    if not is_local(out):
+        raise UserError(f"{out}: an export is written to this machine; copy it from there.")
+    target = Path(os.fspath(out))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is there already and not empty. Choose another folder.")
+    arrays = opened.read_arrays()
+    partial = target.parent / f"{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        partial.mkdir(parents=True)
+        hashes = export_weights(
+            partial, family, arrays, dtype=dtype, max_shard_bytes=max_shard_bytes or MAX_SHARD_BYTES
+        )
+        written_dtype = dtype or str(next(iter(arrays.values())).dtype)
+        _write_around(partial, cfg, meta, tokenizer, family, written_dtype)
+        artifact.seal(partial, _facts(cfg, meta, tokenizer, written_dtype, run), hashes)
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    say(f"{target}: {family.architecture}, step {meta.step:,}, {written_dtype}, {len(hashes)} weight file(s)")
+
+
+def _facts(loaded: Any, meta: Meta, dtype: str, architecture: str, name: str) -> dict[str, Any]:
+    """What the model card and artifact.json say."""
+    from jaxlm.plan.flops import count_params
+
+    cfg: RunConfig = loaded.config
+    return {
+        "name": name,
+        "architecture": architecture,
+        "num_params": count_params(cfg.model, cfg.data.seq_len).total,
+        "dtype": dtype,
+        "objective": cfg.objective,
+        "step": meta.step,
+        "tokens": meta.tokens,
+        "epochs": dict(meta.epochs),
+        "sources": {
+            name: {"path": source.path, "weight_tokens": source.weight_tokens}
+            for name, source in cfg.data.sources.items()
+        },
+        "corpus_sha256": dict(meta.corpus_sha256),
+        "tokenizer_sha256": meta.tokenizer_sha256,
+        "scores": dict(meta.extra.get("scores", {})),
+        "origin": meta.extra.get("origin"),
+        "config": dataclasses.asdict(cfg),
+        "jaxlm": meta.version or __version__,
+    }
+
+
+def _write_around(folder: Path, loaded: Any, facts: Mapping[str, Any], family: Any) -> None:
+    """Everything but the weights: configs, tokenizer, model card."""
+    from jaxlm.interop.hf_export import hf_config
+    from jaxlm.interop.model_card import model_card
+    from jaxlm.interop.tokenizer_export import exported_files
+
+    tokenizer, model = loaded.tokenizer, loaded.config.model
+    files = dict(exported_files(tokenizer, max_len=model.max_seq_len or loaded.config.data.seq_len))
+    config = hf_config(
+        family,
+        model,
+        dtype=facts["dtype"],
+        context_tokens=loaded.config.data.seq_len,
+        bos_id=tokenizer.bos_id,
+        eos_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+    )
+    files["config.json"] = _json(config)
+    ids = {
+        key: config[key]
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+        if config[key] is not None
+    }
+    files.setdefault("generation_config.json", _json(ids))
+    files["README.md"] = model_card(facts).encode()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
