@@ -90,8 +90,8 @@ def check_tokenizer(where: str, meta: Meta, tokenizer_sha256: str | None) -> Non
     if tokenizer_sha256 is not None and meta.tokenizer_sha256 != tokenizer_sha256:
         raise UserError(
             f"{where} was trained with the tokenizer {meta.tokenizer_sha256}, but this run has "
-            f"{tokenizer_sha256} (SHA-256 of the model files): the same ids would mean other text. Use the "
-            "tokenizer.model of that run."
+            f"{tokenizer_sha256} (SHA-256 of the tokenizer files): the same ids would mean other text. Set "
+            "tokenizer.path to that run's workdir: it holds its tokenizer."
         )
 
 

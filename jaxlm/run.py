@@ -47,8 +47,6 @@ __all__ = [
     "resolve_mesh", "restart_differences", "save_config", "train",
 ]  # fmt: skip
 
-TOKENIZER_FILE = "tokenizer.model"
-
 
 def use_compile_cache() -> str:
     """Keeps compiled steps on disk ($JAXLM_CACHE or ~/.cache/jaxlm), so that a second start is quick."""
@@ -307,7 +305,7 @@ def _train(
     with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
         state, meta, origin = start_state(run.config, run.pieces, checkpoints, run.data)
         if processes.is_first():  # and not before it is known to be that of the checkpoints
-            run.data.tokenizer.save(folder / TOKENIZER_FILE)
+            run.data.tokenizer.save(folder)
         first_step = int(state.step)
         if meta is not None and first_step >= num_steps:
             report.say(
@@ -359,10 +357,10 @@ def load_run(workdir: str | os.PathLike, step: int | None = None) -> LoadedRun:
 
     use_compile_cache()
     from jaxlm.checkpoint import Checkpoints
-    from jaxlm.data.tokenizer import load_tokenizer
+    from jaxlm.data.tokenizer import load_tokenizer, saved_tokenizer
     from jaxlm.models.build import build
 
-    tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+    tokenizer = load_tokenizer(saved_tokenizer(folder))
     cfg = with_vocabulary(cfg, tokenizer)
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     if checkpoints.latest_step() is None:

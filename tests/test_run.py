@@ -61,13 +61,13 @@ def test_the_first_screen_says_whether_a_run_is_new(text, tmp_path):
 
 def test_a_run_does_not_continue_on_other_data(text, tmp_path):
     run.train(small(text), tmp_path / "run")
-    tokenizer = (tmp_path / "run" / run.TOKENIZER_FILE).read_bytes()
+    tokenizer = (tmp_path / "run" / "tokenizer.model").read_bytes()
     write_squares(text, power=3)
     with pytest.raises(
         UserError, match=r"source mine was \w{12} and is \w{12}.* Set the text back .*workdir"
     ):
         run.train(small(text, train__num_steps=3), tmp_path / "run")
-    assert (tmp_path / "run" / run.TOKENIZER_FILE).read_bytes() == tokenizer
+    assert (tmp_path / "run" / "tokenizer.model").read_bytes() == tokenizer
     write_squares(text)
     run.train(small(text, train__num_steps=3), tmp_path / "run")
     assert run.load_run(tmp_path / "run").step == 3

@@ -46,7 +46,7 @@ def test_the_number_of_keys_stays_small():
             [f"data.sources.{name}.weight_tokens=0" for name in ("topics", "docstrings", "licences")],
             "Give one of them a positive weight (docstrings, licences, topics).",
         ),
-        (["tokenizer.path="], "tokenizer.path is empty: give a .model file, or None to train one."),
+        (["tokenizer.path="], "tokenizer.path is empty: give a .model file, a tokenizer.json or a folder"),
         (["data.eval_fraction=0"], "train.eval_batches=8 needs held-out text, but data.eval_fraction=0.0."),
         (
             ["train.eval_batches=0", "checkpoint.keep_best=true"],

@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--input", nargs="+", required=True, metavar="PATH",
                        help="files, folders, globs, or embedded:topics")  # fmt: skip
     build.add_argument("--output", required=True, metavar="DIR", help="an empty or new folder")
-    build.add_argument("--tokenizer", required=True, metavar="FILE.model")
+    build.add_argument("--tokenizer", required=True, metavar="PATH",
+                       help=".model file, tokenizer.json, or a folder with either")  # fmt: skip
     add_reading_arguments(build)
     build.add_argument("--eval-fraction", type=float, default=0.0, metavar="X",
                        help="share held out for evaluation (default: 0)")  # fmt: skip

@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report = actions.add_parser(
         "report", help="bytes per token, unknown share, round trip, per file and script"
     )
-    report.add_argument("--tokenizer", required=True, metavar="FILE.model")
+    report.add_argument("--tokenizer", required=True, metavar="PATH",
+                        help=".model file, tokenizer.json, or a folder with either")  # fmt: skip
     report.add_argument("input", nargs="+", metavar="PATH", help="files, folders, globs, or embedded:topics")
     report.add_argument("--json", action="store_true", help="print JSON instead of tables")
     for action in (train, report):

@@ -39,12 +39,11 @@ from jaxlm.corpus.text import ReadOptions, Tally
 from jaxlm.data.files import cache_root, disk_error, exclusive, make_folder, write_atomic
 from jaxlm.data.manifest import is_corpus, make_manifest, offsets_file, read_manifest, write_manifest
 from jaxlm.data.shards import CHUNK_TOKENS, join_shards
-from jaxlm.data.tokenizer import SentencePieceTokenizer
+from jaxlm.data.tokenizer import TOKENIZER_FILE, TOKENIZER_FOLDER, Tokenizer
 from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
 SHARD_TOKENS = 16 << 20
-TOKENIZER_FILE = "tokenizer.model"
 _BUILD = ".build"
 _PLAN = "plan.json"
 _LOCK = ".lock"
@@ -54,7 +53,7 @@ VERSION = 1  # raise it when the same input would give other tokens
 def build_corpus(
     paths: Sequence[str],
     output_dir: epath.PathLike,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     *,
     text_key: str = "text",
     document: str = "file",
@@ -100,7 +99,7 @@ def build_corpus(
                         _check_unchanged(inputs, staging)
                         source = _source(paths, content, options, split)
                         manifest = _assemble(staging, jobs, tokenizer, tally, key, source)
-                        _publish(staging, output, manifest)
+                        _publish(staging, output, manifest, tokenizer)
             shutil.rmtree(os.path.join(staging, _BUILD), ignore_errors=True)
     except OSError as error:
         reason = UserError(f"{error.filename or output}: {error.strerror or error}. Mend it and run again.")
@@ -207,6 +206,7 @@ def _prepare(staging: str, key: str) -> None:
         for name in os.listdir(staging):
             if name.endswith(".partial"):  # of a build that was killed
                 os.unlink(os.path.join(staging, name))
+        shutil.rmtree(os.path.join(staging, TOKENIZER_FOLDER), ignore_errors=True)  # written again
         if _planned_key(plan) == key:
             return
         _clear(staging)
@@ -233,6 +233,7 @@ def _clear(staging: str) -> None:
     for name in os.listdir(staging):
         if name.startswith(tuple(f"{split}-" for split in units.SPLITS)) or name == TOKENIZER_FILE:
             os.unlink(os.path.join(staging, name))
+    shutil.rmtree(os.path.join(staging, TOKENIZER_FOLDER), ignore_errors=True)
     for name in os.listdir(os.path.join(staging, _BUILD)):
         if name.startswith("unit-"):
             shutil.rmtree(os.path.join(staging, _BUILD, name))
@@ -286,7 +287,7 @@ def _source(
 def _assemble(
     staging: str,
     jobs: Sequence[units.Job],
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     tally: Tally,
     key: str,
     source: dict[str, Any],
@@ -315,7 +316,7 @@ def _assemble(
             join_shards(group, staging, f"{name}-{number:05d}", tokenizer.vocab_size, CHUNK_TOKENS)
             for number, group in enumerate(groups)
         ]
-    tokenizer.save(os.path.join(staging, TOKENIZER_FILE))
+    tokenizer.save(staging)
     return make_manifest(
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
@@ -353,10 +354,11 @@ def _grouped(pieces: list[tuple[str, dict[str, Any]]], shard_tokens: int):
         yield group
 
 
-def _publish(staging: str, output: str, manifest: dict[str, Any]) -> None:
+def _publish(staging: str, output: str, manifest: dict[str, Any], tokenizer: Tokenizer) -> None:
     """Uploads the shards if the output is remote; then writes the manifest, which makes it a corpus."""
     if staging != output:
-        names = [TOKENIZER_FILE]
+        tokenizer.save(output)
+        names = []
         for shard in itertools.chain.from_iterable(
             manifest["splits"][name]["shards"] for name in units.SPLITS
         ):

@@ -21,7 +21,7 @@ from typing import Any
 from etils import epath
 
 from jaxlm.corpus import embedded
-from jaxlm.corpus.build import TOKENIZER_FILE, VERSION, build_corpus, build_key
+from jaxlm.corpus.build import VERSION, build_corpus, build_key
 from jaxlm.corpus.inputs import InputFile, find_inputs, fingerprint, plan_units, printable
 from jaxlm.corpus.readers import read_documents
 from jaxlm.corpus.split import note_on_split, plan_split
@@ -29,7 +29,7 @@ from jaxlm.corpus.text import ReadOptions, Tally
 from jaxlm.data.config import DataConfig, SourceConfig, TokenizerConfig
 from jaxlm.data.files import cache_root, exclusive, make_folder, reachable, write_atomic
 from jaxlm.data.manifest import check_tokenizer, is_corpus, read_manifest
-from jaxlm.data.tokenizer import SentencePieceTokenizer, load_tokenizer, train_tokenizer
+from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, saved_tokenizer, train_tokenizer
 from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
@@ -91,7 +91,7 @@ def _options(source: SourceConfig, data: DataConfig) -> ReadOptions:
 def ensure_corpus(
     source: SourceConfig,
     data: DataConfig,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     *,
     workers: int | None = None,
     progress: bool | None = None,
@@ -194,8 +194,8 @@ def _read_unit(unit: Sequence[Any], options: ReadOptions) -> Iterator[str]:
 
 def ensure_tokenizer(
     config: TokenizerConfig, data: DataConfig, *, say: Callable[[str], None] = print
-) -> SentencePieceTokenizer:
-    """The run's tokenizer: the file it names, that of its tokenised sources, or one trained on them, once.
+) -> Tokenizer:
+    """The run's tokenizer: the one it names, that of its tokenised sources, or one trained on them, once.
 
     Of more than TRAINING_BYTES of text each source gives its share by weight. Held-out text is never used.
     """
@@ -203,7 +203,7 @@ def ensure_tokenizer(
     if config.path is not None or tokenised:
         path = config.path
         if path is None:
-            path = os.fspath(epath.Path(next(iter(tokenised.values()))) / TOKENIZER_FILE)
+            path = os.fspath(saved_tokenizer(next(iter(tokenised.values()))))
         tokenizer = load_tokenizer(path)
         for folder in tokenised.values():
             check_tokenizer(folder, read_manifest(folder), tokenizer.sha256)

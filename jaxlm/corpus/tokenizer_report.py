@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.data.tokenizer import SentencePieceTokenizer
+from jaxlm.data.tokenizer import Tokenizer
 
 _SCRIPTS = {"HIRAGANA": "Japanese", "KATAKANA": "Japanese", "CJK": "Chinese", "DIGIT": "numbers"}
 
@@ -71,7 +71,7 @@ class Stats:
 class Report:
     """Gathers the statistics of files; `files` and `scripts` hold the result."""
 
-    def __init__(self, tokenizer: SentencePieceTokenizer):
+    def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         ids = range(tokenizer.vocab_size)
         self._is_byte = np.array([tokenizer.is_byte(i) for i in ids])

@@ -86,7 +86,8 @@ class TokenizerConfig:
     """Which tokenizer: `tokenizer.<field>`."""
 
     path: str | None = None
-    """A sentencepiece .model file. Unset: one is trained on the run's own sources, once, into the cache."""
+    """A sentencepiece .model file, a tokenizer.json, or a folder with either: of a Hugging Face model, a run or a
+    corpus. Unset: one is trained on the run's own sources, once, into the cache."""
     kind: str = "bpe"
     """Of a tokenizer that is trained: `bpe`, `unigram` or `char`, all with byte fallback."""
     vocab_size: int = 4096
@@ -94,7 +95,9 @@ class TokenizerConfig:
 
     def __post_init__(self):
         if self.path == "":
-            raise UserError("tokenizer.path is empty: give a .model file, or None to train one.")
+            raise UserError(
+                "tokenizer.path is empty: give a .model file, a tokenizer.json or a folder, or None to train one."
+            )
         check_choice("tokenizer.kind", self.kind, TOKENIZER_KINDS)
         if self.vocab_size < 260:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Text to ids and back: one small protocol, sentencepiece behind it.
+"""Text to ids and back: one small protocol; sentencepiece behind it, or a tokenizer.json (tokenizer_hf.py).
 
 A tokenizer we train never changes the text: no normalisation, no added or removed space, and every byte has
 an id of its own for what the vocabulary lacks. So decode(encode(x)) == x for every valid Unicode string,
@@ -19,9 +19,13 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
-from jaxlm.data.files import read_file, write_atomic
+from jaxlm.data.files import reachable, read_file, write_atomic
 from jaxlm.types import UserError
 
+TOKENIZER_FILE = "tokenizer.model"
+"""Where a sentencepiece model lies in the folder of a run or corpus."""
+TOKENIZER_FOLDER = "tokenizer"
+"""Where the files of a Hugging Face tokenizer lie there."""
 SPACE = "\u2581"
 """Sentencepiece writes a space as this character, and so cannot tell one from the other by itself."""
 NUM_RESERVED = 259
@@ -36,6 +40,7 @@ _RETURNS_ARRAYS = hasattr(sentencepiece.SentencePieceProcessor, "EncodeAsNumpy")
 """Since 0.2.3; a fifth faster than lists of Python's integers."""
 _WORD = re.compile(r" *+[^ ]*+")
 _PIECE_ACROSS_WORDS = re.compile(f"[^{SPACE}]{SPACE}")
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")
 _UNTRAINABLE = re.compile("[\0\u2581\u2585\u2047]+")
 
 
@@ -43,15 +48,33 @@ class Tokenizer(Protocol):
     """What the rest of jaxlm asks of a tokenizer."""
 
     vocab_size: int
+    """The highest id + 1; there may be holes below it."""
     bos_id: int | None
     eos_id: int | None
     pad_id: int
     """Fills what is masked by position anyway; may be a real token."""
+    unk_id: int | None
+    prefix_ids: tuple[int, ...]
+    """What every document and prompt begins with: BOS, or nothing where the model wants none."""
+    stop_ids: tuple[int, ...]
+    """Every id that ends what a model writes, EOS first: some chat models have several."""
+    chat_template: str | None
+    """The Jinja template of a chat model."""
     sha256: str
-    """Of the model file: goes into every manifest and checkpoint."""
+    """Of all that decides about ids: goes into every manifest and checkpoint."""
+    exact: bool
+    """Whether decode(encode(x)) == x for every text."""
+    normalizer: str
+    """What is done to a text first; `identity`: nothing."""
+    adds_space: bool
+    """Whether a space is put before a text."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, without BOS and EOS."""
+        """Ids of the text, without BOS and EOS. For data: a special token that is written out is text."""
+        ...
+
+    def encode_markup(self, text: str) -> list[int]:
+        """Like `encode`, but a special token that is written out becomes its id: for prompts, rendered chats."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -59,7 +82,7 @@ class Tokenizer(Protocol):
         ...
 
     def document(self, text: str) -> list[int]:
-        """Ids of a whole document: BOS and EOS around it, where the tokenizer has them."""
+        """Ids of a whole document: `prefix_ids`, its text, and EOS where the tokenizer has it."""
         ...
 
     def documents(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -74,12 +97,16 @@ class Tokenizer(Protocol):
         """What one id looks like, for people: its text, or a name such as <s> or <0x0A>."""
         ...
 
+    def is_byte(self, token_id: int) -> bool:
+        """Whether the id stands for a single byte of a character that the vocabulary lacks."""
+        ...
+
     def bytes_per_id(self) -> np.ndarray:
         """int32 [vocab_size]: UTF-8 bytes each id adds to decoded text; 0 for special ids."""
         ...
 
-    def save(self, path: epath.PathLike) -> None:
-        """Writes the model file."""
+    def save(self, folder: epath.PathLike) -> list[str]:
+        """Writes the files into the folder, where `saved_tokenizer` finds them; returns their names there."""
         ...
 
 
@@ -104,6 +131,7 @@ class SentencePieceTokenizer:
 
     `exact` says whether decode(encode(x)) == x is promised: the model normalises nothing, adds no space and
     has all 256 bytes. `bytes_per_id` of other models is right up to the text their normaliser changes.
+    `control` has the pieces that are no text, and <unk> where the model needs it for lack of bytes.
     """
 
     def __init__(self, model_bytes: bytes):
@@ -112,14 +140,25 @@ class SentencePieceTokenizer:
         self._sp = processor = sentencepiece.SentencePieceProcessor()
         processor.LoadFromSerializedProto(model_bytes)
         self.vocab_size = processor.vocab_size()
-        self.unk_id: int = processor.unk_id()
+        self.unk_id: int | None = processor.unk_id()
         self.bos_id = processor.bos_id() if processor.bos_id() >= 0 else None
         self.eos_id = processor.eos_id() if processor.eos_id() >= 0 else None
         self.pad_id: int = processor.pad_id() if processor.pad_id() >= 0 else (self.eos_id or 0)
+        self.prefix_ids: tuple[int, ...] = () if self.bos_id is None else (self.bos_id,)
+        self.stop_ids: tuple[int, ...] = () if self.eos_id is None else (self.eos_id,)
+        self.chat_template: str | None = None
         pieces = [processor.id_to_piece(i) for i in range(self.vocab_size)]
         self._pieces = pieces
         self._bytes = [self._bytes_of(i, piece) for i, piece in enumerate(pieces)]
         byte_ids = {value[0]: i for i, value in enumerate(self._bytes) if processor.is_byte(i)}
+        self.has_bytes = bool(byte_ids)
+        self.control: dict[str, int] = {
+            piece: i
+            for i, piece in enumerate(pieces)
+            if piece and (processor.is_control(i) or (processor.is_unknown(i) and not byte_ids))
+        }
+        longest_first = sorted(map(re.escape, self.control), key=len, reverse=True)
+        self._markup = re.compile(f"({'|'.join(longest_first)})") if longest_first else None
         spec = _normalizer(model_bytes)
         self.normalizer: str = spec["name"]
         self.adds_space: bool = spec["adds_space"]
@@ -155,6 +194,17 @@ class SentencePieceTokenizer:
                 return self._encode_plain(texts)
             encoded = iter(self._encode_plain(plain))
             return [self._encode_pieces(t) if SPACE in t else next(encoded) for t in texts]
+
+    def encode_markup(self, text: str) -> list[int]:
+        """Ids of the text, in which control pieces that are written out, such as <s>, become their ids.
+
+        As transformers reads it; what stands between them is encoded by itself.
+        """
+        if self._markup is None:
+            return self.encode(text)
+        parts = self._markup.split(text)  # text, control piece, text, ...
+        texts = iter(self.encode_batch(parts[::2]))
+        return [i for n, part in enumerate(parts) for i in ([self.control[part]] if n % 2 else next(texts))]
 
     @contextlib.contextmanager
     def _checking(self, texts: Sequence[str]) -> Iterator[None]:
@@ -228,9 +278,10 @@ class SentencePieceTokenizer:
         """Whether the id stands for a single byte of a character that the vocabulary lacks."""
         return self._sp.is_byte(token_id)
 
-    def save(self, path: epath.PathLike) -> None:
-        """Writes the model file, whose hash is `sha256`."""
-        write_atomic(path, self.model_bytes)
+    def save(self, folder: epath.PathLike) -> list[str]:
+        """Writes the model file, whose hash is `sha256`, to FOLDER/tokenizer.model."""
+        write_atomic(epath.Path(folder) / TOKENIZER_FILE, self.model_bytes)
+        return [TOKENIZER_FILE]
 
 
 def _normalizer(model_bytes: bytes) -> dict[str, Any]:
@@ -267,22 +318,75 @@ def check_unicode(text: str, where: str = "the text") -> None:
         ) from None
 
 
-def load_tokenizer(path: epath.PathLike) -> SentencePieceTokenizer:
-    """Reads a sentencepiece .model file; a UserError says what is wrong with any other."""
+def load_tokenizer(path: epath.PathLike) -> Tokenizer:
+    """Reads a tokenizer; a UserError says what is wrong with anything else.
+
+    Args:
+      path: a sentencepiece .model file; a tokenizer.json, whose neighbours tokenizer_config.json etc. are read
+        too; or a folder with either, the tokenizer.json first: of a Hugging Face model, a run or a corpus.
+    """
     try:
-        content = read_file(path, "a sentencepiece .model file")
+        place = reachable(path)
+        is_folder = place.is_dir()
+        content = (
+            b"" if is_folder else read_file(path, "a .model file, a tokenizer.json, or a folder with either")
+        )
     except UserError as error:
         raise UserError(f"tokenizer {error}") from None
+    if not is_folder and content.lstrip()[:1] != b"{":
+        return _load_model(path, content)
+    from jaxlm.data.hf_files import read_tokenizer_files
+    from jaxlm.data.tokenizer_hf import HFTokenizer
+
+    try:
+        return _load_folder(place) if is_folder else HFTokenizer(read_tokenizer_files(place.parent, place))
+    except UserError as error:
+        raise UserError(f"tokenizer {path}: {error}") from None
+
+
+def _load_model(path: epath.PathLike, content: bytes) -> SentencePieceTokenizer:
     try:
         if content:
             return SentencePieceTokenizer(content)
         reason = "it is empty"
     except Exception:  # sentencepiece and protobuf raise several unrelated types
-        reason = "it is JSON" if content[:1] == b"{" else "other content, or cut short"
+        reason = "other content, or cut short"
+        if _TIKTOKEN.match(content):
+            reason = "it is one of tiktoken, whose model has a tokenizer.json too"
     raise UserError(
-        f"tokenizer {path} is not a sentencepiece model ({reason}): give a .model file, or make one with "
-        "`jaxlm tokenizer train`."
+        f"tokenizer {path} is not a sentencepiece model ({reason}): give a .model file or a tokenizer.json, or make "
+        "one with `jaxlm tokenizer train`."
     )
+
+
+def _load_folder(folder: epath.Path) -> Tokenizer:
+    from jaxlm.data import hf_files
+    from jaxlm.data.tokenizer_hf import HFTokenizer
+
+    if not (folder / hf_files.TOKENIZER_JSON).exists() and (saved := saved_tokenizer(folder)).is_dir():
+        folder = saved
+    files = hf_files.read_tokenizer_files(folder)
+    if hf_files.TOKENIZER_JSON in files:
+        return HFTokenizer(files)
+    if TOKENIZER_FILE not in files:
+        raise UserError(
+            f"the folder holds neither {hf_files.TOKENIZER_JSON} nor {TOKENIZER_FILE}: give a folder with one of them, "
+            "or the file itself."
+        )
+    model = _load_model(folder / TOKENIZER_FILE, files[TOKENIZER_FILE])
+    declared = {one.content for one in hf_files.additions(files) if one.token_id is not None}
+    if declared <= set(model._pieces) and hf_files.chat_template(files) is None:
+        return model
+    # Such tokens and templates are things of Hugging Face: the model goes there.
+    from jaxlm.data.sentencepiece_json import with_tokenizer_json
+
+    return HFTokenizer(with_tokenizer_json(model, files))
+
+
+def saved_tokenizer(folder: epath.PathLike) -> epath.Path:
+    """Where `save` has put the tokenizer of a run or corpus: FOLDER/tokenizer/, else FOLDER/tokenizer.model."""
+    files = epath.Path(folder) / TOKENIZER_FOLDER
+    return files if (files / "tokenizer.json").exists() else epath.Path(folder) / TOKENIZER_FILE
 
 
 def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> bytes:

@@ -145,8 +145,8 @@ def row_logits(
 def ends_word(tokenizer: Tokenizer) -> np.ndarray:
     """bool [vocab_size]: whether a word before this token is over.
 
-    It is where the token's text begins with anything but a letter, digit, mark or joiner, and at EOS. A lone
-    byte of a longer character tells neither; it counts as going on.
+    It is where the token's text begins with anything but a letter, digit, mark or joiner, and at an id that ends
+    the text. A lone byte of a longer character tells neither; it counts as going on.
     """
     anchor = list(tokenizer.encode("a"))  # what follows a word keeps its leading space when decoded
     skip = len(tokenizer.decode(anchor))
@@ -155,8 +155,7 @@ def ends_word(tokenizer: Tokenizer) -> np.ndarray:
         first = tokenizer.decode([*anchor, token])[skip : skip + 1]
         if first and first != REPLACEMENT:
             over[token] = unicodedata.category(first)[0] not in "LNM" and first not in "\u200c\u200d"
-    if tokenizer.eos_id is not None:
-        over[tokenizer.eos_id] = True
+    over[list(tokenizer.stop_ids)] = True
     return over
 
 
@@ -171,8 +170,8 @@ def word_row(tokenizer: Tokenizer, prompt: str, prompt_ids: list[int], word: str
     num_shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(row), len(prompt_ids)))
     if num_shared == 0:
         raise UserError(
-            f"the candidate {word!r} has no token before it: the tokenizer has no BOS and merges the prompt with "
-            "it. Give a longer prompt."
+            f"the candidate {word!r} has no token before it: the tokenizer puts no BOS before a text and merges "
+            "the prompt with it. Give a longer prompt."
         )
     if num_shared == len(row):
         raise UserError(f"the candidate {word!r} adds no token to the prompt: give a word that can be seen.")

@@ -28,20 +28,24 @@ class Continuation:
     text: str
     """Without the stop string that ended it, and without the bytes of a character cut off at the end."""
     tokens: list[int]
-    """The new tokens, those of a stop string included, EOS not."""
+    """The new tokens, those of a stop string included, EOS and other stop ids not."""
     logprobs: list[float]
     """Of `tokens`, in nats, by the model itself: before temperature and filters."""
     finish_reason: str
-    """`eos`, `stop` or `length`."""
+    """`eos`, `stop` (a stop string, or another id that ends a text) or `length`."""
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """BOS where the tokenizer has one, then the text: as a training document starts, and never EOS."""
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = bos + list(tokenizer.encode(prompt))
+    """The text as a training document starts: with BOS where the model wants one, once, and never EOS.
+
+    A special token that is written out in the prompt is that token; a BOS in front is not doubled.
+    """
+    prefix, ids = list(tokenizer.prefix_ids), list(tokenizer.encode_markup(prompt))
+    if ids[: len(prefix)] != prefix:
+        ids = prefix + ids
     if not ids:
         raise UserError(
-            "the prompt is empty and the tokenizer has no BOS token to start from: give at least one character."
+            "the prompt is empty and the tokenizer puts no BOS token before a text: give at least one character."
         )
     return ids
 
@@ -143,6 +147,7 @@ def generate_text(
         prompt_ids,
         max_new_tokens=max_new_tokens,
         eos_id=tokenizer.eos_id,
+        stop_ids=tokenizer.stop_ids,
         vocab_size=tokenizer.vocab_size,
         on_tokens=take if watched else None,
         tokens_per_call=16 if on_text is None else 4,

@@ -28,7 +28,7 @@ def make_run(folder, **model):
     tokenizer = SentencePieceTokenizer(train_tokenizer([TEXT], "char", 0))
     os.makedirs(folder)
     run_lib.save_config(folder / run_lib.CONFIG_FILE, cfg)
-    tokenizer.save(folder / run_lib.TOKENIZER_FILE)
+    tokenizer.save(folder)
     params = jax.jit(build(run_lib.with_vocabulary(cfg, tokenizer).model, 40).init)(jax.random.key(0))
     params["head"] = params["head"] * 20  # far from uniform, so that filters matter
     with Checkpoints(folder / run_lib.CHECKPOINTS, CheckpointConfig()) as checkpoints:
@@ -187,7 +187,7 @@ def test_learned_positions_bound_the_text(jaxlm, learned):
 
 
 def test_a_run_before_its_first_checkpoint_says_so(jaxlm, run, tmp_path):
-    for name in (run_lib.CONFIG_FILE, run_lib.TOKENIZER_FILE):
+    for name in (run_lib.CONFIG_FILE, "tokenizer.model"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     for command in ("generate", "next-token"):
         code, out, err = jaxlm(command, f"--run={tmp_path}", "--prompt=The")

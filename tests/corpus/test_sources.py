@@ -216,7 +216,7 @@ def test_a_damaged_corpus_is_found_before_work_on_another_source(raw, tmp_path):
 
 def test_a_corpus_of_another_tokenizer_is_found_before_work_on_another_source(raw, tmp_path):
     build_corpus([str(raw)], tmp_path / "out", tokenizer(401), progress=False)
-    tokenizer().save(tmp_path / "a.model")
+    (tmp_path / "a.model").write_bytes(tokenizer().model_bytes)
     sources = {"a": SourceConfig(path=str(raw)), "b": SourceConfig(path=str(tmp_path / "out"))}
     with pytest.raises(UserError, match="out was tokenised by another tokenizer"):
         ensure_tokenizer(TokenizerConfig(path=str(tmp_path / "a.model")), data_config(tmp_path, sources))

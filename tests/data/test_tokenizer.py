@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from jaxlm.corpus import embedded
 from jaxlm.data import tokenizer as tokenizer_lib
-from jaxlm.data.tokenizer import SentencePieceTokenizer, load_tokenizer, train_tokenizer
+from jaxlm.data.tokenizer import (
+    SentencePieceTokenizer,
+    load_tokenizer,
+    saved_tokenizer,
+    train_tokenizer,
+)
 from jaxlm.types import UserError
 
 TOPICS = embedded.texts("embedded:topics")
@@ -264,9 +269,9 @@ def test_a_lone_surrogate_is_named(kind):
 
 def test_the_hash_is_that_of_the_file(tmp_path):
     tokenizer = trained("bpe")
-    tokenizer.save(tmp_path / "a.model")
-    assert hashlib.sha256((tmp_path / "a.model").read_bytes()).hexdigest() == tokenizer.sha256
-    loaded = load_tokenizer(tmp_path / "a.model")
+    assert tokenizer.save(tmp_path) == ["tokenizer.model"]
+    assert hashlib.sha256((tmp_path / "tokenizer.model").read_bytes()).hexdigest() == tokenizer.sha256
+    loaded = load_tokenizer(saved_tokenizer(tmp_path))
     assert loaded.sha256 == tokenizer.sha256
     assert pickle.loads(pickle.dumps(loaded)).encode("the lion") == tokenizer.encode("the lion")
 
@@ -276,7 +281,8 @@ def test_files_that_are_no_model_are_named(tmp_path):
     for name, content, reason in (
         ("empty", b"", "it is empty"),
         ("text", b"hello world, this is text", "other content"),
-        ("tokenizer.json", b'{"version": "1.0"}', "it is JSON"),
+        ("tokenizer.json", b'{"version": "1.0"}', "tokenizer.json cannot be read"),
+        ("tiktoken", b"IQ== 0\nIg== 1\n", "it is one of tiktoken"),
         ("cut", model[: len(model) // 2], "cut short"),
     ):
         (tmp_path / name).write_bytes(content)
@@ -286,5 +292,6 @@ def test_files_that_are_no_model_are_named(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="does not exist"):
         load_tokenizer(tmp_path / "nowhere.model")
-    with pytest.raises(UserError, match="is a folder"):
-        load_tokenizer(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="holds neither tokenizer.json nor tokenizer.model"):
+        load_tokenizer(tmp_path / "folder")

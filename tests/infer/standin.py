@@ -67,6 +67,7 @@ class ByteTokenizer:
 
     def __init__(self, words=(), bos_id=0):
         self.bos_id, self.eos_id, self.pad_id, self.sha256 = bos_id, 1, 1, "0" * 64
+        self.prefix_ids, self.stop_ids = () if bos_id is None else (bos_id,), (1,)
         self.bytes = [b"", b""] + [bytes([b]) for b in range(256)] + [word.encode() for word in words]
         self.vocab_size = len(self.bytes)
 
@@ -79,6 +80,8 @@ class ByteTokenizer:
             ids.append(best)
             data = data[len(self.bytes[best]) :]
         return ids
+
+    encode_markup = encode
 
     def decode(self, ids):
         return b"".join(self.bytes[i] for i in ids).decode("utf-8", "replace")

@@ -92,7 +92,7 @@ def test_a_prompt_starts_with_exactly_one_bos_and_has_no_eos():
     assert encode_prompt(tokenizer, "") == [0]
     assert encode_prompt(tokenizer, "the zoo") == [0, 2 + 256 + 2, 2 + 256]
     assert encode_prompt(ByteTokenizer(WORDS, bos_id=None), " the") == [2 + 256 + 1]
-    with pytest.raises(UserError, match="prompt is empty and the tokenizer has no BOS"):
+    with pytest.raises(UserError, match="prompt is empty and the tokenizer puts no BOS"):
         encode_prompt(ByteTokenizer(bos_id=None), "")
 
 
