@@ -324,15 +324,21 @@ class Checkpoints:
         return self._restore(abstract_state, None, step, tokenizer_sha256, corpus_sha256)
 
     def restore_params(
-        self, abstract_params: Params, *, step: int | None = None, tokenizer_sha256: str | None = None
+        self,
+        abstract_params: Params,
+        *,
+        step: int | None = None,
+        tokenizer_sha256: str | None = None,
+        as_stored: bool = False,
     ) -> Restored:
         """The params of a TrainState alone, read without its optimizer state; `.state` holds them.
 
-        Another dtype than the saved one is allowed: arrays are cast on the host while they are read.
+        Another dtype than the saved one is allowed: arrays are cast on the host while they are read; `as_stored`
+        keeps the saved one instead.
 
         Errors: as `restore`.
         """
-        return self._restore(abstract_params, "params", step, tokenizer_sha256)
+        return self._restore(abstract_params, "params", step, tokenizer_sha256, as_stored=as_stored)
 
     def _restore(
         self,
@@ -341,17 +347,13 @@ class Checkpoints:
         step: int | None,
         tokenizer_sha256: str | None,
         corpus_sha256: Mapping[str, str] | None = None,
+        as_stored: bool = False,
     ) -> Restored:
         import jax
 
         ocp = import_orbax()
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         prefix = "" if group is None else f"{group}/"
-        wanted = {
-            prefix + name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device)
-            for name, leaf in named_arrays(abstract).items()
-        }
-        wanted_tree = _nest(wanted)
         while True:
             good = self._choose(step)
             folder = self.directory / str(good)
@@ -362,6 +364,15 @@ class Checkpoints:
             check_fit(
                 where, meta, {prefix + name: spec for name, spec in array_specs(abstract).items()}, group
             )
+            wanted = {
+                name: jax.ShapeDtypeStruct(
+                    leaf.shape,
+                    meta.arrays[name].dtype if as_stored else leaf.dtype,
+                    sharding=leaf.sharding or device,
+                )
+                for name, leaf in ((prefix + n, leaf) for n, leaf in named_arrays(abstract).items())
+            }
+            wanted_tree = _nest(wanted)
             try:
                 arrays = (
                     self._open_orbax()

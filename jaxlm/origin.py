@@ -10,12 +10,14 @@ import dataclasses
 import json
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epath
 
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.sizes import RUN_FIELDS
+from jaxlm.paths import is_local
 from jaxlm.types import JSON_ERRORS, Params, PyTree, UserError
 
 if TYPE_CHECKING:
@@ -67,11 +69,9 @@ def find_origin(source: str) -> Origin:
     )
 
 
-def local_folder(folder: epath.Path) -> Any:
-    from pathlib import Path
-
-
-    if not islocal_folder(folder):
+def local_folder(folder: epath.Path) -> Path:
+    """The folder as a path of this machine. Errors: UserError where it is in an object store."""
+    if not is_local(folder):
         raise UserError(
             f"{folder}: safetensors are read through memory maps. Copy the folder to this machine."
         )
@@ -123,22 +123,36 @@ def _said(model: ModelConfig, name: str) -> Any:
     return getattr(model, names.get(name, name))
 
 
-def with_origin(cfg: RunConfig, saved: RunConfig | None = None) -> RunConfig:
+def with_origin(cfg: RunConfig, workdir: str | os.PathLike | None = None) -> RunConfig:
     """Fills in the model of `init_from`.
 
     Args:
-      saved: the config of the same run as its workdir has it; then the origin need not be there any more.
+      workdir: of the run; where it began from the same origin, that need not be there any more.
     """
-    if cfg.init_from is None:
+    source = cfg.init_from
+    if source is None:
         return cfg
-    if saved is not None and saved.init_from == cfg.init_from:
-        return dataclasses.replace(cfg, model=fill_model(cfg.model, saved.model, cfg.init_from))
-    origin = find_origin(cfg.init_from)
-    return dataclasses.replace(cfg, model=fill_model(cfg.model, origin.model, cfg.init_from))
+    if workdir is not None and (saved := epath.Path(workdir) / CONFIG_FILE).exists():
+        from jaxlm.runconfig import load_config
+
+        before = load_config(saved)
+        if before.init_from == source:
+            return dataclasses.replace(cfg, model=fill_model(cfg.model, before.model, source))
+    return dataclasses.replace(cfg, model=fill_model(cfg.model, find_origin(source).model, source))
 
 
-def read_origin(source: str, abstract: PyTree, tokenizer_sha256: str) -> tuple[Params, str]:
-    """(params placed as `abstract` says, where they come from, in words).
+class Start(NamedTuple):
+    """Weights to start from."""
+
+    params: Params
+    words: str
+    """Where they come from."""
+    facts: dict[str, Any]
+    """The same, for the checkpoints of the run: `source`, and `model_type` where Hugging Face's is known."""
+
+
+def read_origin(source: str, abstract: PyTree, tokenizer_sha256: str) -> Start:
+    """The weights of `init_from`, placed as `abstract` says.
 
     Errors: UserError when the weights do not fit, or belong to another tokenizer.
     """
@@ -148,8 +162,37 @@ def read_origin(source: str, abstract: PyTree, tokenizer_sha256: str) -> tuple[P
 
         checkpoints = Checkpoints(origin.folder / CHECKPOINTS)
         params, meta = checkpoints.restore_params(abstract, tokenizer_sha256=tokenizer_sha256)
-        return params, f"weights of step {meta.step} of {source}"
+        model_type = meta.extra.get("origin", {}).get("model_type")
+        return Start(params, f"weights of step {meta.step} of {source}", _facts(source, model_type))
+    from jaxlm.data.tokenizer import load_tokenizer
     from jaxlm.interop.hf_import import open_source, read_params
 
     found = open_source(local_folder(origin.folder))
-    return read_params(found, abstract), f"weights of {found.describe()}"
+    if (theirs := load_tokenizer(found.folder).sha256) != tokenizer_sha256:
+        raise UserError(
+            f"The weights of init_from={source} belong to the tokenizer {theirs[:12]}, but this run has "
+            f"{tokenizer_sha256[:12]} (SHA-256): the same ids would mean other text. Leave tokenizer.path unset, and "
+            "give the text itself in data.sources, so that it is tokenised anew."
+        )
+    facts = _facts(source, found.family.model_type)
+    return Start(read_params(found, abstract), f"weights of {found.describe()}", facts)
+
+
+def _facts(source: str, model_type: str | None) -> dict[str, Any]:
+    return {"source": source} | ({"model_type": model_type} if model_type else {})
+
+
+def origin_tokenizer(cfg: RunConfig, workdir: epath.PathLike | None = None) -> epath.Path | None:
+    """The tokenizer of a run that starts from weights and names none: that of the weights; None for other runs.
+
+    Args:
+      workdir: its own copy, where there is one, serves when the origin is gone.
+    """
+    if cfg.init_from is None or cfg.tokenizer.path is not None:
+        return None
+    from jaxlm.data.tokenizer import saved_tokenizer
+
+    if workdir is not None and (saved := saved_tokenizer(workdir)).exists():
+        return saved
+    origin = find_origin(cfg.init_from)
+    return saved_tokenizer(origin.folder) if origin.is_run else origin.folder

@@ -35,12 +35,14 @@ from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE, claim
 
 if TYPE_CHECKING:
     from jaxlm.checkpoint import Checkpoints
+    from jaxlm.checkpoint_meta import Meta
     from jaxlm.data.mixture import Plan
     from jaxlm.data.pipeline import Rows
     from jaxlm.data.shards import TokenStore
     from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.models.build import LM
     from jaxlm.parallel.distributed import Cluster
+    from jaxlm.train.step import TrainState
 
 __all__ = [
     "MAY_CHANGE", "RunConfig", "default_config", "load_config", "load_run", "open_data", "parse", "resolve",
@@ -75,14 +77,21 @@ class OpenData(NamedTuple):
         return {name: store.manifest["sha256"] for name, store in self.train.items()}
 
 
-def open_data(cfg: RunConfig, *, quiet: bool = False) -> OpenData:
-    """Opens every source, tokenised into the cache on first use, with the run's tokenizer (trained on first use)."""
+def open_data(cfg: RunConfig, workdir: str | os.PathLike | None = None, *, quiet: bool = False) -> OpenData:
+    """Opens every source, tokenised into the cache on first use, with the run's tokenizer.
+
+    That is the one the config names, else that of the weights it starts from, else one trained on first use.
+    """
     from jaxlm.corpus.sources import check_sources, ensure_corpus, ensure_tokenizer
     from jaxlm.data.shards import TokenStore
+    from jaxlm.origin import origin_tokenizer
 
     say: Callable[[str], None] = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr))
     check_sources(cfg.data, say=say)
-    tokenizer = ensure_tokenizer(cfg.tokenizer, cfg.data, say=say)
+    tokenizer_config = cfg.tokenizer
+    if (inherited := origin_tokenizer(cfg, workdir)) is not None:
+        tokenizer_config = dataclasses.replace(tokenizer_config, path=os.fspath(inherited))
+    tokenizer = ensure_tokenizer(tokenizer_config, cfg.data, say=say)
     train_stores, eval_stores = {}, {}
     for name, source in cfg.data.sources.items():
         folder = ensure_corpus(source, cfg.data, tokenizer, say=say)
@@ -111,15 +120,15 @@ def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=size))
 
 
-def open_data_together(cfg: RunConfig) -> OpenData:
+def open_data_together(cfg: RunConfig, workdir: str | os.PathLike) -> OpenData:
     """`open_data` on all processes: the first one fills the cache, then the others read it.
 
     Where they share no file system the others then tokenise for themselves, and must come to the same tokens.
     """
     with processes.together():
-        data = open_data(cfg) if processes.is_first() else None
+        data = open_data(cfg, workdir) if processes.is_first() else None
     with processes.together():
-        data = data or open_data(cfg, quiet=True)
+        data = data or open_data(cfg, workdir, quiet=True)
     processes.check_same(
         "The data", {"tokenizer_sha256": data.tokenizer.sha256, "corpus_sha256": data.corpus_sha256}
     )
@@ -183,31 +192,37 @@ def abstract_state(pieces: Pieces, cfg: RunConfig) -> Any:
     )
 
 
-def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: OpenData):
-    """The state to train from, its meta (or None), and where it comes from, in words.
+class Start(NamedTuple):
+    """What a run goes on from."""
 
-    One order: resume this run; else start from the weights of another; else initialise.
-    """
+    state: TrainState
+    meta: Meta | None
+    """Of the checkpoint that is resumed; None for a new run."""
+    words: str
+    """Where the weights come from."""
+    origin: dict[str, Any] | None
+    """The same, for its checkpoints, where they were there before the run."""
+
+
+def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: OpenData) -> Start:
+    """One order: resume this run; else start from the weights that init_from names; else initialise."""
     import jax
 
+    abstract = abstract_state(pieces, cfg)
     if processes.from_first(checkpoints.latest_step) is not None:
         state, meta = checkpoints.restore(
-            abstract_state(pieces, cfg),
-            tokenizer_sha256=data.tokenizer.sha256,
-            corpus_sha256=data.corpus_sha256,
+            abstract, tokenizer_sha256=data.tokenizer.sha256, corpus_sha256=data.corpus_sha256
         )
-        return state, meta, f"resumed from step {meta.step} in {checkpoints.directory}"
+        words = f"resumed from step {meta.step} in {checkpoints.directory}"
+        return Start(state, meta, words, meta.extra.get("origin"))
     state = pieces.steps.init(jax.random.key(cfg.seed))
     if cfg.init_from is None:
-        return state, None, f"initialised from seed {cfg.seed}"
-    from jaxlm.checkpoint import Checkpoints as Opened
+        return Start(state, None, f"initialised from seed {cfg.seed}", None)
+    from jaxlm.origin import read_origin
 
-    source = Opened(epath.Path(cfg.init_from) / CHECKPOINTS)
-    if source.latest_step() is None:
-        raise UserError(f"init_from={cfg.init_from} holds no checkpoint: give the --workdir of a run.")
-    wanted = abstract_state(pieces, cfg).params
-    params, meta = source.restore_params(wanted, tokenizer_sha256=data.tokenizer.sha256)
-    return state._replace(params=params), None, f"weights of step {meta.step} of {cfg.init_from}"
+    state = state._replace(params=None)  # so that the random weights are gone before the others come
+    params, words, facts = read_origin(cfg.init_from, abstract.params, data.tokenizer.sha256)
+    return Start(state._replace(params=params), None, words, facts)
 
 
 class Run(NamedTuple):
@@ -226,7 +241,7 @@ def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
     """Opens the data, plans which tokens are read, and builds the model; on all processes together."""
     from jaxlm.data.pipeline import Rows
 
-    data = open_data_together(cfg)
+    data = open_data_together(cfg, folder)
     with processes.together():
         cfg = with_vocabulary(cfg, data.tokenizer)
         rows = Rows(cfg.data, data.train, cfg.seed)
@@ -303,7 +318,7 @@ def _train(
     num_steps = run.plan.num_steps
     report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(run.config))
     with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
-        state, meta, origin = start_state(run.config, run.pieces, checkpoints, run.data)
+        state, meta, words, origin = start_state(run.config, run.pieces, checkpoints, run.data)
         if processes.is_first():  # and not before it is known to be that of the checkpoints
             run.data.tokenizer.save(folder)
         first_step = int(state.step)
@@ -316,13 +331,13 @@ def _train(
         cut_short = cfg.optimizer.cut_short(num_steps)
         found = "continued" if meta else "new: nothing was saved here before" if resuming else "new"
         report.start(
-            {"workdir": f"{folder} ({found})", "weights": origin} | start_facts(run, first_step, joined),
+            {"workdir": f"{folder} ({found})", "weights": words} | start_facts(run, first_step, joined),
             [*run.plan.table().splitlines(), *run.plan.notes, *([cut_short] if cut_short else [])],
         )
         row_ids = local_rows(run.pieces.mesh, cfg.data.global_batch_size)
         batches = make_iterator(run.rows, start_step=first_step, num_steps=num_steps, row_ids=row_ids)
         began = started - (meta.wall_time_s if meta else 0.0)
-        hooks = make_hooks(run, batches, report, checkpoints, began=began)
+        hooks = make_hooks(run, batches, report, checkpoints, began=began, origin=origin)
         stopped = fit_until_done_or_stopped(run, state, batches, hooks)
         checkpoints.wait()  # before anybody says that it is done
         if stopped is not None:
@@ -339,11 +354,18 @@ class LoadedRun(NamedTuple):
     lm: LM
     params: Params
     tokenizer: Tokenizer
-    step: int
+    meta: Meta
+
+    @property
+    def step(self) -> int:
+        return self.meta.step
 
 
-def load_run(workdir: str | os.PathLike, step: int | None = None) -> LoadedRun:
+def load_run(workdir: str | os.PathLike, step: int | None = None, *, as_stored: bool = False) -> LoadedRun:
     """Loads the weights (not the optimizer state) and tokenizer of a run's latest, or given, step on one device.
+
+    Args:
+      as_stored: weights keep the dtype of the checkpoint (that of an imported one may be bfloat16); else float32.
 
     Errors: UserError when there is no run or no checkpoint, or when its tokenizer file is another.
     """
@@ -369,5 +391,7 @@ def load_run(workdir: str | os.PathLike, step: int | None = None) -> LoadedRun:
         )
     lm = build(cfg.model, cfg.data.seq_len)
     shapes = jax.eval_shape(lm.init, jax.random.key(0))
-    params, meta = checkpoints.restore_params(shapes, step=step, tokenizer_sha256=tokenizer.sha256)
-    return LoadedRun(cfg, lm, params, tokenizer, meta.step)
+    params, meta = checkpoints.restore_params(
+        shapes, step=step, tokenizer_sha256=tokenizer.sha256, as_stored=as_stored
+    )
+    return LoadedRun(cfg, lm, params, tokenizer, meta)

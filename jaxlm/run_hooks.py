@@ -52,17 +52,24 @@ class Hooks(NamedTuple):
 
 
 def make_hooks(
-    run: Run, batches: Batches, report: RunReport, checkpoints: Checkpoints, *, began: float
+    run: Run,
+    batches: Batches,
+    report: RunReport,
+    checkpoints: Checkpoints,
+    *,
+    began: float,
+    origin: dict[str, Any] | None = None,
 ) -> Hooks:
     """All hooks that the config asks for.
 
     Args:
       began: when the run would have begun, on the clock of time.perf_counter, had it never been interrupted.
+      origin: what the weights come from, where they were not initialised; its checkpoints say so.
     """
     train = run.config.train
     log = make_log(run, batches, report)
     evaluate = make_evaluate(run, report, log)
-    save_state = make_save(run, report, checkpoints, log, began=began)
+    save_state = make_save(run, report, checkpoints, log, began=began, origin=origin)
     save = Save(
         save_state, every=run.config.checkpoint.every_steps, num_steps=run.plan.num_steps, evaluate=evaluate
     )
@@ -137,9 +144,15 @@ def held_out_batches(cfg: RunConfig, store: TokenStore, row_ids: np.ndarray) -> 
 
 
 def make_save(
-    run: Run, report: RunReport, checkpoints: Checkpoints, log: LogSteps, *, began: float
+    run: Run,
+    report: RunReport,
+    checkpoints: Checkpoints,
+    log: LogSteps,
+    *,
+    began: float,
+    origin: dict[str, Any] | None,
 ) -> SaveState:
-    """The function that saves a state with all that a checkpoint says about it; began as of `make_hooks`."""
+    """The function that saves a state with all that a checkpoint says about it; began, origin as of `make_hooks`."""
 
     def save(step: int, state: Any, scores: Scores | None) -> None:
         log.flush()  # so that the event log is never behind a checkpoint
@@ -152,7 +165,7 @@ def make_save(
             epochs=run.plan.epochs_at(step),
             wall_time_s=time.perf_counter() - began,
             eval_loss=scores.get("eval/loss") if scores else None,
-            extra={"scores": scores or {}},
+            extra={"scores": scores or {}} | ({"origin": origin} if origin else {}),
         )
         checkpoints.save(state, meta)
         report.event("save", step=step)

@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from jaxlm import __version__
+from jaxlm.config import check_choice
+from jaxlm.data.files import disk_error
 from jaxlm.origin import CHECKPOINTS, CONFIG_FILE, find_origin, local_folder
 from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
 if TYPE_CHECKING:
-    from jaxlm.checkpoint_meta import Meta
     from jaxlm.data.tokenizer import Tokenizer
+    from jaxlm.interop.families import Family
     from jaxlm.interop.hf_import import Source
+    from jaxlm.run import LoadedRun
     from jaxlm.runconfig import RunConfig
+    from jaxlm.types import Params
 
 Say = Callable[[str], None]
 
@@ -41,27 +45,20 @@ def import_hf(
     Errors: UserError when the source is not one jaxlm can load, or `out` holds something.
     """
     from jaxlm.data.tokenizer import load_tokenizer
-    from jaxlm.interop.hf_import import mapping_table, open_source, read_params
+    from jaxlm.interop.hf_import import mapping_table, open_source
 
+    _check_empty(out)
     origin = find_origin(source)
     if origin.is_run:
         raise UserError(f"{source} is a run of jaxlm already: give it to --run or init_from as it is.")
     found = open_source(local_folder(origin.folder))
     tokenizer = load_tokenizer(found.folder)
     cfg = imported_config(found, tokenizer)
-    out = epath.Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already and not empty. Choose another folder.")
-    for note in found.notes:
-        say(f"note: {note}")
-    say(f"{found.describe()}")
-    for line in mapping_table(found):
-        say(f"  {line}")
-    _save_checkpoint(out, cfg, tokenizer, _read_abstract(found, cfg, mesh_sizes, read_params), source, found)
-    num_params = sum(1 for _ in found.places)
-    say(
-        f"{out}: checkpoint 0, {num_params:,} tensors, tokenizer of {tokenizer.vocab_size:,} ids ({tokenizer.sha256[:12]})"
-    )
+    for line in [*(f"note: {note}" for note in found.notes), found.describe(), *mapping_table(found)]:
+        say(line)
+    params = _read_sharded(found, cfg, mesh_sizes)
+    _save_checkpoint(epath.Path(out), cfg, tokenizer, params, source, found)
+    say(f"{out}: checkpoint 0, and its tokenizer of {tokenizer.vocab_size:,} ids ({tokenizer.sha256[:12]})")
 
 
 def imported_config(source: Source, tokenizer: Tokenizer) -> RunConfig:
@@ -78,19 +75,20 @@ def imported_config(source: Source, tokenizer: Tokenizer) -> RunConfig:
     return RunConfig(model=model, data=DataConfig(seq_len=model.max_seq_len or 2048))
 
 
-def _read_abstract(
-    source: Source, cfg: RunConfig, mesh_sizes: Mapping[str, int] | None, read_params: Any
-) -> Any:
+def _read_sharded(source: Source, cfg: RunConfig, mesh_sizes: Mapping[str, int] | None) -> Params:
+    """The weights on a mesh over all devices, in the dtype they have."""
     import jax
 
     from jaxlm.checkpoint import named_arrays
-    from jaxlm.interop.hf_import import stored_dtype, used_rows
+    from jaxlm.interop.hf_import import read_params, stored_dtype, used_rows
     from jaxlm.models.build import build
     from jaxlm.parallel.mesh import make_mesh
     from jaxlm.parallel.sharding import param_shardings
     from jaxlm.runconfig import resolve_mesh
 
     if mesh_sizes is not None:
+        for axis in mesh_sizes:
+            check_choice("--mesh", axis, cfg.mesh.sizes)
         cfg = dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, **mesh_sizes))
     count = jax.device_count()
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, global_batch_size=count))
@@ -145,46 +143,62 @@ def export_hf(
 
     Errors: UserError when there is no such run, no architecture of Hugging Face is its model, or `out` is not empty.
     """
+    from jaxlm.checkpoint import named_arrays
     from jaxlm.interop import artifact
-    from jaxlm.interop.families import FAMILIES, family_for
     from jaxlm.interop.hf_export import export_weights
     from jaxlm.interop.safetensors import MAX_SHARD_BYTES
-    from jaxlm.run import open_run
+    from jaxlm.run import load_run
 
-    opened = open_run(run, step)
-    cfg, meta, tokenizer = opened.config, opened.meta, opened.tokenizer
-    known = meta.extra.get("origin", {}).get("model_type")
-    family = next(
-        (f for f in FAMILIES if f.model_type == known and not f.differences(cfg.model)), None
-    ) or family_for(cfg.model)
     if not is_local(out):
         raise UserError(f"{out}: an export is written to this machine; copy it from there.")
     target = Path(os.fspath(out))
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is there already and not empty. Choose another folder.")
-    arrays = opened.read_arrays()
+    _check_empty(target)
+    loaded = load_run(run, step, as_stored=True)
+    family = _family_of(loaded)
+    arrays = named_arrays(loaded.params)
     partial = target.parent / f"{target.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         partial.mkdir(parents=True)
-        hashes = export_weights(
-            partial, family, arrays, dtype=dtype, max_shard_bytes=max_shard_bytes or MAX_SHARD_BYTES
-        )
-        written_dtype = dtype or str(next(iter(arrays.values())).dtype)
-        _write_around(partial, cfg, meta, tokenizer, family, written_dtype)
-        artifact.seal(partial, _facts(cfg, meta, tokenizer, written_dtype, run), hashes)
+        shard_bytes = max_shard_bytes or MAX_SHARD_BYTES
+        hashes = export_weights(partial, family, arrays, dtype=dtype, max_shard_bytes=shard_bytes)
+        facts = _facts(loaded, dtype or str(arrays["embedding"].dtype), family.architecture, target.name)
+        _write_around(partial, loaded, facts, family)
+        artifact.seal(partial, facts, hashes)
         if target.exists():
             target.rmdir()
         partial.rename(target)
+    except OSError as error:
+        raise (disk_error(target, error) or error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    say(f"{target}: {family.architecture}, step {meta.step:,}, {written_dtype}, {len(hashes)} weight file(s)")
+    say(
+        f"{target}: {family.architecture}, step {loaded.step:,}, {facts['num_params']:,} parameters in "
+        f"{facts['dtype']}; check it with `jaxlm artifact verify {target}`"
+    )
 
 
-def _facts(loaded: Any, meta: Meta, dtype: str, architecture: str, name: str) -> dict[str, Any]:
+def _check_empty(folder: epath.PathLike) -> None:
+    path = epath.Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{folder} is there already and not empty. Choose another folder.")
+
+
+def _family_of(loaded: LoadedRun) -> Family:
+    """The family the weights came from, where it can still say this model; else the first that can."""
+    from jaxlm.interop.families import FAMILIES, family_for
+
+    known = loaded.meta.extra.get("origin", {}).get("model_type")
+    for family in FAMILIES:
+        if family.model_type == known and not family.differences(loaded.config.model):
+            return family
+    return family_for(loaded.config.model)
+
+
+def _facts(loaded: LoadedRun, dtype: str, architecture: str, name: str) -> dict[str, Any]:
     """What the model card and artifact.json say."""
     from jaxlm.plan.flops import count_params
 
-    cfg: RunConfig = loaded.config
+    cfg, meta = loaded.config, loaded.meta
     return {
         "name": name,
         "architecture": architecture,
@@ -207,14 +221,14 @@ def _facts(loaded: Any, meta: Meta, dtype: str, architecture: str, name: str) ->
     }
 
 
-def _write_around(folder: Path, loaded: Any, facts: Mapping[str, Any], family: Any) -> None:
+def _write_around(folder: Path, loaded: LoadedRun, facts: Mapping[str, Any], family: Family) -> None:
     """Everything but the weights: configs, tokenizer, model card."""
     from jaxlm.interop.hf_export import hf_config
     from jaxlm.interop.model_card import model_card
-    from jaxlm.interop.tokenizer_export import exported_files
+    from jaxlm.interop.tokenizer_export import export_tokenizer
 
     tokenizer, model = loaded.tokenizer, loaded.config.model
-    files = dict(exported_files(tokenizer, max_len=model.max_seq_len or loaded.config.data.seq_len))
+    files = dict(export_tokenizer(tokenizer))
     config = hf_config(
         family,
         model,

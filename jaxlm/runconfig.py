@@ -53,7 +53,8 @@ class RunConfig:
     seed: int = 0
     """Of initial weights, order of the data and dropout."""
     init_from: str | None = None
-    """Workdir or checkpoint whose weights a new run starts from; unset: random weights."""
+    """What a new run starts from, with its model and tokenizer: the workdir of a run, the folder of a Hugging Face
+    checkpoint, or the name of one on the hub. Unset: random weights."""
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -82,12 +83,19 @@ def parse(argv: list[str]) -> ConfigDict:
     return parse_config_flags(argv, RunConfig)
 
 
-def resolve(config: ConfigDict | Mapping[str, Any]) -> RunConfig:
-    """Checks every section and what crosses sections. Touches no device and opens no file.
+def resolve(config: ConfigDict | Mapping[str, Any], workdir: str | os.PathLike | None = None) -> RunConfig:
+    """Checks every section and what crosses sections. Touches no device; opens no file but configs of `init_from`.
+
+    Args:
+      workdir: of the run; what was taken from init_from when it began stands in it.
 
     Errors: UserError naming the key, the rule and valid choices.
     """
     cfg = from_config_dict(RunConfig, config)
+    if cfg.init_from is not None:
+        from jaxlm.origin import with_origin
+
+        cfg = with_origin(cfg, workdir)
     _check_data(cfg)
     _check_steps(cfg)
     _check_lengths(cfg)

@@ -34,7 +34,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     from jaxlm import processes, run
     from jaxlm.parallel import distributed
 
-    cfg = run.resolve(run.parse(config_argv))
+    cfg = run.resolve(run.parse(config_argv), args.workdir)
     cluster = distributed.Cluster(args.coordinator, args.num_processes, args.process_id, args.connect_timeout)
     try:
         run.train(cfg, args.workdir, cluster)

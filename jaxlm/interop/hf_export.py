@@ -41,7 +41,7 @@ class Exporter:
         for path, row in used_rows(family, shapes).items():
             names, one = row.names(shapes[path]), shapes[path][row.num_stacked :]
             for index in np.ndindex(*names.shape):
-                name = names[index]
+                name = str(names[index])
                 self._parts.setdefault(name, []).append((path, row, index))
                 self.specs[name] = Spec(dtype or np.dtype(arrays[path].dtype), row.their_shape(one))
         for parts in self._parts.values():

@@ -38,7 +38,7 @@ def fetch(name: str) -> Path:
     except Exception as error:  # of the network, of the hub, of the cache: each has its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{name} could not be fetched from the Hugging Face hub ({type(error).__name__}: {reason}). Check its name, "
-            "the network, and $HF_TOKEN for gated models; or give a folder of this machine."
+            f"{name} could not be fetched from the Hugging Face hub ({type(error).__name__}: {reason}). Check its "
+            "name, the network, and $HF_TOKEN for gated models; or give a folder of this machine."
         ) from None
     return Path(folder)

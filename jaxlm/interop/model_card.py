@@ -62,7 +62,8 @@ tags:
 
 # {facts["name"]}
 
-{facts["architecture"]}, {facts["num_params"]:,} parameters, {facts["dtype"]}. Trained with jaxlm {facts["jaxlm"]} from {start}.
+{facts["architecture"]}, {facts["num_params"]:,} parameters in {facts["dtype"]}. Trained with jaxlm {facts["jaxlm"]}
+from {start}.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -73,7 +73,7 @@ class TensorFile:
         try:
             with open(self.path, "rb") as file:
                 self._size = os.fstat(file.fileno()).st_size
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self._size else b""
+                self._map: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self._size else b""
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror or error}).") from None
         header = self._read_header()
@@ -107,13 +107,12 @@ class TensorFile:
     def _add(self, name: str, entry: Any) -> None:
         try:
             dtype_name, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            valid = all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)) and isinstance(
-                dtype_name, str
-            )
+            if not isinstance(dtype_name, str) or not all(
+                type(n) is int and n >= 0 for n in (*shape, start, end)
+            ):
+                raise ValueError
         except (TypeError, KeyError, ValueError):
-            valid = False
-        if not valid:
-            raise self._fail(f"the entry of {name!r} in its header is malformed")
+            raise self._fail(f"the entry of {name!r} in its header is malformed") from None
         if dtype_name not in DTYPES:
             raise UserError(
                 f"{self.path}: {name} has dtype {dtype_name}, which cannot be read; there are {', '.join(DTYPES)}. "
@@ -321,17 +320,15 @@ def write_file(path: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[st
 def _parts(
     specs: Mapping[str, Spec], tensors: Iterable[tuple[str, np.ndarray]]
 ) -> Iterator[bytes | memoryview]:
-    place, header = (
-        0,
-        {"__metadata__": {"format": "pt"}},
-    )  # transformers asks for a format, of which `pt` is one
+    place = 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for one of those it knows
     for name, spec in specs.items():
         end = place + spec.num_bytes
         header[name] = {
             "dtype": NAMES[spec.dtype],
             "shape": list(spec.shape),
             "data_offsets": [place, end],
-        }  # type: ignore[assignment]
+        }
         place = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
@@ -340,4 +337,4 @@ def _parts(
         if Spec(tensor.dtype, tensor.shape) != specs[name]:
             raise AssertionError(f"{name}: {tensor.dtype} {tensor.shape} is not {specs[name]}")
         # As bytes: the buffer protocol does not know bfloat16.
-        yield memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+        yield np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
