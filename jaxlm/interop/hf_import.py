@@ -9,7 +9,10 @@ Every name and shape is checked before the first tensor is read: a checkpoint is
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,9 +30,9 @@ if TYPE_CHECKING:
     import jax
 
 CONFIG_FILE = "config.json"
+NUM_THREADS = min(8, os.cpu_count() or 1)
+"""That read and turn tensors; more would wait for the memory."""
 FLOATS = ("float32", "bfloat16", "float16", "float64")
-BLOCK = 64
-"""Rows and columns that are transposed at a time: 16 kB in, 16 kB out, which stay in the first-level cache."""
 
 
 class Source(NamedTuple):
@@ -194,16 +197,17 @@ def stored_dtype(source: Source, row: Row, shape: tuple[int, ...]) -> np.dtype:
     return np.dtype(np.float32) if common == np.float64 else common
 
 
-def copy_to(out: np.ndarray, view: np.ndarray) -> None:
-    """out[...] = view, in blocks where the view is transposed: numpy alone would fetch a cache line for each number."""
-    if view.ndim < 2 or view.strides[-1] == view.itemsize:
-        out[...] = view
-        return
-    # The dims of a weight matrix that are contracted come first in ours and last in theirs.
-    fast = int(np.argmin(view.strides))
-    for start in range(0, view.shape[fast], BLOCK):
-        rows = (slice(None),) * fast + (slice(start, start + BLOCK),)
-        out[rows] = view[rows]
+def fresh_memory(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that XLA:CPU takes as it is, without a copy: it begins at a multiple of 64 bytes.
+
+    In pages of 2 MiB where Linux grants them: in small ones the page faults take longer than the reading.
+    """
+    dtype = np.dtype(dtype)
+    memory = mmap.mmap(-1, max(math.prod(shape) * dtype.itemsize, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel built without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
 
 
 def read_params(source: Source, abstract: PyTree) -> Params:
@@ -219,7 +223,7 @@ def read_params(source: Source, abstract: PyTree) -> Params:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = named_arrays(abstract)
     rows = used_rows(source.family, {path: tuple(leaf.shape) for path, leaf in wanted.items()})
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
         leaves = [
             _read_leaf(source, rows[path], leaf, leaf.sharding or device, pool)
             for path, leaf in wanted.items()
@@ -240,19 +244,23 @@ def _read_leaf(
         picked = np.asarray(names[lead], object)
         spans = [span.indices(size) for span, size in zip(rest, one)]
         inner = tuple(stop - start for start, stop, _ in spans) + one[len(rest) :]
-        out = np.empty(picked.shape + inner, want.dtype)
+        out = fresh_memory(picked.shape + inner, want.dtype)
 
-        def fill(at: tuple[int, ...]) -> None:
-            tensor = source.tensors.read(source.places[picked[at]])
-            copy_to(out[at], row.to_ours(tensor, one)[rest])
+        def fill(at: tuple[int, ...], piece: slice) -> None:
+            name = source.places[picked[at]]
+            view = row.to_ours(source.tensors.read(name), one)[rest]
+            out[at][piece] = view[piece]
+            source.tensors.forget(name)
 
-        list(pool.map(fill, np.ndindex(*picked.shape)))
+        # One large tensor, such as an embedding, is shared out among the threads; stacks are by their layers.
+        size = inner[0] if inner else 1
+        step = size if picked.ndim else -(-size // NUM_THREADS)
+        pieces = [slice(start, start + step) for start in range(0, size, step)]
+        jobs = [(at, piece) for at in np.ndindex(*picked.shape) for piece in pieces]
+        list(pool.map(lambda job: fill(*job), jobs))
         return out
 
-    array = jax.make_array_from_callback(want.shape, sharding, shard)
-    for name in names.flat:
-        source.tensors.forget(source.places[name])
-    return array
+    return jax.make_array_from_callback(want.shape, sharding, shard)
 
 
 def mapping_table(source: Source) -> list[str]:
