@@ -58,7 +58,7 @@ def level(bos=True, config=None, change=None, **files):
         change(spec)
     config = {
         "bos_token": "<|begin|>",
-        "eos_token": {"content": "<|end|>", "lstrip": False},
+        "eos_token": {"__type": "AddedToken", "content": "<|end|>"},
         **(config or {}),
     }
     more = {name.replace("__", "."): content for name, content in files.items()}

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from small_tokenizers import level
 
 from jaxlm import run
 from jaxlm.report.events import read_events
@@ -71,3 +72,22 @@ def test_a_run_does_not_continue_on_other_data(text, tmp_path):
     write_squares(text)
     run.train(small(text, train__num_steps=3), tmp_path / "run")
     assert run.load_run(tmp_path / "run").step == 3
+
+
+def test_a_run_with_a_hugging_face_tokenizer_trains_continues_and_loads(text, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name, content in level(chat_template__jinja=b"old").items():
+        (model / name).write_bytes(content)
+    changes = {"tokenizer__path": str(model), "data__cache_dir": str(tmp_path / "cache")}
+    run.train(small(text, **changes), tmp_path / "run")
+    assert run.load_run(tmp_path / "run").tokenizer.chat_template == "old"
+    (model / "chat_template.jinja").write_bytes(b"new")  # decides about no id
+    run.train(small(text, **changes, train__num_steps=3), tmp_path / "run")
+    loaded = run.load_run(tmp_path / "run")
+    assert (loaded.step, loaded.tokenizer.chat_template, loaded.config.model.vocab_size) == (3, "new", 505)
+    for name, content in level(bos=False).items():
+        (model / name).write_bytes(content)
+    with pytest.raises(UserError, match="was trained on other data.*The tokenizer was .*, too"):
+        run.train(small(text, **changes, train__num_steps=4), tmp_path / "run")
+    assert run.load_run(tmp_path / "run").tokenizer.prefix_ids == (500,)

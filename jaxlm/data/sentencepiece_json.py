@@ -46,34 +46,31 @@ def tokenizer_json(model: SentencePieceTokenizer) -> bytes:
         raise UserError(
             "this sentencepiece model has two pieces of one spelling, which tokenizer.json cannot express."
         )
-    symbols = [p.text for p in pieces if p.kind == USER_DEFINED and trainer.model_type != _UNIGRAM]
-    if trainer.model_type == _UNIGRAM:
-        body, cuts = _unigram(pieces, model), _names_apart(pieces)
+    is_unigram = trainer.model_type == _UNIGRAM
+    symbols = {i: p.text for i, p in enumerate(pieces) if p.kind == USER_DEFINED and not is_unigram}
+    cuts = []
+    if symbols and not model.exact:  # among text in which spaces are U+2581 by now, and taken whole then
+        longest_first = sorted(map(re.escape, symbols.values()), key=len, reverse=True)
+        cuts.append(_split("|".join(longest_first), "Isolated"))
+    if is_unigram or cuts:
+        cuts += _names_apart(pieces)
+    if is_unigram:
+        body = _unigram(pieces, model)
     else:
-        cuts = None
-        merges = [] if trainer.model_type == _CHAR else _merges(pieces)
         body = {
             "type": "BPE", "dropout": None, "unk_token": pieces[model.unk_id or 0].text,
             "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
-            "byte_fallback": bool(trainer.byte_fallback), "ignore_merges": bool(symbols) and not model.exact,
-            "vocab": {piece.text: i for i, piece in enumerate(pieces)}, "merges": merges,
+            "byte_fallback": bool(trainer.byte_fallback), "ignore_merges": bool(cuts),
+            "vocab": {piece.text: i for i, piece in enumerate(pieces)},
+            "merges": [] if trainer.model_type == _CHAR else _merges(pieces),
         }  # fmt: skip
-    if symbols and not model.exact:  # among text in which spaces are U+2581 by now
-        longest_first = sorted(map(re.escape, symbols), key=len, reverse=True)
-        cuts = {
-            "type": "Split",
-            "pattern": {"Regex": "|".join(longest_first)},
-            "behavior": "Isolated",
-            "invert": False,
-        }
-    added = special_pieces(model) | (
-        {i: p.text for i, p in enumerate(pieces) if p.text in symbols} if model.exact else {}
-    )
+    added = {i: _added(i, text, True) for i, text in special_pieces(model).items()}
+    added |= {i: _added(i, text, False) for i, text in symbols.items() if model.exact}
     return _dumps({
         "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [_added(i, text, text not in symbols) for i, text in sorted(added.items())],
+        "added_tokens": [added[i] for i in sorted(added)],
         "normalizer": None if model.exact else _normalizer(spec),
-        "pre_tokenizer": cuts,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts} if cuts else None,
         "post_processor": _post_processor(model),
         "decoder": _decoder(model, spec, bool(trainer.byte_fallback)),
         "model": body,
@@ -142,11 +139,15 @@ def _unigram(pieces: list[Piece], model: SentencePieceTokenizer) -> dict[str, An
     return {"type": "Unigram", "unk_id": model.unk_id, "vocab": vocab, "byte_fallback": model.has_bytes}
 
 
-def _names_apart(pieces: list[Piece]) -> dict[str, Any] | None:
-    """A step that cuts the name of what is no text, such as <unk> or <0x0A>, where it stands in a text.
+def _split(pattern: str, behavior: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
 
-    Unigram would take it for the real thing. It is cut where no piece could cross the cut, so that nothing else
-    changes; a name with no such place stays whole.
+
+def _names_apart(pieces: list[Piece]) -> list[dict[str, Any]]:
+    """Steps that cut the name of what is no text, such as <unk> or <0x0A>, where it stands in a text.
+
+    `tokenizers` would take it for the real thing. It is cut where no piece could cross the cut, so that nothing
+    else changes; a name with no such place stays whole.
     """
     texts = [piece.text for piece in pieces if piece.kind in (NORMAL, USER_DEFINED)]
     names = [list(map(re.escape, piece.text)) for piece in pieces if piece.kind in (UNKNOWN, CONTROL)]
@@ -162,14 +163,7 @@ def _names_apart(pieces: list[Piece]) -> dict[str, Any] | None:
             if apart and not any(map(crossing.search, texts)):
                 cuts.append(f"{''.join(name[:place])}(?={''.join(name[place:])})")
                 break
-    if not cuts:
-        return None
-    return {
-        "type": "Split",
-        "pattern": {"Regex": "|".join(cuts)},
-        "behavior": "MergedWithPrevious",
-        "invert": False,
-    }
+    return [_split("|".join(cuts), "MergedWithPrevious")] if cuts else []
 
 
 def _replace(pattern: str, content: str, kind: str = "Regex") -> dict[str, Any]:

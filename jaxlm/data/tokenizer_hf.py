@@ -191,6 +191,8 @@ class HFTokenizer:
         plain = [b"" if text is None or i in self._special else make(text) for i, text in enumerate(texts)]
         for i, text in self._added.items():
             plain[i] = text.encode()
+        if self.unk_id is not None:  # stands for a text that it does not tell
+            plain[self.unk_id] = b""
         self._bytes = plain
         if not self._by_bytes and not kinds & {"ByteFallback", "Metaspace", "ByteLevel"}:
             self._bytes = self._decoded_bytes()

@@ -4,6 +4,7 @@ import argparse
 import json
 
 import pytest
+from small_tokenizers import level
 
 from jaxlm.cli import tokenizer as cli
 from jaxlm.corpus import embedded
@@ -169,3 +170,19 @@ def test_rare_scripts_are_summed_up(model):
     report.add("x", ["the lion is here " * 1000 + "кот"])
     assert list(report.scripts()) == ["Latin", "others"]
     assert report.scripts()["others"].words == 1
+
+
+def test_report_on_a_hugging_face_tokenizer(tmp_path, capsys):
+    for name, content in level().items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "a.txt").write_text("the lion\n<|end|>é\u20ad")
+    run("report", "--tokenizer", tmp_path, tmp_path / "a.txt", "--json")
+    report = json.loads(capsys.readouterr().out)
+    assert report["tokenizer"]["normalizer"] == "identity"
+    assert report["tokenizer"]["vocab_size"] == 505
+    assert report["total"]["round_trip_exact"]
+    assert report["total"]["unknown_share"] == 0
+    assert report["total"]["bytes"] == len("the lion\n<|end|>") + 2 + 3
+    assert report["total"]["byte_fallback_share"] > 0
+    run("report", "--tokenizer", tmp_path / "tokenizer.json", tmp_path / "a.txt")
+    assert "505 pieces, normaliser identity" in capsys.readouterr().out

@@ -7,7 +7,8 @@ import time
 
 import numpy as np
 import pytest
-from corpora import documents, tokenizer
+import small_tokenizers
+from corpora import TOPICS, documents, tokenizer, tree
 
 from jaxlm import run
 from jaxlm.corpus import embedded, units
@@ -278,3 +279,34 @@ def test_a_damaged_cache_is_made_again(raw, tmp_path, content):
     ensure_tokenizer(config, data, say=said.append)
     assert model.read_bytes() == before
     assert "trained bpe" in said[-1]
+
+
+def test_a_hugging_face_tokenizer_goes_with_its_tokens_as_it_came(raw, tmp_path):
+    files = small_tokenizers.level()
+    (tmp_path / "model").mkdir()
+    for name, content in files.items():
+        (tmp_path / "model" / name).write_bytes(content)
+    found = ensure_tokenizer(TokenizerConfig(path=str(tmp_path / "model")), data_config(tmp_path, {}))
+    for workers in (1, 2):
+        build_corpus([str(raw)], tmp_path / f"out{workers}", found, workers=workers, progress=False)
+    assert tree(tmp_path / "out1") == tree(tmp_path / "out2")
+    folder = tmp_path / "out1" / "tokenizer"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    data = data_config(tmp_path, {"a": SourceConfig(path=str(tmp_path / "out1"))})
+    said = []
+    again = ensure_tokenizer(TokenizerConfig(), data, say=said.append)
+    assert again.sha256 == found.sha256
+    assert str(folder) in said[0]
+    texts = documents_of(data, data.sources["a"], "train", again)
+    assert len(texts) == 60
+    assert set(TOPICS[:60]) == set(texts)
+    with pytest.raises(UserError, match="tokenised by another tokenizer"):
+        ensure_tokenizer(TokenizerConfig(path=str(write_other(tmp_path))), data)
+
+
+def write_other(tmp_path):
+    """The same model without its BOS."""
+    (tmp_path / "other").mkdir()
+    for name, content in small_tokenizers.level(bos=False).items():
+        (tmp_path / "other" / name).write_bytes(content)
+    return tmp_path / "other"

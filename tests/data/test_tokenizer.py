@@ -202,6 +202,24 @@ def test_one_very_long_line_is_learnt_from_and_encoded():
 
 
 @pytest.mark.parametrize("make", [lambda: trained("bpe"), t5_style, llama_style, gemma_style])
+def test_markup_is_text_but_for_the_control_pieces_that_are_written_out(make):
+    tokenizer = make()
+    for text in ("", "the lion", " \n", "<0x0A>", "<sS>"):
+        assert tokenizer.encode_markup(text) == tokenizer.encode(text)
+    end = tokenizer.eos_id
+    text = "the</s> lion</s></s>is"
+    assert tokenizer.encode_markup(text) == [
+        *tokenizer.encode("the"), end, *tokenizer.encode(" lion"), end, end, *tokenizer.encode("is"),
+    ]  # fmt: skip
+    assert end not in tokenizer.encode(text)
+
+
+def test_unk_is_text_for_a_model_that_has_bytes_and_a_token_for_one_that_has_none():
+    assert trained("bpe").encode_markup("<unk>") == trained("bpe").encode("<unk>")
+    assert t5_style().encode_markup("<unk>") == [t5_style().unk_id]
+
+
+@pytest.mark.parametrize("make", [lambda: trained("bpe"), t5_style, llama_style, gemma_style])
 def test_a_document_has_exactly_one_bos_and_eos_where_the_model_has_them(make):
     tokenizer = make()
     for text in ("the lion", "<s>the lion</s>", ""):

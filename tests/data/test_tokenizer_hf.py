@@ -40,7 +40,7 @@ def made(name: str) -> HFTokenizer:
 
 
 @pytest.mark.parametrize("name", LEVEL)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=TEXTS)
 def test_byte_level_text_comes_back_and_its_bytes_add_up(name, text):
     tokenizer = made(name)
@@ -52,7 +52,7 @@ def test_byte_level_text_comes_back_and_its_bytes_add_up(name, text):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=TEXTS.filter(lambda text: "\u2581" not in text))
 def test_byte_fallback_text_comes_back_and_its_bytes_add_up(name, text):
     tokenizer = made(name)

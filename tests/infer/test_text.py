@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_tokenizers import level
 from standin import ByteTokenizer, history_lm
 
 from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from jaxlm.data.tokenizer_hf import HFTokenizer
 from jaxlm.infer.text import REPLACEMENT, TextStream, encode_prompt, generate_text
 from jaxlm.types import UserError
 
@@ -39,10 +41,18 @@ CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters=[REPLAC
 TEXTS = st.text(st.one_of(CHARACTERS, st.sampled_from(" \n\t৳ক্")), max_size=60)
 
 
-@pytest.mark.parametrize("tokenizer", ["bytes", "bpe", "unigram", "char"])
+@functools.cache
+def hugging_face_tokenizer():
+    return HFTokenizer(level())
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe", "unigram", "char", "hf"])
 @given(prompt=TEXTS, text=TEXTS)
 def test_pieces_join_to_the_text_and_hold_whole_characters(tokenizer, prompt, text):
-    tokenizer = ByteTokenizer(WORDS) if tokenizer == "bytes" else sentencepiece_tokenizer(tokenizer)
+    if tokenizer == "hf":
+        tokenizer = hugging_face_tokenizer()
+    else:
+        tokenizer = ByteTokenizer(WORDS) if tokenizer == "bytes" else sentencepiece_tokenizer(tokenizer)
     pieces, made = stream(tokenizer, prompt, text)
     assert "".join(pieces) == made.text == text
     assert not any(REPLACEMENT in piece for piece in pieces)
@@ -92,6 +102,9 @@ def test_a_prompt_starts_with_exactly_one_bos_and_has_no_eos():
     assert encode_prompt(tokenizer, "") == [0]
     assert encode_prompt(tokenizer, "the zoo") == [0, 2 + 256 + 2, 2 + 256]
     assert encode_prompt(ByteTokenizer(WORDS, bos_id=None), " the") == [2 + 256 + 1]
+    sentencepiece = sentencepiece_tokenizer("bpe")
+    with_bos = [sentencepiece.bos_id, *sentencepiece.encode("the zoo")]
+    assert encode_prompt(sentencepiece, "the zoo") == encode_prompt(sentencepiece, "<s>the zoo") == with_bos
     with pytest.raises(UserError, match="prompt is empty and the tokenizer puts no BOS"):
         encode_prompt(ByteTokenizer(bos_id=None), "")
 
@@ -139,6 +152,14 @@ def test_text_without_stop_strings_and_eos():
     params["table"] = params["table"].at[2 + ord("c"), 1].set(99.0)
     result = generate_text(lm, params, tokenizer, ["a"], max_new_tokens=7, temperature=0.0)[0]
     assert (result.prompt, result.text, result.finish_reason) == ("a", "bc", "eos")
+
+
+def test_every_stop_id_of_the_tokenizer_ends_a_text():
+    tokenizer = ByteTokenizer(WORDS)
+    tokenizer.stop_ids = (1, 2 + ord("d"))
+    lm, params = chain_lm(tokenizer, "abcdef")
+    result = generate_text(lm, params, tokenizer, ["a"], max_new_tokens=7, temperature=0.0)[0]
+    assert (result.text, result.finish_reason) == ("bc", "stop")
 
 
 def test_an_empty_stop_string_is_refused():
