@@ -151,15 +151,15 @@ def build_pieces(cfg: RunConfig) -> Pieces:
     from jaxlm.models.build import build
     from jaxlm.objectives import OBJECTIVES
     from jaxlm.parallel.mesh import make_mesh
-    from jaxlm.parallel.sharding import batch_sharding, make_constrain
+    from jaxlm.parallel.sharding import batch_sharding, make_constrain, make_spread
     from jaxlm.train.optimizer import make_optimizer, make_schedule
     from jaxlm.train.step import compile_steps, make_eval_step, make_train_step
 
     sizes = resolve_mesh(cfg, jax.device_count())
     mesh = make_mesh(sizes)
-    lm = build(cfg.model, cfg.data.seq_len, constrain=make_constrain(mesh))
+    lm = build(cfg.model, cfg.data.seq_len, constrain=make_constrain(mesh), spread=make_spread(mesh))
     # The loss counts tokens over the whole batch; the config counts those of one device.
-    chunk_tokens = cfg.train.loss_chunk_tokens * sizes["data"] * sizes["fsdp"]
+    chunk_tokens = cfg.train.loss_chunk_tokens * sizes["data"] * sizes["fsdp"] * sizes["expert"]
     loss = OBJECTIVES[cfg.objective].make_loss(lm, z_loss=cfg.train.z_loss, chunk_tokens=chunk_tokens)
     tx = make_optimizer(cfg.optimizer)
     rows = batch_sharding(mesh)

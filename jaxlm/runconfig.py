@@ -164,7 +164,7 @@ def _check_lengths(cfg: RunConfig) -> None:
 def _check_batch(cfg: RunConfig, sizes: Mapping[str, int]) -> None:
     """The batch against microbatches and those mesh axes whose size is known."""
     batch, micro = cfg.data.global_batch_size, cfg.train.num_microbatches
-    axes = {axis: sizes.get(axis, 1) for axis in ("data", "fsdp")}
+    axes = {axis: sizes.get(axis, 1) for axis in ("data", "fsdp", "expert")}
     unit = micro * prod(axes.values())
     if batch % unit == 0:
         return
@@ -183,13 +183,19 @@ def _check_batch(cfg: RunConfig, sizes: Mapping[str, int]) -> None:
 
 def _check_widths(cfg: RunConfig, sizes: Mapping[str, int]) -> None:
     """Dims of the weights against the mesh axes that split them."""
-    model = cfg.model
+    model, num_parts = cfg.model, sizes.get("expert", 1)
+    if num_parts > 1 and model.num_experts is None:
+        raise UserError(
+            f"mesh.expert={num_parts} has nothing to split: model.num_experts is unset, so every layer has one MLP. "
+            f"Try mesh.data={num_parts} or mesh.fsdp={num_parts}, and mesh.expert=1."
+        )
     dims = [
         ("tensor", "model.num_heads", model.num_heads),
         ("tensor", "model.num_kv_heads", model.kv_heads),
         ("tensor", "model.mlp_dim", model.mlp_width),
         ("tensor", "model.vocab_size", model.vocab_size),
         ("fsdp", "model.embed_dim", model.embed_dim),
+        ("expert", "model.num_experts", model.num_experts),
     ]
     for axis, key, width in dims:
         size = sizes.get(axis, 1)
@@ -214,7 +220,7 @@ def resolve_mesh(cfg: RunConfig, num_devices: int) -> dict[str, int]:
         rule = "divide" if wild else "multiply to"
         raise UserError(
             f"{said} must {rule} the {num_devices} devices. Try mesh.fsdp=-1 (all that are left), with "
-            f"mesh.data and mesh.tensor in {divisors(num_devices)}."
+            f"mesh.data, mesh.expert and mesh.tensor in {divisors(num_devices)}."
         )
     if wild is not None:
         sizes[wild] = num_devices // fixed

@@ -7,6 +7,7 @@ import pytest
 
 from jaxlm import objectives, runconfig
 from jaxlm.config import diff, iterate_keys
+from jaxlm.parallel.config import AXES
 from jaxlm.runconfig import RunConfig, default_config, load_config, parse, resolve, resolve_mesh
 from jaxlm.types import UserError
 
@@ -34,7 +35,7 @@ def test_the_names_of_objectives_are_those_of_the_table():
 
 
 def test_the_number_of_keys_stays_small():
-    assert len(list(iterate_keys(RunConfig))) <= 85
+    assert len(list(iterate_keys(RunConfig))) <= 86
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,16 @@ def test_the_number_of_keys_stays_small():
             "model.embed_dim=192 must be a multiple of mesh.fsdp=5",
         ),
         (
+            ["mesh.expert=4", "data.global_batch_size=18", "model.num_experts=4"],
+            "must be a multiple of train.num_microbatches=1 x mesh.expert=4 = 4: ",
+        ),
+        (
+            ["mesh.expert=4", "model.num_experts=6"],
+            "model.num_experts=6 must be a multiple of mesh.expert=4: each device holds an equal part. "
+            "Try mesh.expert in [1, 2, 3, 6]",
+        ),
+        (["mesh.expert=2"], "mesh.expert=2 has nothing to split: model.num_experts is unset"),
+        (
             ["optimizer.schedule=constant", "optimizer.decay_steps=9"],
             "optimizer.decay_steps=9 would be ignored",
         ),
@@ -105,6 +116,7 @@ def test_what_cannot_work_is_one_line_with_a_way_out(flags, message):
         ["model.vocab_size=4000", "tokenizer.path=some.model"],
         ["data.global_batch_size=24", "mesh.data=3", "train.num_microbatches=4"],
         ["mesh.fsdp=1", "mesh.tensor=-1"],
+        ["model.num_experts=6", "mesh.expert=2"],
     ],
 )
 def test_what_just_fits_is_accepted(flags):
@@ -134,15 +146,17 @@ def test_a_run_shorter_than_its_schedule_is_told_so(flags, told):
 @pytest.mark.parametrize(
     ("flags", "num_devices", "sizes"),
     [
-        ([], 1, (1, 1, 1)),
-        ([], 8, (1, 8, 1)),
-        (["mesh.data=2", "mesh.tensor=2"], 8, (2, 2, 2)),
-        (["mesh.data=-1", "mesh.fsdp=4"], 8, (2, 4, 1)),
-        (["mesh.fsdp=2"], 2, (1, 2, 1)),
+        ([], 1, (1, 1, 1, 1)),
+        ([], 8, (1, 8, 1, 1)),
+        (["mesh.data=2", "mesh.tensor=2"], 8, (2, 2, 1, 2)),
+        (["mesh.data=-1", "mesh.fsdp=4"], 8, (2, 4, 1, 1)),
+        (["mesh.fsdp=2"], 2, (1, 2, 1, 1)),
+        (["model.num_experts=4", "mesh.expert=4"], 8, (1, 2, 4, 1)),
+        (["model.num_experts=8", "mesh.expert=-1", "mesh.fsdp=1"], 8, (1, 1, 8, 1)),
     ],
 )
 def test_the_mesh_takes_all_devices(flags, num_devices, sizes):
-    assert resolve_mesh(small(*flags), num_devices) == dict(zip(("data", "fsdp", "tensor"), sizes))
+    assert resolve_mesh(small(*flags), num_devices) == dict(zip(AXES, sizes))
 
 
 @pytest.mark.parametrize(
@@ -153,9 +167,14 @@ def test_the_mesh_takes_all_devices(flags, num_devices, sizes):
             4,
             "must divide the 4 devices. Try mesh.fsdp=-1 (all that are left), ",
         ),
-        (["mesh.fsdp=4"], 8, "mesh.data=1 x mesh.fsdp=4 x mesh.tensor=1 must multiply to the 8 devices."),
+        (
+            ["mesh.fsdp=4"],
+            8,
+            "mesh.data=1 x mesh.fsdp=4 x mesh.expert=1 x mesh.tensor=1 must multiply to the 8 devices.",
+        ),
         ([], 6, "data.global_batch_size=16 must be a multiple of train.num_microbatches=1 x mesh.fsdp=6"),
         ([], 32, "Try global_batch_size=32."),
+        (["mesh.expert=-1", "mesh.fsdp=1"], 4, "mesh.expert=4 has nothing to split"),
         (["mesh.fsdp=1", "mesh.tensor=-1"], 4, "model.num_kv_heads=2 must be a multiple of mesh.tensor=4"),
     ],
 )

@@ -23,14 +23,14 @@ def decoding_weights(lm: LM, params: Params) -> Params:
     """Params for `lm.extend` and `lm.head` alone: matrices in the compute dtype; on one CPU, layers apart.
 
     - The model rounds every matrix to its compute dtype before use. Done once here instead of once a token, a
-      bfloat16 model reads half the bytes; norms' scales, used in float32, stay as they are.
+      bfloat16 model reads half the bytes; norms' scales and routers, used in float32, stay as they are.
     - XLA:CPU copies each layer out of its [L, ...] stack for every token. The layers handed over here are views
       of the stack, without a copy; accelerators slice for free and keep the one compiled layer.
     """
     dtype = compute_dtype(lm, params)
     axes, treedef = jax.tree.flatten(lm.axes, is_leaf=is_axes)
     weights = treedef.flatten_up_to(params)
-    is_matrix = [len(names) - ("layers" in names) > 1 for names in axes]
+    is_matrix = [len(names) - ("layers" in names) > 1 and names[-1] != "experts" for names in axes]
     stale = [i for i, w in enumerate(weights) if is_matrix[i] and w.dtype != dtype]
     if stale:
         for i, w in zip(stale, compiled_cast(dtype)([weights[i] for i in stale]), strict=True):

@@ -13,6 +13,7 @@ from jaxlm.models.attention import Cache, init_cache, pick_attention
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.decoder import Block, Ends, head_logits, make_places, run_blocks
 from jaxlm.models.layers import Constrain, dropout
+from jaxlm.models.moe import RouterSums, Spread, no_router_sums
 from jaxlm.types import Batch, Params, PyTree, UserError
 
 
@@ -32,6 +33,8 @@ class LM(NamedTuple):
     """init_cache(batch_size, max_len) -> an empty KV cache."""
     extend: Callable[[Params, jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
     """extend(params, tokens_BT, positions_BT, cache) -> (x_BTD, cache): prefill and decode."""
+    hidden_with_router: Callable[..., tuple[jax.Array, RouterSums]] | None = None
+    """Of a mixture of experts: `hidden`, and what the routers say of that batch; None for other models."""
 
 
 def no_constraint(x: jax.Array, *axes: str) -> jax.Array:
@@ -54,9 +57,11 @@ class Modules(NamedTuple):
     constrain: Constrain
 
 
-def make_modules(config: ModelConfig, num_positions: int, kernel: str, constrain: Constrain) -> Modules:
-    """Modules whose activations live where `constrain` says."""
-    blocks = {kind: Block(config, kind, kernel, constrain) for kind in set(config.layer_kinds)}
+def make_modules(
+    config: ModelConfig, num_positions: int, kernel: str, constrain: Constrain, spread: Spread | None = None
+) -> Modules:
+    """Modules whose activations live where `constrain` and `spread` say."""
+    blocks = {kind: Block(config, kind, kernel, constrain, spread) for kind in set(config.layer_kinds)}
     return Modules(config, Ends(config, num_positions, constrain), blocks, constrain)
 
 
@@ -66,6 +71,7 @@ def build(
     *,
     platform: str | None = None,
     constrain: Constrain = no_constraint,
+    spread: Spread | None = None,
 ) -> LM:
     """Makes the model's functions; no weight is made yet.
 
@@ -74,12 +80,13 @@ def build(
       seq_len: rows of a learned position table where config.max_seq_len is unset.
       platform: cpu, gpu or tpu, for `attention="auto"`; unset: the default backend.
       constrain: where activations live on a mesh, by logical axes.
+      spread: the mesh that experts are spread over; None: one device.
     """
     if config.vocab_size is None:
         raise UserError("model.vocab_size is unset: take the tokenizer's vocabulary size.")
     kernel = pick_attention(config.attention, platform or jax.default_backend())
     num_positions = config.max_seq_len or seq_len
-    modules = make_modules(config, num_positions, kernel, constrain)
+    modules = make_modules(config, num_positions, kernel, constrain, spread)
     # Initialisation and sampling see batches too small for the mesh's batch axes, so nothing is prescribed there.
     free_modules = make_modules(config, num_positions, kernel, no_constraint)
     init_boxed = make_init(free_modules)
@@ -94,8 +101,15 @@ def build(
     def make_cache(batch_size: int, max_len: int) -> Cache:
         return init_cache(config, batch_size, max_len)
 
-    hidden, extend = make_hidden(modules), make_extend(free_modules)
-    return LM(init, hidden, head, logical_axes(init_boxed), (head_key,), make_cache, extend)
+    extend, with_router = make_extend(free_modules), make_hidden_with_router(modules)
+
+    def hidden(params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+        return with_router(params, batch, dropout_key)[0]
+
+    return LM(
+        init, hidden, head, logical_axes(init_boxed), (head_key,), make_cache, extend,
+        with_router if config.num_experts else None,
+    )  # fmt: skip
 
 
 def make_init(modules: Modules) -> Callable[[jax.Array], PyTree]:
@@ -140,11 +154,11 @@ def final_norm(modules: Modules, params, x_BTD) -> Any:
     return modules.ends.apply({"params": params}, x_BTD, method="norm")
 
 
-def make_hidden(modules: Modules) -> Callable[..., jax.Array]:
-    """`LM.hidden`: all positions at once, for training and scoring."""
+def make_hidden_with_router(modules: Modules) -> Callable[..., tuple[jax.Array, Any]]:
+    """`LM.hidden_with_router`: all positions at once, for training and scoring; without experts the second is None."""
     config = modules.config
 
-    def hidden(params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+    def hidden(params: Params, batch: Batch, dropout_key: jax.Array | None = None):
         tokens_BT, segments_BT = batch["tokens"], batch.get("segments")
         positions_BT = batch.get("positions")
         if positions_BT is None:
@@ -152,13 +166,17 @@ def make_hidden(modules: Modules) -> Callable[..., jax.Array]:
         places = make_places(config, positions_BT, segments_BT)
         keys = (None, None) if dropout_key is None or config.dropout == 0 else jax.random.split(dropout_key)
 
-        def apply_block(kind, layer_params, x_BTD, key, cache, layer):
-            return modules.blocks[kind].apply({"params": layer_params}, x_BTD, places, key)
+        def apply_block(kind, layer_params, x_BTD, key, sums, layer):
+            block = modules.blocks[kind]
+            done: Any = block.apply({"params": layer_params}, x_BTD, places, key, None, layer)
+            x_BTD, _, own = done
+            return x_BTD, jax.tree.map(jnp.add, sums, own)
 
+        sums = no_router_sums(config) if config.num_experts else None
         x_BTD = embed(modules, params, tokens_BT, positions_BT, keys[0])
         x_BTD = modules.constrain(x_BTD, "batch", "length", "embed")
-        x_BTD, _ = run_blocks(config, apply_block, params["layers"], x_BTD, keys[1])
-        return final_norm(modules, params, x_BTD)
+        x_BTD, sums = run_blocks(config, apply_block, params["layers"], x_BTD, keys[1], sums)
+        return final_norm(modules, params, x_BTD), sums
 
     return hidden
 
@@ -171,7 +189,8 @@ def make_extend(modules: Modules) -> Callable[..., tuple[jax.Array, Cache]]:
         places = make_places(config, positions_BT, None)
 
         def apply_block(kind, layer_params, x_BTD, key, cache, layer):
-            return modules.blocks[kind].apply({"params": layer_params}, x_BTD, places, None, cache, layer)
+            block = modules.blocks[kind]
+            return block.apply({"params": layer_params}, x_BTD, places, None, cache, layer)[:2]
 
         x_BTD = embed(modules, params, tokens_BT, positions_BT, None)
         x_BTD, cache = run_blocks(config, apply_block, params["layers"], x_BTD, None, cache)

@@ -1,4 +1,4 @@
-"""ModelConfig: one decoder for the GPT-2/3, Llama, Qwen and Gemma lineages, chosen by fields. Imports no JAX."""
+"""ModelConfig: one decoder for GPT-2/3, Llama, Mixtral, Qwen and Gemma, chosen by fields. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -37,7 +37,17 @@ class ModelConfig:
     head_dim: int | None = None
     """Unset: embed_dim // num_heads."""
     mlp_dim: int | None = None
-    """Unset: 4 x embed_dim, or 8/3 of it rounded up to a multiple of 64 where the MLP is gated (equal parameters)."""
+    """Unset: 4 x embed_dim, or 8/3 of it rounded up to a multiple of 64 where the MLP is gated (equal parameters).
+    With experts: the width of each."""
+    num_experts: int | None = None
+    """MLPs of each layer, of which every token meets a few (mixture of experts). Unset: one MLP for all tokens."""
+    num_experts_per_token: int = 2
+    normalize_expert_weights: bool = True
+    """Let the weights of a token's experts sum to 1 (Mixtral, Qwen 3), not to their share of all experts' softmax."""
+    balance_loss: float = 0.0
+    """Weight of the load-balancing loss of each layer's router (Switch: 0.01): how evenly each row spreads."""
+    router_z_loss: float = 0.0
+    """Weight of the squared logsumexp of each router's logits (ST-MoE: 0.001)."""
     activation: str = "swiglu"
     norm: str = "rmsnorm"
     norm_eps: float = 1e-6
@@ -82,7 +92,7 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
         for name in (
-            "vocab_size", "num_kv_heads", "head_dim", "mlp_dim", "max_seq_len", "sliding_window",
+            "vocab_size", "num_kv_heads", "head_dim", "mlp_dim", "num_experts", "max_seq_len", "sliding_window",
             "rope_original_len", "attention_softcap", "logits_softcap", "query_scale_dim", "rope_local_theta",
         ):  # fmt: skip
             value = getattr(self, name)
@@ -141,6 +151,40 @@ class ModelConfig:
             raise UserError(f"model.dropout={self.dropout} must be in [0, 1).")
         if self.norm_eps <= 0:
             raise UserError(f"model.norm_eps={self.norm_eps} must be positive.")
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        """The fields of a mixture of experts, which only make sense together."""
+        E, k = self.num_experts, self.num_experts_per_token
+        if E is None:
+            for name in (
+                "num_experts_per_token",
+                "normalize_expert_weights",
+                "balance_loss",
+                "router_z_loss",
+            ):
+                value = getattr(self, name)
+                if value != type(self).__dataclass_fields__[name].default:
+                    raise UserError(
+                        f"model.{name}={value} would be ignored: model.num_experts is unset, so every layer has one "
+                        "MLP. Try num_experts=8."
+                    )
+            return
+        if not 1 <= k <= E:
+            raise UserError(
+                f"model.num_experts_per_token={k} must be in [1, model.num_experts={E}]: a token meets each of its "
+                f"experts once. Try num_experts_per_token={min(max(k, 1), E)}."
+            )
+        for name in ("balance_loss", "router_z_loss"):
+            if getattr(self, name) < 0:
+                raise UserError(
+                    f"model.{name}={getattr(self, name)} must not be negative: it would be rewarded. Try 0.0 (none)."
+                )
+        if self.bias == "all":
+            raise UserError(
+                f"model.bias='all' is not supported with model.num_experts={E}: experts have no biases. Try "
+                "bias='qkv' or bias='none'."
+            )
 
     @property
     def kv_heads(self) -> int:

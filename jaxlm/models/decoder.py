@@ -15,19 +15,25 @@ import jax.numpy as jnp
 from jaxlm.models.attention import Attention, Cache, Places, rotation
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.layers import MLP, Constrain, Norm, dropout, normal, softcap, weight
+from jaxlm.models.moe import MoE, RouterSums, Spread
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to the residual stream; post_norm also normalises what is added."""
+    """Pre-norm attention and MLP, each added to the residual stream; post_norm also normalises what is added.
+
+    -> (x_BTD, cache, what the router of its experts says; None where there is one MLP).
+    """
 
     config: ModelConfig
     kind: str
     kernel: str
     constrain: Constrain
+    spread: Spread | None = None
 
     @nn.compact
     def __call__(self, x_BTD, places: Places, dropout_key=None, cache: Cache | None = None, layer=0):
         config = self.config
+        router: RouterSums | None = None
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
         def add(x_BTD, y_BTD, post_norm: str, key):
@@ -39,8 +45,14 @@ class Block(nn.Module):
         attention = Attention(config, self.kind, self.kernel, self.constrain, name="attention")
         y_BTD, cache = attention(Norm(config, name="attention_norm")(x_BTD), places, cache, layer)
         x_BTD = add(x_BTD, y_BTD, "attention_post_norm", keys[0])
-        y_BTD = MLP(config, self.constrain, name="mlp")(Norm(config, name="mlp_norm")(x_BTD))
-        return add(x_BTD, y_BTD, "mlp_post_norm", keys[1]), cache
+        y_BTD = Norm(config, name="mlp_norm")(x_BTD)
+        if config.num_experts is None:
+            y_BTD = MLP(config, self.constrain, name="mlp")(y_BTD)
+        else:
+            y_BTD, router = MoE(config, self.constrain, self.spread, name="moe")(
+                y_BTD, places.segments_BT, layer
+            )
+        return add(x_BTD, y_BTD, "mlp_post_norm", keys[1]), cache, router
 
 
 class Ends(nn.Module):
@@ -113,9 +125,16 @@ def unstack(stack, num_layers: int) -> list:
 
 
 def run_blocks(
-    config: ModelConfig, apply_block, stack, x_BTD, dropout_key=None, cache: Cache | None = None
+    config: ModelConfig,
+    apply_block,
+    stack,
+    x_BTD,
+    dropout_key=None,
+    carried: Cache | RouterSums | None = None,
 ) -> tuple[Any, Any]:
-    """Passes x through all blocks. apply_block(kind, params, x, key, cache, layer) -> (x, cache).
+    """Passes x through all blocks. apply_block(kind, params, x, key, carried, layer) -> (x, carried).
+
+    carried: what every block adds to: the KV cache in decoding, the sums of the routers in training.
 
     With scan_layers the loop runs over whole periods of layer_pattern, so that each layer's kind is known to the
     compiler; what is left over (26 layers of a pattern of 6) is unrolled. So is a stack that comes as a tuple of L
@@ -123,11 +142,11 @@ def run_blocks(
     """
     L, kinds, period = config.num_layers, config.layer_kinds, len(config.layer_pattern)
 
-    def step(i, kind, params, x_BTD, cache):
+    def step(i, kind, params, x_BTD, carried):
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
-        return apply_block(kind, params, x_BTD, key, cache, i)
+        return apply_block(kind, params, x_BTD, key, carried, i)
 
-    if config.remat != "none" and cache is None:
+    if config.remat != "none" and not isinstance(carried, Cache):
         # Inside a scan nothing can merge the recomputation with the original, so no barrier is needed.
         step = jax.checkpoint(
             step, policy=remat_policy(config.remat), prevent_cse=not config.scan_layers, static_argnums=(1,)
@@ -142,18 +161,18 @@ def run_blocks(
             periods = jax.tree.map(lambda w: w[:done].reshape(num_scanned, period, *w.shape[1:]), stack)
 
         def body(carry, xs):
-            (x_BTD, cache), (index, params) = carry, xs
+            (x_BTD, carried), (index, params) = carry, xs
             for j in range(period):
                 one = params if period == 1 else jax.tree.map(lambda w, j=j: w[j], params)
-                x_BTD, cache = step(index * period + j, kinds[j], one, x_BTD, cache)
-            return (x_BTD, cache), None
+                x_BTD, carried = step(index * period + j, kinds[j], one, x_BTD, carried)
+            return (x_BTD, carried), None
 
-        (x_BTD, cache), _ = jax.lax.scan(body, (x_BTD, cache), (jnp.arange(num_scanned), periods))
+        (x_BTD, carried), _ = jax.lax.scan(body, (x_BTD, carried), (jnp.arange(num_scanned), periods))
     if done < L:
         rest = jax.tree.map(lambda w: w[done:], stack) if done else stack
         for i, params in enumerate(rest if apart else unstack(rest, L - done), start=done):
-            x_BTD, cache = step(i, kinds[i], params, x_BTD, cache)
-    return x_BTD, cache
+            x_BTD, carried = step(i, kinds[i], params, x_BTD, carried)
+    return x_BTD, carried
 
 
 def make_places(config: ModelConfig, positions_BT, segments_BT) -> Places:

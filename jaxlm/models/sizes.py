@@ -15,7 +15,7 @@ from jaxlm.config import check_choice
 from jaxlm.models.config import ModelConfig
 from jaxlm.types import UserError
 
-RUN_FIELDS = ("dropout", "dtype", "remat", "scan_layers", "attention")
+RUN_FIELDS = ("dropout", "dtype", "remat", "scan_layers", "attention", "balance_loss", "router_z_loss")
 """Fields of ModelConfig that say how a model is run, not what it is: `apply` leaves them alone."""
 
 
@@ -60,6 +60,14 @@ _QWEN3: dict[str, Any] = dict(
     norm_eps=1e-6,
     qk_norm=True,
     rope_theta=1_000_000.0,
+)
+
+_MIXTRAL: dict[str, Any] = _LLAMA | dict(
+    vocab_size=32000, num_kv_heads=8, rope_theta=1_000_000.0, num_experts=8, num_experts_per_token=2
+)
+
+_QWEN3_MOE: dict[str, Any] = _QWEN3 | dict(
+    num_kv_heads=4, num_experts=128, num_experts_per_token=8, tie_embeddings=False
 )
 
 _GEMMA: dict[str, Any] = dict(
@@ -117,6 +125,12 @@ def _qwen25(num_layers, embed_dim, num_heads, num_kv_heads, mlp_dim, **fields: A
 def _qwen3(num_layers, embed_dim, num_heads, mlp_dim, *, tied: bool, **fields: Any) -> ModelConfig:
     shape: dict[str, Any] = dict(num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads)
     return _make(_QWEN3 | shape | fields, mlp_dim=mlp_dim, tie_embeddings=tied)
+
+
+def _moe(family, num_layers, embed_dim, num_heads, mlp_dim, **fields: Any) -> ModelConfig:
+    """mlp_dim: of each expert."""
+    shape: dict[str, Any] = dict(num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads)
+    return _make(family | shape | fields, mlp_dim=mlp_dim)
 
 
 def _gemma(family, num_layers, embed_dim, num_heads, num_kv_heads, head_dim, mlp_dim, **fields: Any):
@@ -195,6 +209,12 @@ _SIZES: dict[str, ModelConfig] = {
     "mistral-7b": _llama(
         32, 4096, 32, 14336, vocab_size=32000, num_kv_heads=8, layer_pattern="l", sliding_window=4096
     ),
+    # Hugging Face mistralai/Mixtral-8x*-v0.1 (8x22B's later versions have 32768 ids); no sliding window in either.
+    "mixtral-8x7b": _moe(_MIXTRAL, 32, 4096, 32, 14336),
+    "mixtral-8x22b": _moe(_MIXTRAL, 56, 6144, 48, 16384),
+    # Hugging Face Qwen/Qwen3-*-A*: every layer has experts, none of them shared; norm_topk_prob is true.
+    "qwen3-30b-a3b": _moe(_QWEN3_MOE, 48, 2048, 32, 768),
+    "qwen3-235b-a22b": _moe(_QWEN3_MOE, 94, 4096, 64, 1536),
     # For tests: a few ten thousand parameters that exercise every feature of a family. Widths of heads are free
     # (heads x width != embed_dim), windows short; tiny-gemma3 is two periods of its pattern and a remainder.
     "tiny-gpt": _gpt(64, 3, 32, 4, vocab_size=320),
@@ -203,6 +223,10 @@ _SIZES: dict[str, ModelConfig] = {
     ),
     "tiny-qwen2": _qwen25(3, 32, 4, 2, 96, vocab_size=320),
     "tiny-qwen3": _qwen3(3, 32, 4, 96, tied=True, vocab_size=320, num_kv_heads=1, head_dim=16),
+    "tiny-mixtral": _moe(_MIXTRAL, 2, 32, 4, 32, vocab_size=320, num_kv_heads=2, head_dim=16),
+    "tiny-qwen3-moe": _moe(
+        _QWEN3_MOE, 3, 32, 4, 16, vocab_size=320, num_kv_heads=1, head_dim=16, num_experts=8, num_experts_per_token=4
+    ),
     "tiny-gemma2": _gemma(
         _GEMMA2, 4, 32, 4, 2, 16, 96, vocab_size=320, sliding_window=5, query_scale_dim=24,
         attention_softcap=2.0, logits_softcap=0.5,
@@ -313,6 +337,14 @@ _PUBLISHED: dict[str, Published] = {
     **_table(
         {"mistral-7b": 7_241_732_096},
         "safetensors total of the Hugging Face checkpoint mistralai/Mistral-7B-v0.1",
+    ),
+    **_table(
+        {"mixtral-8x7b": 46_702_792_704, "mixtral-8x22b": 140_620_634_112},
+        "safetensors total of the Hugging Face checkpoints mistralai/Mixtral-8x*-v0.1",
+    ),
+    **_table(
+        {"qwen3-30b-a3b": 30_532_122_624, "qwen3-235b-a22b": 235_093_634_560},
+        "safetensors total of the Hugging Face checkpoints Qwen/Qwen3-*-A*",
     ),
 }
 

@@ -18,16 +18,22 @@ def make_loss(
     """loss(params, batch, dropout_key=None) -> (scalar to differentiate, Sums).
 
     The scalar is the sum over targets of weight x (cross-entropy + z_loss x log(Z)^2), in nats; Sums.loss leaves
-    the z-loss out, so that perplexities compare.
+    the z-loss out, so that perplexities compare. So it does with the losses of routers, which the scalar includes.
     """
 
     def loss(params: Params, batch: Batch, dropout_key: jax.Array | None = None):
-        x_BTD = lm.hidden(params, batch, dropout_key)
+        router = None
+        if lm.hidden_with_router is None:
+            x_BTD = lm.hidden(params, batch, dropout_key)
+        else:
+            x_BTD, router = lm.hidden_with_router(params, batch, dropout_key)
         head_params = {key: params[key] for key in lm.head_keys}
         weights_BT = batch["weights"]
         total, cross_entropy = chunked_loss(
             lm.head, head_params, x_BTD, batch["targets"], weights_BT, chunk_tokens, z_loss
         )
-        return total, Sums(loss=cross_entropy, weight=weights_BT.sum())
+        if router is not None:
+            total = total + router.loss
+        return total, Sums(loss=cross_entropy, weight=weights_BT.sum(), router=router)
 
     return loss

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import jax
 
+from jaxlm.models.moe import RouterSums
+
 
 class Sums(NamedTuple):
     """Sums over targets: they add up over microbatches, devices and evaluation batches; means do not."""
@@ -14,3 +16,5 @@ class Sums(NamedTuple):
     """Sum of weighted token losses, nats."""
     weight: jax.Array
     """Sum of weights, tokens."""
+    router: RouterSums | None = None
+    """Of a mixture of experts, in training."""

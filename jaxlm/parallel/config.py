@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from jaxlm.types import UserError
 
+AXES = ("data", "fsdp", "expert", "tensor")
+"""Outermost first: the further in, the more a layer has to say along it, and the nearer its devices should be. Along
+`fsdp` travel weights, which can be fetched ahead; along `expert` and `tensor` tokens, for which a layer waits."""
+
 
 @dataclass(frozen=True)
 class MeshConfig:
@@ -15,6 +19,8 @@ class MeshConfig:
     """Replicas of the weights; each sees other rows of the batch."""
     fsdp: int = -1
     """Weights, gradients and optimizer state split; each sees other rows of the batch (ZeRO-3)."""
+    expert: int = 1
+    """Experts split; each sees other rows of the batch, which meet their experts inside a layer."""
     tensor: int = 1
     """Heads, MLP and vocabulary split; all see the same rows."""
 
@@ -31,4 +37,4 @@ class MeshConfig:
     @property
     def sizes(self) -> dict[str, int]:
         """Axis name -> size, outermost first."""
-        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        return {axis: getattr(self, axis) for axis in AXES}

@@ -10,11 +10,12 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from jaxlm.parallel.config import AXES
 from jaxlm.types import UserError
 
 
 def make_mesh(sizes: dict[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of these axis sizes (no -1 left) over the devices, which default to all there are.
+    """A mesh of these axis sizes (no -1 left; 1 where none is given) over the devices, by default all there are.
 
     Axes are Auto: the compiler chooses shardings between our constraints. Plain `jax.make_mesh` may give Explicit
     axes, which is another programming model. Devices of several TPU slices are laid out so that the outermost
@@ -23,6 +24,8 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[Any] | None = None) -> Me
     Errors: UserError when the sizes do not multiply to the number of devices, or slices do not divide `data`.
     """
     devices = list(jax.devices() if devices is None else devices)
+    assert set(sizes) <= set(AXES), f"{sizes}: axes are {AXES}"
+    sizes = {axis: sizes.get(axis, 1) for axis in AXES}
     shape = tuple(sizes.values())
     if int(np.prod(shape)) != len(devices):
         wanted = " x ".join(f"{name} {size}" for name, size in sizes.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ PARAMS: Table = {
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "experts": "expert",
     "layers": None,
     "positions": None,
     "classes": None,
@@ -26,13 +28,14 @@ PARAMS: Table = {
 """Logical axis of a weight -> mesh axis."""
 
 ACTIVATIONS: Table = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "length": None,
     "embed": None,  # whole: the fsdp axis already carries the batch
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "experts": None,  # a token's logits of all experts: the expert axis already carries the batch
     "vocab": "tensor",
     "positions": None,
     "classes": None,
@@ -106,8 +109,29 @@ def make_constrain(mesh: Mesh) -> Callable[..., jax.Array]:
     return constrain
 
 
+class Spread(NamedTuple):
+    """How a mesh spreads experts: the `spread` of a model; see the Protocol in `jaxlm.models.moe`."""
+
+    mesh: Mesh
+    batch: tuple[str, ...]
+    experts: str
+    embed: str
+    mlp: str
+
+
+def make_spread(mesh: Mesh) -> Spread | None:
+    """The `spread` of a model on this mesh; None on one device."""
+    if mesh.size == 1:
+        return None
+    batch = ACTIVATIONS["batch"]
+    names = [PARAMS[axis] for axis in ("experts", "embed", "mlp")]
+    assert isinstance(batch, tuple)
+    assert all(isinstance(name, str) for name in names)
+    return Spread(mesh, batch, *map(str, names))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every array of a batch: rows over data and fsdp, the rest whole."""
+    """Of every array of a batch: rows over data, fsdp and expert, the rest whole."""
     return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["batch"]))
 
 

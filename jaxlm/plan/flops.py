@@ -17,7 +17,7 @@ class Weight(NamedTuple):
     """One weight of the model; weights of blocks are stacks with a leading `layers` dim."""
 
     part: str
-    """`embedding`, `positions`, `attention`, `mlp`, `norms` or `head`."""
+    """`embedding`, `positions`, `attention`, `mlp`, `experts`, `norms` or `head`."""
     name: str
     shape: tuple[int, ...]
     axes: tuple[str, ...]
@@ -29,7 +29,18 @@ class Weight(NamedTuple):
     @property
     def is_matrix(self) -> bool:
         """Whether tokens are multiplied by it: not norms, biases, position tables."""
-        return self.part in ("attention", "mlp", "embedding", "head") and not self.name.endswith("bias")
+        return self.part not in ("norms", "positions") and not self.name.endswith("bias")
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether it is one of several, of which a token meets `num_experts_per_token`."""
+        return "experts" in self.axes and self.name != "router"
+
+    def active_params(self, model: ModelConfig) -> int:
+        """Parameters that a token meets."""
+        if not self.is_expert or model.num_experts is None:
+            return self.num_params
+        return self.num_params // model.num_experts * model.num_experts_per_token
 
 
 class ParamCount(NamedTuple):
@@ -42,15 +53,24 @@ class ParamCount(NamedTuple):
     norms: int
     head: int
     """0 where the head is tied to the embedding."""
+    experts: int
+    """Routers, and as many experts as a token meets."""
+    idle_experts: int
+    """All other experts."""
 
     @property
     def total(self) -> int:
         return sum(self)
 
     @property
+    def active(self) -> int:
+        """What one token meets: all but the experts it is not sent to."""
+        return self.total - self.idle_experts
+
+    @property
     def non_embedding(self) -> int:
         """Without token and position embeddings and the head: Kaplan's N (arXiv:2001.08361, section 2.1)."""
-        return self.attention + self.mlp + self.norms
+        return self.attention + self.mlp + self.experts + self.idle_experts + self.norms
 
 
 class FlopsPerToken(NamedTuple):
@@ -69,7 +89,7 @@ class FlopsPerToken(NamedTuple):
 
 def _block_weights(model: ModelConfig) -> list[Weight]:
     """Weights of one block, without the `layers` dim."""
-    D, F, N, K, H = model.embed_dim, model.mlp_width, model.num_heads, model.kv_heads, model.head_width
+    D, N, K, H = model.embed_dim, model.num_heads, model.kv_heads, model.head_width
     out: list[Weight] = []
 
     def norm(name: str, dim: int = D, axis: str = "embed") -> None:
@@ -91,6 +111,16 @@ def _block_weights(model: ModelConfig) -> list[Weight]:
     if model.post_norm:
         norm("attention_post_norm")
     norm("mlp_norm")
+    out.extend(
+        _mlp_weights(model) if model.num_experts is None else _expert_weights(model, model.num_experts)
+    )
+    if model.post_norm:
+        norm("mlp_post_norm")
+    return out
+
+
+def _mlp_weights(model: ModelConfig) -> list[Weight]:
+    D, F, out = model.embed_dim, model.mlp_width, []
     for name in ("up", "gate") if model.gated else ("up",):
         out.append(Weight("mlp", name, (D, F), ("embed", "mlp")))
         if model.bias == "all":
@@ -98,9 +128,19 @@ def _block_weights(model: ModelConfig) -> list[Weight]:
     out.append(Weight("mlp", "down", (F, D), ("mlp", "embed")))
     if model.bias == "all":
         out.append(Weight("mlp", "down_bias", (D,), ("embed",)))
-    if model.post_norm:
-        norm("mlp_post_norm")
     return out
+
+
+def _expert_weights(model: ModelConfig, E: int) -> list[Weight]:
+    D, F = model.embed_dim, model.mlp_width
+    return [
+        Weight("experts", "router", (D, E), ("embed", "experts")),
+        *(
+            Weight("experts", name, (E, D, F), ("experts", "embed", "mlp"))
+            for name in (("up", "gate") if model.gated else ("up",))
+        ),
+        Weight("experts", "down", (E, F, D), ("experts", "mlp", "embed")),
+    ]
 
 
 def weights(model: ModelConfig, seq_len: int | None = None) -> list[Weight]:
@@ -138,17 +178,19 @@ def count_params(model: ModelConfig, seq_len: int | None = None) -> ParamCount:
     """Number of parameters by part, equal to the built model's; seq_len as in `weights`."""
     counts = dict.fromkeys(ParamCount._fields, 0)
     for w in weights(model, seq_len):
-        counts[w.part] += w.num_params
+        counts[w.part] += w.active_params(model)
+        counts["idle_experts"] += w.num_params - w.active_params(model)
     return ParamCount(**counts)
 
 
 def matmul_params(model: ModelConfig) -> int:
     """Parameters a token is multiplied by: matrices of the blocks and the head, once, whether tied or not.
 
-    Looking up an embedding is no product; norms and biases are too small to count.
+    Of the experts, those that a token is sent to. Looking up an embedding is no product; norms and biases are too
+    small to count.
     """
     everything = [w for w in weights(model, seq_len=1) if w.is_matrix]
-    return sum(w.num_params for w in everything if w.part != "embedding" or model.tie_embeddings)
+    return sum(w.active_params(model) for w in everything if w.part != "embedding" or model.tie_embeddings)
 
 
 def mean_keys(kind: str, seq_len: int, window: int | None, *, causal_halved: bool) -> float:

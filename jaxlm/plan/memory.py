@@ -62,7 +62,8 @@ import math
 from typing import NamedTuple, Protocol
 
 from jaxlm.data.config import DataConfig
-from jaxlm.models.config import ATTENTION_CHUNK, ModelConfig
+from jaxlm.models.config import ModelConfig
+from jaxlm.plan.block_memory import FLOAT32, cpu_block, is_scanned, tpu_block, widths
 from jaxlm.plan.flops import Weight, weights
 from jaxlm.train.config import OptimizerConfig, TrainConfig
 from jaxlm.types import UserError
@@ -74,6 +75,7 @@ PARAM_AXES: dict[str, str | None] = {
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "experts": "expert",
     "layers": None,
     "positions": None,
     "classes": None,
@@ -94,11 +96,6 @@ GAPS = 0.06
 
 WHOLE_BLOCKS = 1.5
 """Of weights that are split over fsdp, how many blocks XLA:TPU holds whole, in the compute dtype."""
-
-STREAMS = 7
-"""Tensors as wide as the residual stream, queries, keys and values among them, that a TPU's block at work holds."""
-
-FLOAT32 = 4
 
 
 class Run(Protocol):
@@ -160,7 +157,7 @@ def optimizer_elements(name: str, w: Weight, mesh: dict[str, int]) -> int:
     if name == "lion":
         return shard_size(w, mesh)
     if name == "muon":
-        in_block = w.axes[0] == "layers" and w.is_matrix
+        in_block = w.axes[0] == "layers" and w.is_matrix and w.name != "router"
         return (1 if in_block else 2) * shard_size(w, mesh)
     if name == "adafactor":
         order = sorted(range(len(w.shape)), key=lambda i: w.shape[i])
@@ -170,124 +167,6 @@ def optimizer_elements(name: str, w: Weight, mesh: dict[str, int]) -> int:
             return sum(w.num_params // w.shape[i] for i in order[-2:]) + 1
         return shard_size(w, mesh) + 2
     return 2 * shard_size(w, mesh)
-
-
-class Block(NamedTuple):
-    """Bytes per token of one block, a mean over the layers."""
-
-    kept: float
-    """What outlives its forward pass under `model.remat`."""
-    at_work: float
-    """What exists beside that, for one block, during its backward pass."""
-
-
-def is_scanned(model: ModelConfig) -> bool:
-    """Whether (nearly) all blocks run in a loop, as `jaxlm.models.decoder.run_blocks` decides."""
-    return model.scan_layers and model.num_layers // len(model.layer_pattern) > 1
-
-
-class Widths(NamedTuple):
-    """Elements per token of a block's tensors; heads and the MLP are split over `tensor`."""
-
-    stream: float
-    q: float
-    kv: float
-    """Keys and values together."""
-    mlp: float
-    num_up: int
-    """Products into the MLP: two where it is gated."""
-    norms: float
-    """Inputs of norms and their results before the scale."""
-    table: float
-    """Logits of the attention: heads x keys, a mean over the layers."""
-    prefixes: float
-    """Slices of the keys and values before a chunk of queries, one a chunk, over the keys and values."""
-
-
-def widths(model: ModelConfig, seq_len: int, tensor: int, *, dense: bool) -> Widths:
-    """The widths of a block on one device."""
-    D, H = model.embed_dim, model.head_width
-    q, kv = model.num_heads * H / tensor, 2 * model.kv_heads * H / tensor
-    keys = sum(mean_table_keys(model, kind, seq_len, dense) for kind in model.layer_kinds) / model.num_layers
-    return Widths(
-        stream=D,
-        q=q,
-        kv=kv,
-        mlp=model.mlp_width / tensor,
-        num_up=2 if model.gated else 1,
-        norms=2.0 * D * (4 if model.post_norm else 2) + (2 * q + kv if model.qk_norm else 0),
-        table=model.num_heads / tensor * keys,
-        prefixes=1.0 if dense else keys / min(ATTENTION_CHUNK, seq_len),
-    )
-
-
-def kept_of_a_block(model: ModelConfig, w: Widths, item: int, everything: float) -> float:
-    """Bytes per token that a block keeps in a loop; `everything` is what its backward pass reads."""
-    return {
-        "full": w.stream * item,  # the block's input
-        "attention": (w.stream + w.q) * item,  # and the attention's result
-        # and what every product with a weight returned, except the last
-        "dots": (2 * w.stream + w.q + w.kv + w.num_up * w.mlp + (w.stream if model.post_norm else 0)) * item,
-        "none": everything,
-    }[model.remat]
-
-
-def cpu_block(model: ModelConfig, w: Widths, *, dense: bool) -> Block:
-    """XLA:CPU keeps activations in float32, also where `model.dtype` is bfloat16.
-
-    Without a scan remat saves nothing: the barriers that hold the recomputation back are gone before scheduling. A
-    turn of the scan computes all layers of `model.layer_pattern` again before it uses the first. Attention in chunks
-    keeps no table in a scan, but its own layout of queries and results; at work, half a table and a slice of the
-    keys and values before each chunk. Without a scan, what its backward pass would compute again is kept after all.
-    """
-    scanned = is_scanned(model)
-    compute = 2 * w.stream + 2 * w.q + w.kv + (w.num_up + 1) * w.mlp + w.norms
-    chunks = (w.prefixes - 1) * w.kv + w.table / 2
-    if dense:
-        compute += w.table * (2 + (model.attention_softcap is not None) + (not scanned))
-    elif scanned:
-        compute += 2 * w.q if model.remat == "none" else 0.0
-    else:
-        compute += (w.prefixes - 1) * w.kv + 2 * w.table
-    everything = FLOAT32 * compute
-    kept = kept_of_a_block(model, w, FLOAT32, everything) if scanned else everything
-    at_work = FLOAT32 * (max(w.mlp, w.table if dense else 0.0) + 2 * w.stream)  # gradients
-    if scanned:
-        # Else once, beside the stack that it is copied to.
-        again = len(model.layer_pattern) if kept < everything else 1
-        at_work += again * (everything + (0.0 if dense else FLOAT32 * chunks))
-    return Block(kept, at_work)
-
-
-def tpu_block(model: ModelConfig, w: Widths, item: int) -> tuple[Block, float]:
-    """XLA:TPU's block in a loop, and what one keeps that is not in a loop.
-
-    At work, attention holds its table twice, as logits in float32 and as probabilities or their gradient in the
-    compute dtype, and the MLP its width once, thrice where it is gated. Outside of a loop the recomputation is merged
-    with the original, and norms and probabilities are computed again from what they came from.
-    """
-    num_float32 = 1 + (model.attention_softcap is not None)
-    tables = w.table * (FLOAT32 * num_float32 + item)
-    compute = 2 * w.stream + 2 * w.q + w.kv * w.prefixes + 2 * w.num_up * w.mlp
-    everything = compute * item + w.norms * FLOAT32 + tables
-    at_work = ((2 * w.num_up - 1) * w.mlp + STREAMS * w.stream) * item
-    if model.remat == "none":
-        loose = (w.num_up * w.mlp + STREAMS * w.stream) * item + w.table * FLOAT32
-        return Block(everything, at_work), loose
-    loose = ((w.num_up + 1) * w.mlp + STREAMS * w.stream) * item
-    return Block(kept_of_a_block(model, w, item, everything), at_work + tables), loose
-
-
-def mean_table_keys(model: ModelConfig, kind: str, seq_len: int, dense: bool) -> float:
-    """Keys of a query in a block's table: all with dense attention, else those that any query of its chunk sees."""
-    if dense:
-        return seq_len
-    seen = (
-        (seq_len + ATTENTION_CHUNK) / 2
-        if kind == "g"
-        else (model.sliding_window or seq_len) + ATTENTION_CHUNK
-    )
-    return min(seq_len, seen)
 
 
 def logit_chunks(rows: int, seq_len: int, chunk_tokens: int) -> tuple[int, int]:
@@ -344,7 +223,9 @@ def parts_of(run: Run, mesh: dict[str, int], vocab_size: int | None) -> Parts:
     blocks = [w for w in table if w.axes[0] == "layers" and w.is_matrix]
     ends = [w for w in table if w.name in ("embedding", "head")]
     num_parts = run.train.num_microbatches
-    rows = -(-run.data.global_batch_size // (mesh.get("data", 1) * mesh.get("fsdp", 1)))
+    rows = -(
+        -run.data.global_batch_size // (mesh.get("data", 1) * mesh.get("fsdp", 1) * mesh.get("expert", 1))
+    )
     part_rows = -(-rows // num_parts)
     _, chunk_tokens = logit_chunks(part_rows, run.data.seq_len, run.train.loss_chunk_tokens)
     parameters = FLOAT32 * sum(shard_size(w, mesh) for w in table)
@@ -382,9 +263,7 @@ def cpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     """
     model, tokens = parts.model, parts.tokens
     dense = model.attention == "dense"
-    block = cpu_block(
-        model, widths(model, parts.seq_len, parts.mesh.get("tensor", 1), dense=dense), dense=dense
-    )
+    block = cpu_block(model, widths(model, parts.seq_len, parts.mesh, dense=dense), dense=dense)
     gathered = 0
     if parts.is_gathered:
         # This block's weights, the next one's; a table, and its gradients before they are scattered.
@@ -409,10 +288,10 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     multiple of 128 lanes wide is copied for the update, and so are its moments.
     """
     model, tokens = parts.model, parts.tokens
-    tensor, fsdp = parts.mesh.get("tensor", 1), parts.mesh.get("fsdp", 1)
+    fsdp = parts.mesh.get("fsdp", 1)
     item = 2 if model.dtype == "bfloat16" else FLOAT32
     dense = model.attention != "chunked"
-    block, loose = tpu_block(model, widths(model, parts.seq_len, tensor, dense=dense), item)
+    block, loose = tpu_block(model, widths(model, parts.seq_len, parts.mesh, dense=dense), item)
     L = model.num_layers
     num_loose = L % len(model.layer_pattern) if is_scanned(model) else L
     kept = tokens * ((L - num_loose) * block.kept + num_loose * loose)

@@ -57,15 +57,17 @@ def decay_mask(params: PyTree) -> PyTree:
 def muon_dims(params: PyTree) -> PyTree:
     """Which dims of each weight are its rows and columns for Muon; None where AdamW is used instead.
 
-    Blocks' matrices only: embeddings, head, norms and biases keep AdamW (Jordan et al. 2024, Muon; Liu et al.
-    2025, arXiv:2502.16982). Dim 0 is the stack of layers, which Muon treats one by one.
+    Blocks' matrices only: embeddings, head, routers, norms and biases keep AdamW (Jordan et al. 2024, Muon; Liu et
+    al. 2025, arXiv:2502.16982). Dim 0 is the stack of layers, which Muon treats one by one, and so it does with the
+    experts of a layer, dim 1.
     """
 
     def dims(path, leaf):
         if path[0].key != "layers" or _name(path) not in _INPUT_AXES:
             return None
-        split = 1 + _INPUT_AXES[_name(path)]
-        return MuonDimensionNumbers(tuple(range(1, split)), tuple(range(split, leaf.ndim)))
+        first = 2 if path[1].key == "moe" else 1
+        split = first + _INPUT_AXES[_name(path)]
+        return MuonDimensionNumbers(tuple(range(first, split)), tuple(range(split, leaf.ndim)))
 
     return jax.tree_util.tree_map_with_path(dims, params)
 

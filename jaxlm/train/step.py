@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.models.build import LM
+from jaxlm.models.moe import RouterSums
 from jaxlm.objectives import Sums
 from jaxlm.parallel.sharding import batch_sharding, param_shardings, shardings_like
 from jaxlm.train.config import TrainConfig
@@ -80,16 +81,33 @@ def make_sums_and_grads(
         return sums, grads
 
     def in_parts(params: Params, batch: Batch, key: jax.Array | None) -> tuple[Sums, Params]:
-        def add(carry, xs):
+        def add(grads, xs):
             index, part = xs
             part_key = None if key is None else jax.random.fold_in(key, index)
-            return jax.tree.map(jnp.add, carry, whole(params, constrain_batch(part), part_key)), None
+            sums, more = whole(params, constrain_batch(part), part_key)
+            return jax.tree.map(jnp.add, grads, more), sums
 
-        zeros = (Sums(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
+        zeros = jax.tree.map(jnp.zeros_like, params)
         parts = (jnp.arange(num_microbatches), split_microbatches(batch, num_microbatches))
-        return jax.lax.scan(add, zeros, parts)[0]
+        grads, sums = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda each: jnp.sum(each, axis=0), sums), grads
 
     return whole if num_microbatches == 1 else in_parts
+
+
+def router_metrics(router: RouterSums) -> Metrics:
+    """How evenly the experts are used: means over tokens and layers, without the weights they have in the loss.
+
+    `balance_loss` is 1 where all experts get the same share. `busiest_expert` is the load of each layer's busiest one,
+    relative to an even load; a mean over layers.
+    """
+    load_LE = router.load_LE
+    even_L = jnp.maximum(jnp.mean(load_LE, axis=1), 1.0)
+    return {
+        "balance_loss": router.balance / router.num_routed,
+        "router_z_loss": router.z / router.num_routed,
+        "busiest_expert": jnp.mean(jnp.max(load_LE, axis=1) / even_L),
+    }
 
 
 def is_good_step(
@@ -171,6 +189,8 @@ def make_train_step(
             "num_bad_in_row": new_state.num_bad_in_row,
             "num_bad": new_state.num_bad,
         }
+        if sums.router is not None:
+            metrics |= router_metrics(sums.router)
         if "fingerprint" in batch:
             metrics["batch_hash"] = jnp.sum(batch["fingerprint"], dtype=jnp.uint32)
         return new_state, metrics
@@ -182,7 +202,8 @@ def make_eval_step(loss: LossFn) -> Callable[[Params, Batch], Sums]:
     """evaluate(params, batch) -> Sums, without dropout."""
 
     def evaluate(params: Params, batch: Batch) -> Sums:
-        return loss(params, {name: batch[name] for name in MODEL_KEYS if name in batch})[1]
+        sums = loss(params, {name: batch[name] for name in MODEL_KEYS if name in batch})[1]
+        return sums._replace(router=None)
 
     return evaluate
 
@@ -214,7 +235,9 @@ def compile_steps(
     rows = batch_sharding(mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     return Steps(
-        init=jax.jit(lambda key: init_state(lm, tx, key), out_shardings=shardings),
+        init=jax.jit(
+            lambda key: init_state(lm, tx, key), out_shardings=shardings, compiler_options=compiler_options
+        ),
         train=jax.jit(
             train_step,
             in_shardings=(shardings, rows),

@@ -60,6 +60,21 @@ def test_only_gpt3_counts_are_rounded():
         ("qwen2.5-7b", dict(bias="qkv", rope_theta=1e6, norm_eps=1e-6, sliding_window=None)),
         ("qwen2.5-72b", dict(norm_eps=1e-5)),
         ("qwen3-8b", dict(qk_norm=True, bias="none", rope_theta=1e6, norm_eps=1e-6)),
+        (
+            "mixtral-8x7b",
+            dict(
+                num_experts=8,
+                num_experts_per_token=2,
+                normalize_expert_weights=True,
+                norm_eps=1e-5,
+                rope_theta=1e6,
+                sliding_window=None,
+            ),
+        ),
+        (
+            "qwen3-30b-a3b",
+            dict(num_experts_per_token=8, normalize_expert_weights=True, qk_norm=True, norm_eps=1e-6),
+        ),
         ("smollm2-135m", dict(rope_theta=100_000.0, norm_eps=1e-5)),
         ("mistral-7b", dict(layer_pattern="l", sliding_window=4096, rope_theta=10_000.0)),
     ],

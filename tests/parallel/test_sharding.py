@@ -14,6 +14,12 @@ def test_a_spec_follows_the_table():
     )
 
 
+def test_experts_are_split_and_so_is_what_is_inside_them():
+    assert spec_for(("layers", "experts", "embed", "mlp"), PARAMS) == PartitionSpec(
+        None, "expert", "fsdp", "tensor"
+    )
+
+
 def test_an_unknown_axis_is_named():
     with pytest.raises(ValueError, match="'wings'"):
         spec_for(("embed", "wings"), PARAMS)
@@ -27,6 +33,10 @@ def test_a_mesh_axis_used_twice_is_named():
 def test_a_mesh_of_the_wrong_size_says_how_many_devices_there_are():
     with pytest.raises(UserError, match=r"needs 6 devices, but there are 8"):
         make_mesh({"data": 1, "fsdp": 3, "tensor": 2})
+
+
+def test_an_axis_that_is_not_given_has_one_device():
+    assert dict(make_mesh({"expert": 8}).shape) == {"data": 1, "fsdp": 1, "expert": 8, "tensor": 1}
 
 
 def test_one_process_holds_every_row_once():

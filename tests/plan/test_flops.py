@@ -92,6 +92,26 @@ def test_non_embedding_params_are_kaplans_12_l_d_squared():
     assert flops.count_params(model).non_embedding == pytest.approx(12 * 96 * 12288**2, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("mixtral-8x7b", 12.9), ("mixtral-8x22b", 39), ("qwen3-30b-a3b", 3.3), ("qwen3-235b-a22b", 22)],
+)
+def test_active_params_are_those_of_the_papers(name, billions):
+    """arXiv:2401.04088, table 2; Mistral AI's announcement of 8x22B; Qwen3, arXiv:2505.09388, section 1."""
+    assert flops.count_params(sizes.size(name)).active / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+def test_a_token_is_multiplied_by_the_experts_it_meets_and_by_the_router():
+    dense = ModelConfig(vocab_size=1000, embed_dim=64, mlp_dim=96)
+    sparse = dataclasses.replace(dense, num_experts=8, num_experts_per_token=2)
+    router = dense.num_layers * 64 * 8
+    mlp = flops.count_params(dense).mlp
+    count = flops.count_params(sparse)
+    assert flops.matmul_params(sparse) == flops.matmul_params(dense) + mlp + router
+    assert (count.mlp, count.experts, count.idle_experts) == (0, 2 * mlp + router, 6 * mlp)
+    assert count.total == flops.count_params(dense).total + 7 * mlp + router == count.active + 6 * mlp
+
+
 def test_gpt3_training_compute_is_the_papers():
     """Table D.1 of arXiv:2005.14165: 3.14e23 FLOPs for 174,600M parameters and 300B tokens."""
     assert flops.training_flops(174.6e9, 300e9) == pytest.approx(3.14e23, rel=2e-3)

@@ -7,7 +7,7 @@ from jaxlm.models.build import build
 from jaxlm.models.config import ModelConfig
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.parallel.mesh import make_mesh
-from jaxlm.parallel.sharding import batch_sharding, make_constrain, place_batch
+from jaxlm.parallel.sharding import batch_sharding, make_constrain, make_spread, place_batch
 from jaxlm.train.config import OptimizerConfig, TrainConfig
 from jaxlm.train.optimizer import make_optimizer, make_schedule
 from jaxlm.train.step import compile_steps, make_eval_step, make_train_step
@@ -44,7 +44,7 @@ def make(
 ):
     """(compiled steps, mesh) of the tiny run."""
     mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
-    lm = build(model, T, constrain=make_constrain(mesh))
+    lm = build(model, T, constrain=make_constrain(mesh), spread=make_spread(mesh))
     opt = OptimizerConfig(name=optimizer, learning_rate=1e-3, warmup_steps=2)
     config = TrainConfig(num_steps=10, num_microbatches=num_microbatches, z_loss=1e-4, **train)
     loss = loss_wrapper(OBJECTIVES["pretrain"].make_loss(lm, z_loss=1e-4, chunk_tokens=64))
@@ -62,7 +62,8 @@ def make(
         dropout_seed=0 if model.dropout else None,
         constrain_batch=constrain_batch,
     )
-    return compile_steps(lm, tx, step, make_eval_step(loss), mesh), mesh
+    quickly = {"xla_backend_optimization_level": 0}  # compiles several times as fast
+    return compile_steps(lm, tx, step, make_eval_step(loss), mesh, compiler_options=quickly), mesh
 
 
 def losses(num_steps: int, **kwargs) -> np.ndarray:

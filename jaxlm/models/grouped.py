@@ -1,0 +1,177 @@
+"""The matrix product of experts: rows sorted by group, each times the weights of its own group; and its gradients.
+
+On TPUs and GPUs it is one `lax.ragged_dot`. Its lowering for CPUs multiplies every row with the weights of every
+group and masks what is not asked for: with 8 experts, 8 times the work and as many copies of the rows. There the same
+product runs over blocks of rows of one group, as many as there are: no more work than there are rows, and weights of
+groups without rows are not even read (`make bench` measures it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+LARGEST_BLOCK = 256
+"""Rows of a block on CPUs: each copies its group's weights, which many rows have to make up for."""
+SMALLEST_BLOCK = 16
+"""Fewer rows cost the same: reading the weights takes longer than the product."""
+
+Split = tuple[str, int] | None
+"""(mesh axis, dim) over which the weights are split, inside a shard_map; None: they are whole."""
+
+
+class Blocks(NamedTuple):
+    """Blocks of rows, in the order of the rows; those beyond `num` are unused."""
+
+    num: jax.Array
+    group: jax.Array
+    start: jax.Array
+    """First row of the block."""
+    stop: jax.Array
+    """End of the group's rows: the block's last rows may lie beyond, in the next group."""
+
+
+def block_rows(num_rows: int, num_groups: int) -> int:
+    """Rows of a block: one where hardly two rows will share a group (decoding), else about those of a group."""
+    if num_rows <= num_groups:
+        return 1
+    mean = num_rows // num_groups
+    return min(max(1 << (mean - 1).bit_length(), SMALLEST_BLOCK), LARGEST_BLOCK)
+
+
+def cut(sizes_E: jax.Array, num_rows: int, block: int) -> Blocks:
+    """Cuts the rows of each group into blocks."""
+    E = sizes_E.shape[0]
+    num_E = -(-sizes_E // block)
+    ends_E, row_ends_E = jnp.cumsum(num_E), jnp.cumsum(sizes_E)
+    index = jnp.arange(num_rows // block + min(E, num_rows))  # the most there can be
+    group = jnp.minimum(jnp.searchsorted(ends_E, index, side="right"), E - 1)
+    within = index - (ends_E - num_E)[group]
+    return Blocks(ends_E[-1], group, (row_ends_E - sizes_E)[group] + within * block, row_ends_E[group])
+
+
+def _accumulate(a: jax.Array, b: jax.Array) -> jnp.dtype:
+    """float32; float64 where both are."""
+    return jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+
+
+def _ragged(a, b, sizes_E, contract: tuple[int, int], groups: list[int]) -> jax.Array:
+    """Contracts one dim of each; a's rows are ragged, and b has a dim of groups, or none."""
+    dims = lax.RaggedDotDimensionNumbers((([contract[0]], [contract[1]]), ([], [])), [0], groups)
+    return lax.ragged_dot_general(a, b, sizes_E, dims, preferred_element_type=_accumulate(a, b))
+
+
+def _rows(x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """x_MI @ w_EIO[group of the row] -> y_MO."""
+    return _ragged(x_MI, w_EIO, sizes_E, (1, 1), [0])
+
+
+def _rows_back(g_MO: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """g_MO @ w_EIO[group of the row] transposed -> dx_MI."""
+    return _ragged(g_MO, w_EIO, sizes_E, (1, 2), [0])
+
+
+def _weight_grad(x_MI: jax.Array, g_MO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Sum over the rows of each group of x (outer) g -> dw_EIO."""
+    return _ragged(x_MI, g_MO, sizes_E, (0, 0), [])
+
+
+def _over_blocks(a_MX: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, contract: int) -> jax.Array:
+    """a_MX times the weights of each row's group, of which it contracts dim 0 or 1.
+
+    A block that reaches beyond its group writes nonsense there, which the next group's first block overwrites.
+    """
+    M, num_out = a_MX.shape[0], w_EIO.shape[2 - contract]
+    block = block_rows(M, w_EIO.shape[0])
+    blocks = cut(sizes_E, M, block)
+    a_MX = jnp.pad(a_MX, ((0, block - 1), (0, 0)))
+
+    def one(i, y_MY):
+        rows = lax.dynamic_slice_in_dim(a_MX, blocks.start[i], block)
+        w = lax.dynamic_index_in_dim(w_EIO, blocks.group[i], keepdims=False)
+        dims = (((1,), (contract,)), ((), ()))
+        y = lax.dot_general(rows, w, dims, preferred_element_type=y_MY.dtype)
+        return lax.dynamic_update_slice_in_dim(y_MY, y, blocks.start[i], 0)
+
+    y_MY = jnp.zeros((M + block - 1, num_out), _accumulate(a_MX, w_EIO))
+    return lax.fori_loop(0, blocks.num, one, y_MY)[:M]
+
+
+def _rows_cpu(x_MI, w_EIO, sizes_E) -> jax.Array:
+    return _over_blocks(x_MI, w_EIO, sizes_E, 0)
+
+
+def _rows_back_cpu(g_MO, w_EIO, sizes_E) -> jax.Array:
+    return _over_blocks(g_MO, w_EIO, sizes_E, 1)
+
+
+def _weight_grad_cpu(x_MI: jax.Array, g_MO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    M, block = x_MI.shape[0], block_rows(x_MI.shape[0], sizes_E.shape[0])
+    blocks = cut(sizes_E, M, block)
+    x_MI, g_MO = (jnp.pad(a, ((0, block - 1), (0, 0))) for a in (x_MI, g_MO))
+
+    def one(i, dw_EIO):
+        start, group = blocks.start[i], blocks.group[i]
+        own = start + jnp.arange(block)[:, None] < blocks.stop[i]
+        x = jnp.where(own, lax.dynamic_slice_in_dim(x_MI, start, block), 0)
+        g = jnp.where(own, lax.dynamic_slice_in_dim(g_MO, start, block), 0)
+        dw = lax.dot_general(x, g, (((0,), (0,)), ((), ())), preferred_element_type=dw_EIO.dtype)
+        dw = dw + lax.dynamic_index_in_dim(dw_EIO, group, keepdims=False)
+        return lax.dynamic_update_index_in_dim(dw_EIO, dw, group, 0)
+
+    shape = (sizes_E.shape[0], x_MI.shape[1], g_MO.shape[1])
+    return lax.fori_loop(0, blocks.num, one, jnp.zeros(shape, _accumulate(x_MI, g_MO)))
+
+
+def _pick(cpu: Callable, default: Callable, *args) -> jax.Array:
+    return lax.platform_dependent(*args, cpu=cpu, default=default)
+
+
+def _whole(w_EIO: jax.Array, dtype: jnp.dtype, split: Split) -> jax.Array:
+    """The weights in the compute dtype, gathered. Made anew in each pass: what is kept between them is w itself."""
+    w_EIO = w_EIO.astype(dtype)
+    return w_EIO if split is None else lax.all_gather(w_EIO, split[0], axis=split[1], tiled=True)
+
+
+def _forward(x_MI, w_EIO, sizes_E, split: Split) -> jax.Array:
+    y_MO = _pick(_rows_cpu, _rows, x_MI, _whole(w_EIO, x_MI.dtype, split), sizes_E)
+    return checkpoint_name(y_MO.astype(x_MI.dtype), "dense")  # remat "dots" goes by this name
+
+
+_grouped = jax.custom_vjp(_forward, nondiff_argnums=(3,))
+
+
+def _grouped_fwd(x_MI, w_EIO, sizes_E, split: Split):
+    return _forward(x_MI, w_EIO, sizes_E, split), (x_MI, w_EIO, sizes_E)
+
+
+def _grouped_bwd(split: Split, saved, g_MO):
+    x_MI, w_EIO, sizes_E = saved
+    g_MO = g_MO.astype(x_MI.dtype)
+    dx_MI = _pick(_rows_back_cpu, _rows_back, g_MO, _whole(w_EIO, x_MI.dtype, split), sizes_E)
+    dw_EIO = _pick(_weight_grad_cpu, _weight_grad, x_MI, g_MO, sizes_E)
+    if split is not None:
+        dw_EIO = lax.psum_scatter(dw_EIO, split[0], scatter_dimension=split[1], tiled=True)
+    return dx_MI.astype(x_MI.dtype), dw_EIO.astype(w_EIO.dtype), None
+
+
+_grouped.defvjp(_grouped_fwd, _grouped_bwd)
+
+
+def grouped(x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, split: Split = None) -> jax.Array:
+    """x_MI @ w_EIO[group of the row] -> [M, O] in x's dtype, accumulated in float32.
+
+    As with `dense`, pass w as it is stored (float32): its gradient comes back in float32, never rounded.
+
+    Args:
+      x_MI: rows, those of group 0 first. Rows beyond the last group may come back as anything, also in the gradient.
+      sizes_E: rows of each group, int32; any of them may be 0.
+      split: where each device of a shard_map holds a part of the weights: gathered here, in the compute dtype, and
+        the gradient summed and scattered again, in float32.
+    """
+    return _grouped(x_MI, w_EIO, sizes_E, split)

@@ -1,0 +1,265 @@
+"""Mixture of experts: a router sends each token to a few of many MLPs, and no token is ever dropped.
+
+Sources: Shazeer et al. 2017, arXiv:1701.06538; Mixtral, arXiv:2401.04088, section 2.1; Gale et al. 2022, MegaBlocks,
+arXiv:2211.15841 (dropless). The losses of the router: Fedus et al. 2021, Switch, arXiv:2101.03961, section 2.2; Zoph et
+al. 2022, ST-MoE, arXiv:2202.08906, section 3.2.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxlm.models.config import ModelConfig
+from jaxlm.models.grouped import Split, grouped
+from jaxlm.models.layers import Constrain, activate, normal, residual_stddev, weight
+
+
+class Spread(Protocol):
+    """The mesh that experts and tokens are spread over, and the names of its axes."""
+
+    @property
+    def mesh(self) -> Mesh: ...
+    @property
+    def batch(self) -> tuple[str, ...]:
+        """Axes that split the rows of a batch, `experts` among them."""
+        ...
+
+    @property
+    def experts(self) -> str:
+        """Splits the experts."""
+        ...
+
+    @property
+    def embed(self) -> str:
+        """Splits the weights of every expert, which are gathered for use."""
+        ...
+
+    @property
+    def mlp(self) -> str:
+        """Splits the width of every expert."""
+        ...
+
+
+class RouterSums(NamedTuple):
+    """What the routers of all layers have to say: sums over tokens that are no padding, so that parts add up."""
+
+    loss: jax.Array
+    """What they add to the training loss: model.balance_loss x balance + model.router_z_loss x z, nats."""
+    balance: jax.Array
+    """Load-balancing losses; tokens x layers where all experts get the same share, up to E times that."""
+    z: jax.Array
+    """Squared logsumexps of the routers' logits."""
+    num_routed: jax.Array
+    """Tokens x layers."""
+    load_LE: jax.Array
+    """Tokens that each expert got."""
+
+
+class Routes(NamedTuple):
+    """Where each token goes; logits and probabilities of all experts, float32."""
+
+    logits_BTE: jax.Array
+    probs_BTE: jax.Array
+    experts_BTK: jax.Array
+    """The chosen experts, best first, int32."""
+    shares_BTK: jax.Array
+    """Weights of their outputs in the token's result."""
+
+
+def route(config: ModelConfig, x_BTD: jax.Array, router_DE: jax.Array) -> Routes:
+    """Chooses num_experts_per_token experts for each token, all in float32: bfloat16 would reorder close calls."""
+    x_BTD = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    logits_BTE = jnp.einsum("BTD,DE->BTE", x_BTD, router_DE, precision=lax.Precision.HIGHEST)
+    logits_BTE = checkpoint_name(logits_BTE, "dense")
+    probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
+    shares_BTK, experts_BTK = lax.top_k(probs_BTE, config.num_experts_per_token)
+    if config.normalize_expert_weights:
+        shares_BTK = shares_BTK / jnp.sum(shares_BTK, axis=-1, keepdims=True)
+    return Routes(logits_BTE, probs_BTE, experts_BTK, shares_BTK)
+
+
+def no_router_sums(config: ModelConfig) -> RouterSums:
+    """Sums over no layers."""
+    zero = jnp.zeros((), jnp.float32)
+    return RouterSums(zero, zero, zero, zero, jnp.zeros((config.num_layers, config.num_experts or 0)))
+
+
+def router_sums(config: ModelConfig, routes: Routes, segments_BT: jax.Array | None, layer) -> RouterSums:
+    """Of one layer. Balance is a matter of each row: a sum over rows is the same however the batch is cut.
+
+    Of a row with n tokens, E sum_e f_e P_e (Switch, equation 4) x n, where f_e is the share of its n x k assignments
+    that went to expert e, and P_e the mean of its probabilities.
+    """
+    E, k = routes.probs_BTE.shape[-1], config.num_experts_per_token
+    B, T, _ = routes.experts_BTK.shape
+    real_BT1 = jnp.ones((B, T, 1), jnp.float32)
+    if segments_BT is not None:
+        real_BT1 = (segments_BT > 0).astype(jnp.float32)[:, :, None]
+    is_chosen_BTE = jnp.sum(routes.experts_BTK[..., None] == jnp.arange(E)[None, None, None], axis=2)
+    load_BE = jnp.sum(is_chosen_BTE * real_BT1, axis=1)
+    num_B = jnp.sum(real_BT1, axis=(1, 2))
+    probs_BE = jnp.sum(routes.probs_BTE * real_BT1, axis=1)
+    balance = jnp.sum(E / k * jnp.sum(load_BE * probs_BE, axis=1) / jnp.maximum(num_B, 1.0))
+    z = jnp.sum(jnp.square(jax.nn.logsumexp(routes.logits_BTE, axis=-1)) * real_BT1[..., 0])
+    load_LE = jnp.zeros((config.num_layers, E)).at[layer].set(jnp.sum(load_BE, axis=0))
+    return RouterSums(
+        config.balance_loss * balance + config.router_z_loss * z, balance, z, jnp.sum(num_B), load_LE
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def send(x_XD: jax.Array, order_M: jax.Array, back_M: jax.Array, k: int) -> jax.Array:
+    """Each token to its k places: [M = X k, D]. order_M: which assignment stands there; back_M: its inverse.
+
+    The gradient reads from the k places, where that of indexing would be a scatter.
+    """
+    return x_XD[order_M // k]
+
+
+def _send_bwd(k: int, back_M: jax.Array, g_MD: jax.Array):
+    g_XKD = g_MD[back_M].reshape(-1, k, g_MD.shape[-1])
+    return (
+        jnp.sum(g_XKD, axis=1, dtype=jnp.promote_types(g_MD.dtype, jnp.float32)).astype(g_MD.dtype),
+        None,
+        None,
+    )
+
+
+send.defvjp(lambda x_XD, order_M, back_M, k: (send(x_XD, order_M, back_M, k), back_M), _send_bwd)
+
+
+@jax.custom_vjp
+def bring_back(y_MD: jax.Array, order_M: jax.Array, back_M: jax.Array) -> jax.Array:
+    """The rows in the order of the tokens again; order_M and back_M as of `send`."""
+    return y_MD[back_M]
+
+
+bring_back.defvjp(
+    lambda y_MD, order_M, back_M: (bring_back(y_MD, order_M, back_M), order_M),
+    lambda order_M, g_MD: (g_MD[order_M], None, None),
+)
+
+
+def mix(
+    config: ModelConfig,
+    x_XD: jax.Array,
+    experts_XK: jax.Array,
+    shares_XK: jax.Array,
+    weights: dict[str, jax.Array],
+    *,
+    first: jax.Array | int = 0,
+    splits: dict[str, Split] | None = None,
+) -> jax.Array:
+    """What the experts in `weights` contribute to each token, [X, D] in float32.
+
+    Args:
+      experts_XK, shares_XK: as in Routes.
+      weights: of the experts from number `first` on; others are left to other devices.
+      splits: by weight, as of `grouped`.
+    """
+    splits = splits or {}
+    E, k = weights["up"].shape[0], experts_XK.shape[-1]
+    group_M = experts_XK.reshape(-1) - first
+    is_here_M = (group_M >= 0) & (group_M < E)
+    order_M = jnp.argsort(
+        jnp.where(is_here_M, group_M, E)
+    )  # stable: the same order however the batch is placed
+    back_M = jnp.argsort(order_M)
+    sizes_E = jnp.sum(group_M[:, None] == jnp.arange(E)[None], axis=0, dtype=jnp.int32)
+    is_here_M1 = is_here_M[order_M][:, None]
+
+    def product(x_MI: jax.Array, name: str) -> jax.Array:
+        return grouped(x_MI, weights[name], sizes_E, splits.get(name))
+
+    # Between the two `where`, rows that belong to no expert here hold anything: neither they nor their gradients count.
+    x_MD = jnp.where(is_here_M1, send(x_XD, order_M, back_M, k), 0)
+    h_MF = product(x_MD, "up")
+    if config.gated:
+        h_MF = activate(config.activation, product(x_MD, "gate")) * h_MF
+    else:
+        h_MF = activate(config.activation, h_MF)
+    y_MD = jnp.where(is_here_M1, product(h_MF, "down"), 0)
+    y_XKD = bring_back(y_MD, order_M, back_M).reshape(-1, k, x_XD.shape[-1])
+    return jnp.sum(y_XKD.astype(shares_XK.dtype) * shares_XK[:, :, None], axis=1)
+
+
+def mix_rows(config: ModelConfig, x_BTD, experts_BTK, shares_BTK, weights, **where) -> jax.Array:
+    """`mix` of a batch; `where`: its keywords."""
+    B, T, D = x_BTD.shape
+    x_XD, experts_XK, shares_XK = (a.reshape(B * T, -1) for a in (x_BTD, experts_BTK, shares_BTK))
+    return mix(config, x_XD, experts_XK, shares_XK, weights, **where).reshape(B, T, D)
+
+
+def mix_on_mesh(config: ModelConfig, spread: Spread, x_BTD, experts_BTK, shares_BTK, weights) -> jax.Array:
+    """`mix_rows` on many devices: each has some rows of the batch, and a part of the weights of some experts.
+
+    The devices that share all experts among them (those along one line of the `experts` axis) show each other their
+    tokens; each computes what its own experts make of all of them; the results are added up, and each device gets
+    those of its rows. Two collectives, none of whose sizes depends on where tokens go, and nothing can overflow. The
+    price: every device holds buffers for all k x tokens of its line, though it fills only its experts' share.
+    """
+    sizes, axis = spread.mesh.shape, spread.experts
+    rows, is_split = PartitionSpec(spread.batch), sizes[spread.experts] > 1
+    into, out_of = (spread.experts, spread.embed, spread.mlp), (spread.experts, spread.mlp, spread.embed)
+    specs = {name: PartitionSpec(*(out_of if name == "down" else into)) for name in weights}
+    dims = {name: 2 if name == "down" else 1 for name in weights}
+    splits: dict[str, Split] = {}
+    if sizes[spread.embed] > 1:
+        splits = {name: (spread.embed, dim) for name, dim in dims.items()}
+
+    def local(x_BTD, experts_BTK, shares_BTK, weights):
+        first: Any = 0
+        if is_split:
+            x_BTD, experts_BTK, shares_BTK = (
+                lax.all_gather(a, axis, axis=0, tiled=True) for a in (x_BTD, experts_BTK, shares_BTK)
+            )
+            first = lax.axis_index(axis) * weights["up"].shape[0]
+        y_BTD = mix_rows(config, x_BTD, experts_BTK, shares_BTK, weights, first=first, splits=splits)
+        if is_split:
+            y_BTD = lax.psum_scatter(y_BTD, axis, scatter_dimension=0, tiled=True)
+        return lax.psum(y_BTD, spread.mlp) if sizes[spread.mlp] > 1 else y_BTD
+
+    run = jax.shard_map(
+        local, mesh=spread.mesh, in_specs=(rows, rows, rows, specs), out_specs=rows, check_vma=False
+    )
+    return run(x_BTD, experts_BTK, shares_BTK, weights)
+
+
+class MoE(nn.Module):
+    """The experts in place of a block's MLP, each of them plain or gated as the MLP would be."""
+
+    config: ModelConfig
+    constrain: Constrain
+    spread: Spread | None
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, segments_BT: jax.Array | None, layer
+    ) -> tuple[jax.Array, RouterSums]:
+        config = self.config
+        D, F, E = config.embed_dim, config.mlp_width, config.num_experts or 0
+        router_DE = weight(self, "router", (D, E), ("embed", "experts"), normal())
+        weights = {
+            name: weight(self, name, (E, D, F), ("experts", "embed", "mlp"), normal())
+            for name in (("up", "gate") if config.gated else ("up",))
+        }
+        down = normal(residual_stddev(config))
+        weights["down"] = weight(self, "down", (E, F, D), ("experts", "mlp", "embed"), down)
+        if self.is_initializing():
+            return x_BTD, no_router_sums(config)
+        routes = route(config, x_BTD, router_DE)
+        chosen = (routes.experts_BTK, routes.shares_BTK)
+        if self.spread is None:
+            y_BTD = mix_rows(config, x_BTD, *chosen, weights)
+        else:
+            y_BTD = mix_on_mesh(config, self.spread, x_BTD, *chosen, weights)
+        y_BTD = self.constrain(y_BTD.astype(x_BTD.dtype), "batch", "length", "embed")
+        return y_BTD, router_sums(config, routes, segments_BT, layer)

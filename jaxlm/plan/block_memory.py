@@ -1,0 +1,141 @@
+"""Bytes per token of one block, as XLA:CPU and XLA:TPU hold them in a train step; see `jaxlm.plan.memory`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxlm.models.config import ATTENTION_CHUNK, ModelConfig
+
+STREAMS = 7
+"""Tensors as wide as the residual stream, queries, keys and values among them, that a TPU's block at work holds."""
+
+FLOAT32 = 4
+
+
+class Block(NamedTuple):
+    """Bytes per token of one block, a mean over the layers."""
+
+    kept: float
+    """What outlives its forward pass under `model.remat`."""
+    at_work: float
+    """What exists beside that, for one block, during its backward pass."""
+
+
+def is_scanned(model: ModelConfig) -> bool:
+    """Whether (nearly) all blocks run in a loop, as `jaxlm.models.decoder.run_blocks` decides."""
+    return model.scan_layers and model.num_layers // len(model.layer_pattern) > 1
+
+
+class Widths(NamedTuple):
+    """Elements per token of a block's tensors; heads and the MLP are split over `tensor`."""
+
+    stream: float
+    q: float
+    kv: float
+    """Keys and values together."""
+    mlp: float
+    """With experts: of all that a token meets, over the tokens of all devices that share the experts."""
+    sent: float
+    """Tokens as wide as the stream on their way to the experts, counted like `mlp`; 0 where there is one MLP."""
+    router: float
+    """Logits of the experts."""
+    num_up: int
+    """Products into the MLP: two where it is gated."""
+    norms: float
+    """Inputs of norms and their results before the scale."""
+    table: float
+    """Logits of the attention: heads x keys, a mean over the layers."""
+    prefixes: float
+    """Slices of the keys and values before a chunk of queries, one a chunk, over the keys and values."""
+
+
+def widths(model: ModelConfig, seq_len: int, mesh: dict[str, int], *, dense: bool) -> Widths:
+    """The widths of a block on one device."""
+    tensor, num_copies = mesh.get("tensor", 1), 1
+    if model.num_experts is not None:
+        num_copies = model.num_experts_per_token * mesh.get("expert", 1)
+    D, H = model.embed_dim, model.head_width
+    q, kv = model.num_heads * H / tensor, 2 * model.kv_heads * H / tensor
+    keys = sum(mean_table_keys(model, kind, seq_len, dense) for kind in model.layer_kinds) / model.num_layers
+    return Widths(
+        stream=D,
+        q=q,
+        kv=kv,
+        mlp=num_copies * model.mlp_width / tensor,
+        sent=0.0 if model.num_experts is None else num_copies * D,
+        router=model.num_experts or 0,
+        num_up=2 if model.gated else 1,
+        norms=2.0 * D * (4 if model.post_norm else 2) + (2 * q + kv if model.qk_norm else 0),
+        table=model.num_heads / tensor * keys,
+        prefixes=1.0 if dense else keys / min(ATTENTION_CHUNK, seq_len),
+    )
+
+
+def kept_of_a_block(model: ModelConfig, w: Widths, item: int, everything: float) -> float:
+    """Bytes per token that a block keeps in a loop; `everything` is what its backward pass reads."""
+    after = w.sent or (w.stream if model.post_norm else 0)
+    return {
+        "full": w.stream * item,  # the block's input
+        "attention": (w.stream + w.q) * item,  # and the attention's result
+        # and what every product with a weight returned, except the last where only the stream takes it
+        "dots": (2 * w.stream + w.q + w.kv + w.num_up * w.mlp + after) * item + w.router * FLOAT32,
+        "none": everything,
+    }[model.remat]
+
+
+def cpu_block(model: ModelConfig, w: Widths, *, dense: bool) -> Block:
+    """XLA:CPU keeps activations in float32, also where `model.dtype` is bfloat16.
+
+    Without a scan remat saves nothing: the barriers that hold the recomputation back are gone before scheduling. A
+    turn of the scan computes all layers of `model.layer_pattern` again before it uses the first. Attention in chunks
+    keeps no table in a scan, but its own layout of queries and results; at work, half a table and a slice of the
+    keys and values before each chunk. Without a scan, what its backward pass would compute again is kept after all.
+    """
+    scanned = is_scanned(model)
+    compute = 2 * w.stream + 2 * w.q + w.kv + (w.num_up + 1) * w.mlp + w.norms + 2 * w.sent + 2 * w.router
+    chunks = (w.prefixes - 1) * w.kv + w.table / 2
+    if dense:
+        compute += w.table * (2 + (model.attention_softcap is not None) + (not scanned))
+    elif scanned:
+        compute += 2 * w.q if model.remat == "none" else 0.0
+    else:
+        compute += (w.prefixes - 1) * w.kv + 2 * w.table
+    everything = FLOAT32 * compute
+    kept = kept_of_a_block(model, w, FLOAT32, everything) if scanned else everything
+    at_work = FLOAT32 * (max(w.mlp + w.sent, w.table if dense else 0.0) + 2 * w.stream)  # gradients
+    if scanned:
+        # Else once, beside the stack that it is copied to.
+        again = len(model.layer_pattern) if kept < everything else 1
+        at_work += again * (everything + (0.0 if dense else FLOAT32 * chunks))
+    return Block(kept, at_work)
+
+
+def tpu_block(model: ModelConfig, w: Widths, item: int) -> tuple[Block, float]:
+    """XLA:TPU's block in a loop, and what one keeps that is not in a loop.
+
+    At work, attention holds its table twice, as logits in float32 and as probabilities or their gradient in the
+    compute dtype, and the MLP its width once, thrice where it is gated. Outside of a loop the recomputation is merged
+    with the original, and norms and probabilities are computed again from what they came from.
+    """
+    num_float32 = 1 + (model.attention_softcap is not None)
+    tables = w.table * (FLOAT32 * num_float32 + item)
+    compute = 2 * w.stream + 2 * w.q + w.kv * w.prefixes + 2 * w.num_up * w.mlp + 2 * w.sent
+    everything = compute * item + (w.norms + 2 * w.router) * FLOAT32 + tables
+    at_work = ((2 * w.num_up - 1) * w.mlp + STREAMS * w.stream + 2 * w.sent) * item
+    if model.remat == "none":
+        loose = (w.num_up * w.mlp + STREAMS * w.stream) * item + w.table * FLOAT32
+        return Block(everything, at_work), loose
+    loose = ((w.num_up + 1) * w.mlp + STREAMS * w.stream) * item
+    return Block(kept_of_a_block(model, w, item, everything), at_work + tables), loose
+
+
+def mean_table_keys(model: ModelConfig, kind: str, seq_len: int, dense: bool) -> float:
+    """Keys of a query in a block's table: all with dense attention, else those that any query of its chunk sees."""
+    if dense:
+        return seq_len
+    seen = (
+        (seq_len + ATTENTION_CHUNK) / 2
+        if kind == "g"
+        else (model.sliding_window or seq_len) + ATTENTION_CHUNK
+    )
+    return min(seq_len, seen)
