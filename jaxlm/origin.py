@@ -27,9 +27,10 @@ CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 FREE_FIELDS = (
     "rope_theta", "rope_local_theta", "rope_scaling", "rope_scaling_factor", "rope_original_len", "sliding_window",
-    "max_seq_len",
+    "max_seq_len", "balance_loss", "router_z_loss",
 )  # fmt: skip
-"""Fields that a run may set otherwise than the weights it starts from: they are how a context is made longer."""
+"""Fields that a run may set otherwise than the weights it starts from: how a context is made longer, and what the
+routers of experts are trained for."""
 
 
 class Origin(NamedTuple):

@@ -22,6 +22,7 @@ from jaxlm.interop.hf_config import (
     llama_biases,
     only,
     plain_activation,
+    qwen_experts,
     rope,
     shortest_pattern,
     window_by_pattern,
@@ -32,6 +33,9 @@ from jaxlm.interop.hf_config import (
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.sizes import RUN_FIELDS
 from jaxlm.types import UserError
+
+NO_MATHEMATICS = ("max_seq_len", "balance_loss", "router_z_loss")
+"""Fields that say nothing about the logits of a model without a position table."""
 
 
 class Row(NamedTuple):
@@ -130,10 +134,10 @@ class Family(NamedTuple):
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """ModelConfig -> the keys of config.json that say what the model is."""
-        context, model = model.max_seq_len, canonical(model)
+        said, model = model, canonical(model)
         written: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
         for key in self.keys:
-            written[key.theirs] = context if key.ours == "max_seq_len" else getattr(model, key.ours)
+            written[key.theirs] = getattr(said if key.ours in NO_MATHEMATICS else model, key.ours)
         for aspect in self.aspects:
             written |= aspect.write(model)
         return written
@@ -150,7 +154,7 @@ class Family(NamedTuple):
 
 def canonical(model: ModelConfig) -> ModelConfig:
     """The same model with defaults filled in and how it is run left out: equal for equal mathematics."""
-    plain = {name: getattr(ModelConfig(), name) for name in RUN_FIELDS}
+    plain = {name: getattr(ModelConfig(), name) for name in (*RUN_FIELDS, "balance_loss", "router_z_loss")}
     has_rope = model.positions == "rope"
     kinds = model.layer_kinds
     fields: dict[str, Any] = dict(
@@ -164,14 +168,19 @@ def canonical(model: ModelConfig) -> ModelConfig:
         rope_local_theta=model.rope_local_theta if has_rope and "l" in kinds else None,
     )
     if has_rope:
-        fields |= dict(max_seq_len=None)  # known, but no part of what the model computes
+        fields |= dict(max_seq_len=None)
     else:
         fields |= dict(rope_scaling="none", rope_scaling_factor=1.0, rope_original_len=None)
     return dataclasses.replace(model, **(plain | fields))
 
 
-def _llama_rows(**norms: str) -> tuple[Row, ...]:
-    """Llama's table and that of all who took it over; norms: our norm -> name of theirs."""
+def _llama_rows(experts: dict[str, str] | None = None, **norms: str) -> tuple[Row, ...]:
+    """Llama's table and that of all who took it over.
+
+    Args:
+      experts: ours -> theirs, within a block, of a mixture of experts that stands for the MLP.
+      norms: our norm -> theirs.
+    """
     block = "model.layers.{layer}."
     rows = [Row("embedding", "model.embed_tokens.weight")]
     rows += [Row(f"layers/{ours}/scale", f"{block}{theirs}.weight") for ours, theirs in norms.items()]
@@ -184,13 +193,30 @@ def _llama_rows(**norms: str) -> tuple[Row, ...]:
     ]
     for name in ("q_norm", "k_norm"):
         rows.append(Row(f"layers/attention/{name}/scale", f"{block}self_attn.{name}.weight"))
-    for name in ("gate", "up", "down"):
+    for ours, theirs in (experts or {}).items():
+        rows.append(Row(f"layers/moe/{ours}", f"{block}{theirs}.weight", "linear"))
+    for name in () if experts else ("gate", "up", "down"):
         rows.append(Row(f"layers/mlp/{name}", f"{block}mlp.{name}_proj.weight", "linear"))
         rows.append(Row(f"layers/mlp/{name}_bias", f"{block}mlp.{name}_proj.bias"))
     return (*rows, Row("final_norm/scale", "model.norm.weight"), Row("head", "lm_head.weight"))
 
 
-_LLAMA_ROWS = _llama_rows(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")
+_LLAMA_NORMS = dict(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")
+_LLAMA_ROWS = _llama_rows(**_LLAMA_NORMS)
+_MIXTRAL_ROWS = _llama_rows(
+    dict(
+        router="block_sparse_moe.gate",
+        gate="block_sparse_moe.experts.{expert}.w1",
+        down="block_sparse_moe.experts.{expert}.w2",
+        up="block_sparse_moe.experts.{expert}.w3",
+    ),
+    **_LLAMA_NORMS,
+)
+_QWEN3_MOE_ROWS = _llama_rows(
+    dict(router="mlp.gate")
+    | {name: f"mlp.experts.{{expert}}.{name}_proj" for name in ("gate", "up", "down")},
+    **_LLAMA_NORMS,
+)
 _GEMMA2_ROWS = _llama_rows(
     attention_norm="input_layernorm",
     attention_post_norm="post_attention_layernorm",
@@ -362,6 +388,38 @@ FAMILIES: tuple[Family, ...] = (
             ("model.language_model.", "model."),
         ),
         aliases=("gemma3",),
+    ),
+    Family(
+        "mixtral",
+        "MixtralForCausalLM",
+        keys=(
+            *with_defaults(_LLAMA_KEYS, mlp_dim=14336, num_kv_heads=8, max_seq_len=131_072, norm_eps=1e-5),
+            Key("num_experts", "num_local_experts", 8),
+            Key("num_experts_per_token", "num_experts_per_tok", 2),
+            Key("balance_loss", "router_aux_loss_coef", 0.001),
+        ),
+        fixed=_RMS | dict(normalize_expert_weights=True),
+        aspects=(rope(1_000_000.0), gated_activation(), window_in_all_layers(None)),
+        rows=_MIXTRAL_ROWS,
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        keys=(
+            *with_defaults(_LLAMA_KEYS, vocab_size=151936, embed_dim=2048, num_layers=24, num_kv_heads=4, max_seq_len=32768),
+            Key("num_experts_per_token", "num_experts_per_tok", 8),
+            Key("normalize_expert_weights", "norm_topk_prob", False),
+            Key("balance_loss", "router_aux_loss_coef", 0.001),
+        ),
+        fixed=_RMS | dict(qk_norm=True),
+        aspects=(
+            rope(),
+            gated_activation(),
+            window_in_all_layers(4096, "use_sliding_window"),
+            qwen_experts(),
+            only(attention_bias=(False,), decoder_sparse_step=(1,), mlp_only_layers=([], None)),
+        ),
+        rows=_QWEN3_MOE_ROWS,
     ),
 )  # fmt: skip
 """In the order in which a family is looked for that can say a model trained here: the most widely read first."""

@@ -328,6 +328,21 @@ def llama_biases() -> Aspect:
     return Aspect(read, write)
 
 
+def qwen_experts() -> Aspect:
+    """Number and width of the experts; `intermediate_size` is that of dense layers, of which there are none."""
+
+    def read(hf: HFConfig) -> dict[str, Any]:
+        count = hf.get(
+            "num_experts", hf.get("num_local_experts", 128)
+        )  # the name changed with transformers 5
+        return {"num_experts": count, "mlp_dim": hf.get("moe_intermediate_size", 768)}
+
+    def write(model: ModelConfig) -> dict[str, Any]:
+        return {"num_experts": model.num_experts, "moe_intermediate_size": model.mlp_width}
+
+    return Aspect(read, write)
+
+
 def only(**allowed: tuple[Any, ...]) -> Aspect:
     """Options that jaxlm has in one form: refused in any other, written as the first."""
 
