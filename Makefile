@@ -7,10 +7,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 BIN := $(VENV)/bin
-CHECKED := jaxlm tests configs $(wildcard bench)
+PARITY := $(VENV)-parity
+CHECKED := jaxlm tests configs parity $(wildcard bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format format-check ruff types spelling files pytest bench clean
+.PHONY: help quickstart test lint format format-check ruff types spelling files pytest parity golden bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -50,6 +51,12 @@ files:
 	@large=$$(git ls-files -z | xargs -0 -I{} find {} -maxdepth 0 -type f -size +500k); \
 	if [ -n "$$large" ]; then echo "too large for the repository: $$large"; exit 1; fi
 
+parity: $(PARITY)/stamp  ## compare with torch and transformers themselves, in an environment of their own
+	$(PARITY)/bin/python -m pytest parity $(PYTEST_FLAGS)
+
+golden: $(PARITY)/stamp  ## renew tests/interop/golden by what transformers computes
+	$(PARITY)/bin/python parity/make_golden.py
+
 bench: $(VENV)/run.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/loader.py
 	$(BIN)/python bench/tokenizing.py
@@ -58,7 +65,7 @@ bench: $(VENV)/run.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/train_speed.py
 
 clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(PARITY) .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -67,6 +74,15 @@ $(VENV)/bin/python:
 		{ echo "PYTHON=$(PYTHON) is not a Python >= 3.11. Try: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "$(PYTHON) cannot make environments. On Debian: apt install python3-venv"; exit 1; }
+
+$(PARITY)/bin/python: | $(VENV)/bin/python
+	@$(BIN)/python -m venv $(PARITY)
+
+# torch by number: its newest release may bring gigabytes of CUDA along.
+$(PARITY)/stamp: pyproject.toml | $(PARITY)/bin/python
+	@echo "Installing torch, transformers and jaxlm into $(PARITY) (once; two or three minutes)"
+	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --editable '.[parity]'
+	@touch $@
 
 $(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing jaxlm and what it needs into $(VENV) (once; a minute or two)"

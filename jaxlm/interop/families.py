@@ -137,7 +137,10 @@ class Family(NamedTuple):
         said, model = model, canonical(model)
         written: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
         for key in self.keys:
-            written[key.theirs] = getattr(said if key.ours in NO_MATHEMATICS else model, key.ours)
+            value = getattr(said if key.ours in NO_MATHEMATICS else model, key.ours)
+            # transformers 5 checks types: query_pre_attn_scalar must be an int.
+            is_int = type(key.default) is int and isinstance(value, float) and value.is_integer()
+            written[key.theirs] = int(value) if is_int else value
         for aspect in self.aspects:
             written |= aspect.write(model)
         return written
