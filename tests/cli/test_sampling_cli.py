@@ -193,3 +193,27 @@ def test_a_run_before_its_first_checkpoint_says_so(jaxlm, run, tmp_path):
         code, out, err = jaxlm(command, f"--run={tmp_path}", "--prompt=The")
         assert (code, out) == (2, "")
         assert "has no checkpoint yet" in err
+
+
+def test_evaluate_prints_perplexity_and_bits_per_byte(run, jaxlm, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The lion is in the zoo. " * 5)
+    code, out, _ = jaxlm("evaluate", "--window=16", str(text))
+    assert code == 0
+    assert "perplexity" in out
+    assert "bits per byte" in out
+    code, out, _ = jaxlm("evaluate", "--window=16", "--json", str(text))
+    found = json.loads(out)
+    assert found["num_bytes"] == 120
+    assert found["perplexity"] == pytest.approx(math.exp(found["nats"] / found["num_tokens"]))
+
+
+def test_evaluate_refuses_what_it_cannot_score(run, learned, jaxlm, tmp_path):
+    bad = tmp_path / "latin1.txt"
+    bad.write_bytes(b"abc\xff")
+    code, _, err = jaxlm("evaluate", str(bad))
+    assert (code, "not UTF-8 at byte 3" in err) == (2, True)
+    bad.write_text("abc")
+    code, _, err = jaxlm("evaluate", f"--run={learned}", "--window=512", str(bad))
+    assert (code, "beyond the 40 positions" in err) == (2, True)
+    assert jaxlm("evaluate", str(tmp_path / "none.txt"))[0] == 2
