@@ -61,7 +61,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
             print(json.dumps({"file": path, **found.as_dict()}))
         else:
             print(
-                f"{path}: perplexity {found.perplexity:.4g}, loss {found.loss:.4f} nats, {found.bits_per_byte:.4f} bits "
-                f"per byte; {found.num_tokens:,} tokens in windows of {args.window}"
+                f"{path}: perplexity {found.perplexity:.4g}, loss {found.loss:.4f} nats, {found.bits_per_byte:.4f} "
+                f"bits per byte; {found.num_tokens:,} tokens in windows of {args.window}"
             )
     return 0
