@@ -30,8 +30,9 @@ LARGE = (TOKENIZER_JSON, MODEL, "vocab.json", "merges.txt")
 MAX_BYTES = {True: 256 << 20, False: 16 << 20}
 """Of the files in LARGE, and of the others; the largest tokenizer.json of a known model has 35 MB."""
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-REBUILT = ("Llama", "CodeLlama", "Gemma", "Cohere", "GPTNeoX")
-"""Classes that in transformers 4 put `add_bos_token` in place of what tokenizer.json says."""
+REBUILT = {"Llama": None, "CodeLlama": None, "Gemma": None, "Cohere": None, "GPTNeoX": False}
+"""Classes that in transformers 4 put `add_bos_token` in place of what tokenizer.json says, and what holds where
+nothing is said; None: tokenizer.json."""
 
 
 class Addition(NamedTuple):
@@ -180,7 +181,9 @@ def rebuilt_policy(files: Mapping[str, bytes], key: str) -> bool | None:
     """
     config = read_object(files, CONFIG)
     name = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer")
-    return bool(config[key]) if name in REBUILT and config.get(key) is not None else None
+    if name not in REBUILT:
+        return None
+    return REBUILT[name] if config.get(key) is None else bool(config[key])
 
 
 def chat_template(files: Mapping[str, bytes]) -> str | None:

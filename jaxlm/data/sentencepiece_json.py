@@ -130,10 +130,9 @@ def _merges(pieces: list[Piece]) -> list[list[str]]:
 
 
 def _unigram(pieces: list[Piece], model: SentencePieceTokenizer) -> dict[str, Any]:
-    best = max((piece.score for piece in pieces if piece.kind == NORMAL), default=0.0)
+    """The model part. What the user has defined is favoured as by sentencepiece: by 0.1 for each byte but one."""
     vocab = [
-        # As sentencepiece favours what the user has defined.
-        [piece.text, len(piece.text.encode()) * best - 0.1 if piece.kind == USER_DEFINED else piece.score]
+        [piece.text, 0.1 * (len(piece.text.encode()) - 1) if piece.kind == USER_DEFINED else piece.score]
         for piece in pieces
     ]
     return {"type": "Unigram", "unk_id": model.unk_id, "vocab": vocab, "byte_fallback": model.has_bytes}

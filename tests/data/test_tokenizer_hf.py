@@ -154,6 +154,7 @@ def test_a_special_token_that_merges_lead_to_is_not_merged_in_a_text():
         (True, {"add_bos_token": False, "tokenizer_class": "LlamaTokenizer"}, False),
         (False, {"add_bos_token": True, "tokenizer_class": "LlamaTokenizerFast"}, True),
         (True, {"tokenizer_class": "LlamaTokenizerFast"}, True),
+        (True, {"tokenizer_class": "GPTNeoXTokenizerFast"}, False),
     ],
 )
 def test_bos_stands_in_front_where_transformers_puts_it(bos, config, expected):
@@ -247,23 +248,23 @@ def test_limits_padding_and_dropout_that_were_saved_are_left_out():
 
 
 def test_tokens_that_only_the_config_has_are_added_as_transformers_adds_them():
-    token = {"content": "<extra>", "special": False, "normalized": False}
+    token = {"content": "<é>", "special": False, "normalized": False}
     special = {"content": "<|x|>", "special": True}
     ways = [
         small.level(config={"added_tokens_decoder": {"506": special, "505": token}}),
         small.level(
             config={"additional_special_tokens": ["<|x|>"]},
-            added_tokens__json=small.dumps({"<|x|>": 506, "<extra>": 505}),
+            added_tokens__json=small.dumps({"<|x|>": 506, "<é>": 505}),
         ),
     ]  # fmt: skip
     for files in ways:
         tokenizer = HFTokenizer(files)
         assert tokenizer.vocab_size == 507
-        assert tokenizer.encode("<extra>") == [505]
+        assert tokenizer.encode("<é>") == [505]
         assert tokenizer.encode_markup("<|x|>") == [506]
-        assert tokenizer.decode([505, 506]) == "<extra>"
+        assert tokenizer.decode([505, 506]) == "<é>"
         assert 506 not in tokenizer.encode("<|x|>")
-        assert tokenizer.bytes_per_id()[[505, 506]].tolist() == [7, 0]
+        assert tokenizer.bytes_per_id()[[505, 506]].tolist() == [4, 0]
 
 
 def test_a_named_token_is_special_though_tokenizer_json_does_not_say_so():
@@ -292,7 +293,9 @@ def test_pieces_for_people():
     llama = made("llama")
     assert [llama.piece(i) for i in llama.encode("\u20ad")][-1] == "<0xAD>"
     assert [llama.is_byte(i) for i in llama.encode("a\u20ad")][-1]
-    assert not any(made("level").is_byte(i) for i in made("level").encode("the \n"))
+    assert not any(tokenizer.is_byte(i) for i in tokenizer.encode("the \n"))
+    for one in (tokenizer, llama):
+        assert {one.bytes_per_id()[i] for i in range(one.vocab_size) if one.is_byte(i)} == {1}
 
 
 def test_a_tokenizer_survives_pickling_and_uses_one_thread(monkeypatch):

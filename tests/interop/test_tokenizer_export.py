@@ -10,10 +10,11 @@ import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 from small_tokenizers import TEXTS as TRAINED_ON
 from small_tokenizers import level
 
-from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from jaxlm.data.tokenizer import NUM_RESERVED, SentencePieceTokenizer, train_tokenizer
 from jaxlm.data.tokenizer_hf import HFTokenizer
 from jaxlm.infer.text import encode_prompt
 from jaxlm.interop.tokenizer_export import export_tokenizer
@@ -30,11 +31,32 @@ PARTS = st.one_of(st.sampled_from(EDGES), st.text(max_size=3), st.sampled_from([
 MIXED = st.one_of(st.text(), st.lists(PARTS).map("".join))
 
 
+def backwards():
+    """A model whose best pieces have the highest ids, as none that a trainer makes."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(train_tokenizer(TRAINED_ON, "bpe", 700))
+    turned = [*proto.pieces[:NUM_RESERVED], *reversed(proto.pieces[NUM_RESERVED:])]
+    copies = [type(piece).FromString(piece.SerializeToString()) for piece in turned]
+    del proto.pieces[:]
+    proto.pieces.extend(copies)
+    return SentencePieceTokenizer(proto.SerializeToString())
+
+
+def by_hand(pieces):
+    """A unigram model with these (text, score, type) behind <unk>, <s> and </s>."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    for text, score, kind in [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *pieces]:
+        proto.pieces.add(piece=text, score=score, type=kind)
+    proto.normalizer_spec.add_dummy_prefix = False
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    return SentencePieceTokenizer(proto.SerializeToString())
+
+
 def foreign(**options):
     """A model made by sentencepiece alone, as other projects make theirs."""
     model = io.BytesIO()
+    text = options.pop("text", "the lion is in the forest\n\tabc <mask> ab aa\n")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter("the lion is in the forest\n\tabc <mask> ab aa\n" * 20 for _ in range(3)),
+        sentence_iterator=iter([text * 20] * 3),
         model_writer=model, minloglevel=2, hard_vocab_limit=False, **{"vocab_size": 320, **options},
     )  # fmt: skip
     return SentencePieceTokenizer(model.getvalue())
@@ -54,6 +76,8 @@ MODELS = {
     ),
     "t5": lambda: foreign(pad_id=0, eos_id=1, unk_id=2, bos_id=-1, normalization_rule_name="nmt_nfkc"),
     "bpe with nfkc": lambda: foreign(model_type="bpe", normalization_rule_name="nfkc"),
+    "t5 of few letters": lambda: foreign(text="the lion is in the forest\n"),
+    "backwards": backwards,
     "no BOS": lambda: foreign(model_type="bpe", bos_id=-1, eos_id=-1),
 }  # fmt: skip
 
@@ -111,6 +135,18 @@ def test_a_unigram_export_differs_only_between_cuts_of_equal_probability(text):
         assert len(found) == len(wanted)
         if found != wanted:
             assert sum(scores[i] for i in found) == pytest.approx(sum(scores[i] for i in wanted), abs=1e-4)
+
+
+def test_a_symbol_of_the_user_is_favoured_in_a_unigram_model_as_by_sentencepiece():
+    letters = [(char, -3.0, 1) for char in "abc"]
+    wanted = []
+    for score in (-2.95, -2.85):  # "ab" and "c" together have -2.9
+        ours = by_hand([*letters, ("\u2581", -2.0, 1), ("ab", 0.0, 4), ("abc", score, 1)])
+        theirs = tokenizers.Tokenizer.from_str(export_tokenizer(ours)["tokenizer.json"].decode())
+        for text in ("ab", "abc", "aab", "abcab", "a b"):
+            assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text)
+        wanted.append([ours.piece(i) for i in ours.encode("ababc")])
+    assert wanted == [["ab", "ab", "c"], ["ab", "abc"]]
 
 
 @pytest.mark.parametrize("name", MODELS)
