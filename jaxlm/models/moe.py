@@ -148,6 +148,18 @@ bring_back.defvjp(
 )
 
 
+@jax.checkpoint
+def only(is_here_M1: jax.Array, x_MD: jax.Array) -> jax.Array:
+    """Zeroes the rows of other devices' experts. Keeps no mask as wide as x for the backward pass."""
+    return jnp.where(is_here_M1, x_MD, 0)
+
+
+@jax.checkpoint
+def weigh(y_XKD: jax.Array, shares_XK: jax.Array) -> jax.Array:
+    """The weighted sum of the experts' results. Keeps just its arguments for the backward pass."""
+    return jnp.sum(y_XKD.astype(shares_XK.dtype) * shares_XK[:, :, None], axis=1)
+
+
 def mix(
     config: ModelConfig,
     x_XD: jax.Array,
@@ -174,21 +186,20 @@ def mix(
     )  # stable: the same order however the batch is placed
     back_M = jnp.argsort(order_M)
     sizes_E = jnp.sum(group_M[:, None] == jnp.arange(E)[None], axis=0, dtype=jnp.int32)
-    is_here_M1 = is_here_M[order_M][:, None]
+    # Rows that belong to no expert here come back as anything, but neither they nor their gradients count.
+    keep = functools.partial(only, is_here_M[order_M][:, None]) if config.num_experts != E else lambda x_MD: x_MD
 
     def product(x_MI: jax.Array, name: str) -> jax.Array:
         return grouped(x_MI, weights[name], sizes_E, splits.get(name))
 
-    # Between the two `where`, rows that belong to no expert here hold anything: neither they nor their gradients count.
-    x_MD = jnp.where(is_here_M1, send(x_XD, order_M, back_M, k), 0)
+    x_MD = keep(send(x_XD, order_M, back_M, k))
     h_MF = product(x_MD, "up")
     if config.gated:
         h_MF = activate(config.activation, product(x_MD, "gate")) * h_MF
     else:
         h_MF = activate(config.activation, h_MF)
-    y_MD = jnp.where(is_here_M1, product(h_MF, "down"), 0)
-    y_XKD = bring_back(y_MD, order_M, back_M).reshape(-1, k, x_XD.shape[-1])
-    return jnp.sum(y_XKD.astype(shares_XK.dtype) * shares_XK[:, :, None], axis=1)
+    y_MD = keep(product(h_MF, "down"))
+    return weigh(bring_back(y_MD, order_M, back_M).reshape(-1, k, x_XD.shape[-1]), shares_XK)
 
 
 def mix_rows(config: ModelConfig, x_BTD, experts_BTK, shares_BTK, weights, **where) -> jax.Array:
