@@ -187,7 +187,9 @@ def mix(
     back_M = jnp.argsort(order_M)
     sizes_E = jnp.sum(group_M[:, None] == jnp.arange(E)[None], axis=0, dtype=jnp.int32)
     # Rows that belong to no expert here come back as anything, but neither they nor their gradients count.
-    keep = functools.partial(only, is_here_M[order_M][:, None]) if config.num_experts != E else lambda x_MD: x_MD
+    keep = (
+        functools.partial(only, is_here_M[order_M][:, None]) if config.num_experts != E else lambda x_MD: x_MD
+    )
 
     def product(x_MI: jax.Array, name: str) -> jax.Array:
         return grouped(x_MI, weights[name], sizes_E, splits.get(name))
