@@ -63,8 +63,7 @@ def _accumulate(a: jax.Array, b: jax.Array) -> jnp.dtype:
 def _ragged(a, b, sizes_E, contract: tuple[int, int], groups: list[int], dtype: jnp.dtype) -> jax.Array:
     """Contracts one dim of each; a's rows are ragged, and b has a dim of groups, or none.
 
-    dtype: of the result. XLA:TPU's kernel adds up in float32 and writes what is asked for: a conversion afterwards would
-    be another pass over memory.
+    dtype: of the result. XLA:TPU's kernel is on its own: a conversion afterwards would be another pass over memory.
     """
     dims = lax.RaggedDotDimensionNumbers((([contract[0]], [contract[1]]), ([], [])), [0], groups)
     return lax.ragged_dot_general(a, b, sizes_E, dims, preferred_element_type=dtype)
