@@ -263,9 +263,10 @@ def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
     B, T = cfg.data.global_batch_size, cfg.data.seq_len
     num_tokens, per_token = num_steps * B * T, flops_per_token(cfg.model, T)
     memory = predict(cfg, sizes, mesh.size, platform=jax.default_backend())
+    count = count_params(cfg.model, T)
+    active = f" ({count.active:,} for each token)" if count.idle_experts else ""
     facts = {
-        "model": f"{count_params(cfg.model, T).total:,} parameters, {cfg.model.num_layers} layers, "
-        f"{cfg.model.dtype}",
+        "model": f"{count.total:,} parameters{active}, {cfg.model.num_layers} layers, {cfg.model.dtype}",
         "processes": joined,
         "mesh": " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         + f" on {mesh.size} {mesh.devices.flat[0].device_kind} device(s)",

@@ -5,6 +5,7 @@
 | B; T, S    | sequences in the batch; query, key places | global_batch_size; seq_len      | batch; length     |
 | D, F, V    | model width, MLP width, vocabulary        | embed_dim, mlp_dim, vocab_size  | embed, mlp, vocab |
 | N, K; H    | query heads, KV heads; head width         | num_heads, num_kv_heads; head_dim | heads, kv_heads |
+| E; J       | experts of a layer; of a token            | num_experts; num_experts_per_token | experts; -     |
 | G          | query heads per KV head, N // K           | -                               | -                 |
 | L, C       | layers, classes                           | num_layers, -                   | layers, classes   |
 

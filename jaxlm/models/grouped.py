@@ -2,8 +2,8 @@
 
 On TPUs and GPUs it is one `lax.ragged_dot`. Its lowering for CPUs multiplies every row with the weights of every
 group and masks what is not asked for: with 8 experts, 8 times the work and as many copies of the rows. There the same
-product runs over blocks of rows of one group, as many as there are: no more work than there are rows, and weights of
-groups without rows are not even read (`make bench` measures it).
+product runs over blocks of rows of one group, as many as there are: hardly more work than there are rows, and weights
+of groups without rows are not even read. On two cores, 4 to 17 times as fast (docs/design/0004).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-LARGEST_BLOCK = 256
+LARGEST_BLOCK = 128
 """Rows of a block on CPUs: each copies its group's weights, which many rows have to make up for."""
-SMALLEST_BLOCK = 16
+SMALLEST_BLOCK = 4
 """Fewer rows cost the same: reading the weights takes longer than the product."""
 
 Split = tuple[str, int] | None
@@ -60,25 +60,28 @@ def _accumulate(a: jax.Array, b: jax.Array) -> jnp.dtype:
     return jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
 
 
-def _ragged(a, b, sizes_E, contract: tuple[int, int], groups: list[int]) -> jax.Array:
-    """Contracts one dim of each; a's rows are ragged, and b has a dim of groups, or none."""
+def _ragged(a, b, sizes_E, contract: tuple[int, int], groups: list[int], dtype: jnp.dtype) -> jax.Array:
+    """Contracts one dim of each; a's rows are ragged, and b has a dim of groups, or none.
+
+    dtype: of the result. XLA:TPU's kernel is on its own: a conversion afterwards would be another pass over memory.
+    """
     dims = lax.RaggedDotDimensionNumbers((([contract[0]], [contract[1]]), ([], [])), [0], groups)
-    return lax.ragged_dot_general(a, b, sizes_E, dims, preferred_element_type=_accumulate(a, b))
+    return lax.ragged_dot_general(a, b, sizes_E, dims, preferred_element_type=dtype)
 
 
 def _rows(x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """x_MI @ w_EIO[group of the row] -> y_MO."""
-    return _ragged(x_MI, w_EIO, sizes_E, (1, 1), [0])
+    return _ragged(x_MI, w_EIO, sizes_E, (1, 1), [0], x_MI.dtype)
 
 
 def _rows_back(g_MO: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """g_MO @ w_EIO[group of the row] transposed -> dx_MI."""
-    return _ragged(g_MO, w_EIO, sizes_E, (1, 2), [0])
+    return _ragged(g_MO, w_EIO, sizes_E, (1, 2), [0], g_MO.dtype)
 
 
 def _weight_grad(x_MI: jax.Array, g_MO: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """Sum over the rows of each group of x (outer) g -> dw_EIO."""
-    return _ragged(x_MI, g_MO, sizes_E, (0, 0), [])
+    return _ragged(x_MI, g_MO, sizes_E, (0, 0), [], _accumulate(x_MI, g_MO))
 
 
 def _over_blocks(a_MX: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, contract: int) -> jax.Array:
@@ -95,10 +98,10 @@ def _over_blocks(a_MX: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, contract
         rows = lax.dynamic_slice_in_dim(a_MX, blocks.start[i], block)
         w = lax.dynamic_index_in_dim(w_EIO, blocks.group[i], keepdims=False)
         dims = (((1,), (contract,)), ((), ()))
-        y = lax.dot_general(rows, w, dims, preferred_element_type=y_MY.dtype)
+        y = lax.dot_general(rows, w, dims, preferred_element_type=_accumulate(rows, w)).astype(a_MX.dtype)
         return lax.dynamic_update_slice_in_dim(y_MY, y, blocks.start[i], 0)
 
-    y_MY = jnp.zeros((M + block - 1, num_out), _accumulate(a_MX, w_EIO))
+    y_MY = jnp.zeros((M + block - 1, num_out), a_MX.dtype)
     return lax.fori_loop(0, blocks.num, one, y_MY)[:M]
 
 
@@ -140,7 +143,7 @@ def _whole(w_EIO: jax.Array, dtype: jnp.dtype, split: Split) -> jax.Array:
 
 def _forward(x_MI, w_EIO, sizes_E, split: Split) -> jax.Array:
     y_MO = _pick(_rows_cpu, _rows, x_MI, _whole(w_EIO, x_MI.dtype, split), sizes_E)
-    return checkpoint_name(y_MO.astype(x_MI.dtype), "dense")  # remat "dots" goes by this name
+    return checkpoint_name(y_MO, "dense")  # remat "dots" goes by this name
 
 
 _grouped = jax.custom_vjp(_forward, nondiff_argnums=(3,))
@@ -157,7 +160,7 @@ def _grouped_bwd(split: Split, saved, g_MO):
     dw_EIO = _pick(_weight_grad_cpu, _weight_grad, x_MI, g_MO, sizes_E)
     if split is not None:
         dw_EIO = lax.psum_scatter(dw_EIO, split[0], scatter_dimension=split[1], tiled=True)
-    return dx_MI.astype(x_MI.dtype), dw_EIO.astype(w_EIO.dtype), None
+    return dx_MI, dw_EIO.astype(w_EIO.dtype), None
 
 
 _grouped.defvjp(_grouped_fwd, _grouped_bwd)

@@ -68,9 +68,9 @@ class Routes(NamedTuple):
 
     logits_BTE: jax.Array
     probs_BTE: jax.Array
-    experts_BTK: jax.Array
+    experts_BTJ: jax.Array
     """The chosen experts, best first, int32."""
-    shares_BTK: jax.Array
+    shares_BTJ: jax.Array
     """Weights of their outputs in the token's result."""
 
 
@@ -80,10 +80,10 @@ def route(config: ModelConfig, x_BTD: jax.Array, router_DE: jax.Array) -> Routes
     logits_BTE = jnp.einsum("BTD,DE->BTE", x_BTD, router_DE, precision=lax.Precision.HIGHEST)
     logits_BTE = checkpoint_name(logits_BTE, "dense")
     probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
-    shares_BTK, experts_BTK = lax.top_k(probs_BTE, config.num_experts_per_token)
+    shares_BTJ, experts_BTJ = lax.top_k(probs_BTE, config.num_experts_per_token)
     if config.normalize_expert_weights:
-        shares_BTK = shares_BTK / jnp.sum(shares_BTK, axis=-1, keepdims=True)
-    return Routes(logits_BTE, probs_BTE, experts_BTK, shares_BTK)
+        shares_BTJ = shares_BTJ / jnp.sum(shares_BTJ, axis=-1, keepdims=True)
+    return Routes(logits_BTE, probs_BTE, experts_BTJ, shares_BTJ)
 
 
 def no_router_sums(config: ModelConfig) -> RouterSums:
@@ -99,11 +99,11 @@ def router_sums(config: ModelConfig, routes: Routes, segments_BT: jax.Array | No
     that went to expert e, and P_e the mean of its probabilities.
     """
     E, k = routes.probs_BTE.shape[-1], config.num_experts_per_token
-    B, T, _ = routes.experts_BTK.shape
+    B, T, _ = routes.experts_BTJ.shape
     real_BT1 = jnp.ones((B, T, 1), jnp.float32)
     if segments_BT is not None:
         real_BT1 = (segments_BT > 0).astype(jnp.float32)[:, :, None]
-    is_chosen_BTE = jnp.sum(routes.experts_BTK[..., None] == jnp.arange(E)[None, None, None], axis=2)
+    is_chosen_BTE = jnp.sum(routes.experts_BTJ[..., None] == jnp.arange(E)[None, None, None], axis=2)
     load_BE = jnp.sum(is_chosen_BTE * real_BT1, axis=1)
     num_B = jnp.sum(real_BT1, axis=(1, 2))
     probs_BE = jnp.sum(routes.probs_BTE * real_BT1, axis=1)
@@ -125,9 +125,9 @@ def send(x_XD: jax.Array, order_M: jax.Array, back_M: jax.Array, k: int) -> jax.
 
 
 def _send_bwd(k: int, back_M: jax.Array, g_MD: jax.Array):
-    g_XKD = g_MD[back_M].reshape(-1, k, g_MD.shape[-1])
+    g_XJD = g_MD[back_M].reshape(-1, k, g_MD.shape[-1])
     return (
-        jnp.sum(g_XKD, axis=1, dtype=jnp.promote_types(g_MD.dtype, jnp.float32)).astype(g_MD.dtype),
+        jnp.sum(g_XJD, axis=1, dtype=jnp.promote_types(g_MD.dtype, jnp.float32)).astype(g_MD.dtype),
         None,
         None,
     )
@@ -148,11 +148,23 @@ bring_back.defvjp(
 )
 
 
+@jax.checkpoint
+def only(is_here_M1: jax.Array, x_MD: jax.Array) -> jax.Array:
+    """Zeroes the rows of other devices' experts. Keeps no mask as wide as x for the backward pass."""
+    return jnp.where(is_here_M1, x_MD, 0)
+
+
+@jax.checkpoint
+def weigh(y_XJD: jax.Array, shares_XJ: jax.Array) -> jax.Array:
+    """The weighted sum of the experts' results. Keeps just its arguments for the backward pass."""
+    return jnp.sum(y_XJD.astype(shares_XJ.dtype) * shares_XJ[:, :, None], axis=1)
+
+
 def mix(
     config: ModelConfig,
     x_XD: jax.Array,
-    experts_XK: jax.Array,
-    shares_XK: jax.Array,
+    experts_XJ: jax.Array,
+    shares_XJ: jax.Array,
     weights: dict[str, jax.Array],
     *,
     first: jax.Array | int = 0,
@@ -161,44 +173,45 @@ def mix(
     """What the experts in `weights` contribute to each token, [X, D] in float32.
 
     Args:
-      experts_XK, shares_XK: as in Routes.
+      experts_XJ, shares_XJ: as in Routes.
       weights: of the experts from number `first` on; others are left to other devices.
       splits: by weight, as of `grouped`.
     """
     splits = splits or {}
-    E, k = weights["up"].shape[0], experts_XK.shape[-1]
-    group_M = experts_XK.reshape(-1) - first
+    E, k = weights["up"].shape[0], experts_XJ.shape[-1]
+    group_M = experts_XJ.reshape(-1) - first
     is_here_M = (group_M >= 0) & (group_M < E)
     order_M = jnp.argsort(
         jnp.where(is_here_M, group_M, E)
     )  # stable: the same order however the batch is placed
     back_M = jnp.argsort(order_M)
     sizes_E = jnp.sum(group_M[:, None] == jnp.arange(E)[None], axis=0, dtype=jnp.int32)
-    is_here_M1 = is_here_M[order_M][:, None]
+    # Rows that belong to no expert here come back as anything, but neither they nor their gradients count.
+    keep = (
+        functools.partial(only, is_here_M[order_M][:, None]) if config.num_experts != E else lambda x_MD: x_MD
+    )
 
     def product(x_MI: jax.Array, name: str) -> jax.Array:
         return grouped(x_MI, weights[name], sizes_E, splits.get(name))
 
-    # Between the two `where`, rows that belong to no expert here hold anything: neither they nor their gradients count.
-    x_MD = jnp.where(is_here_M1, send(x_XD, order_M, back_M, k), 0)
+    x_MD = keep(send(x_XD, order_M, back_M, k))
     h_MF = product(x_MD, "up")
     if config.gated:
         h_MF = activate(config.activation, product(x_MD, "gate")) * h_MF
     else:
         h_MF = activate(config.activation, h_MF)
-    y_MD = jnp.where(is_here_M1, product(h_MF, "down"), 0)
-    y_XKD = bring_back(y_MD, order_M, back_M).reshape(-1, k, x_XD.shape[-1])
-    return jnp.sum(y_XKD.astype(shares_XK.dtype) * shares_XK[:, :, None], axis=1)
+    y_MD = keep(product(h_MF, "down"))
+    return weigh(bring_back(y_MD, order_M, back_M).reshape(-1, k, x_XD.shape[-1]), shares_XJ)
 
 
-def mix_rows(config: ModelConfig, x_BTD, experts_BTK, shares_BTK, weights, **where) -> jax.Array:
+def mix_rows(config: ModelConfig, x_BTD, experts_BTJ, shares_BTJ, weights, **where) -> jax.Array:
     """`mix` of a batch; `where`: its keywords."""
     B, T, D = x_BTD.shape
-    x_XD, experts_XK, shares_XK = (a.reshape(B * T, -1) for a in (x_BTD, experts_BTK, shares_BTK))
-    return mix(config, x_XD, experts_XK, shares_XK, weights, **where).reshape(B, T, D)
+    x_XD, experts_XJ, shares_XJ = (a.reshape(B * T, -1) for a in (x_BTD, experts_BTJ, shares_BTJ))
+    return mix(config, x_XD, experts_XJ, shares_XJ, weights, **where).reshape(B, T, D)
 
 
-def mix_on_mesh(config: ModelConfig, spread: Spread, x_BTD, experts_BTK, shares_BTK, weights) -> jax.Array:
+def mix_on_mesh(config: ModelConfig, spread: Spread, x_BTD, experts_BTJ, shares_BTJ, weights) -> jax.Array:
     """`mix_rows` on many devices: each has some rows of the batch, and a part of the weights of some experts.
 
     The devices that share all experts among them (those along one line of the `experts` axis) show each other their
@@ -215,14 +228,14 @@ def mix_on_mesh(config: ModelConfig, spread: Spread, x_BTD, experts_BTK, shares_
     if sizes[spread.embed] > 1:
         splits = {name: (spread.embed, dim) for name, dim in dims.items()}
 
-    def local(x_BTD, experts_BTK, shares_BTK, weights):
+    def local(x_BTD, experts_BTJ, shares_BTJ, weights):
         first: Any = 0
         if is_split:
-            x_BTD, experts_BTK, shares_BTK = (
-                lax.all_gather(a, axis, axis=0, tiled=True) for a in (x_BTD, experts_BTK, shares_BTK)
+            x_BTD, experts_BTJ, shares_BTJ = (
+                lax.all_gather(a, axis, axis=0, tiled=True) for a in (x_BTD, experts_BTJ, shares_BTJ)
             )
             first = lax.axis_index(axis) * weights["up"].shape[0]
-        y_BTD = mix_rows(config, x_BTD, experts_BTK, shares_BTK, weights, first=first, splits=splits)
+        y_BTD = mix_rows(config, x_BTD, experts_BTJ, shares_BTJ, weights, first=first, splits=splits)
         if is_split:
             y_BTD = lax.psum_scatter(y_BTD, axis, scatter_dimension=0, tiled=True)
         return lax.psum(y_BTD, spread.mlp) if sizes[spread.mlp] > 1 else y_BTD
@@ -230,7 +243,7 @@ def mix_on_mesh(config: ModelConfig, spread: Spread, x_BTD, experts_BTK, shares_
     run = jax.shard_map(
         local, mesh=spread.mesh, in_specs=(rows, rows, rows, specs), out_specs=rows, check_vma=False
     )
-    return run(x_BTD, experts_BTK, shares_BTK, weights)
+    return run(x_BTD, experts_BTJ, shares_BTJ, weights)
 
 
 class MoE(nn.Module):
@@ -256,7 +269,7 @@ class MoE(nn.Module):
         if self.is_initializing():
             return x_BTD, no_router_sums(config)
         routes = route(config, x_BTD, router_DE)
-        chosen = (routes.experts_BTK, routes.shares_BTK)
+        chosen = (routes.experts_BTJ, routes.shares_BTJ)
         if self.spread is None:
             y_BTD = mix_rows(config, x_BTD, *chosen, weights)
         else:

@@ -90,9 +90,14 @@ def cpu_block(model: ModelConfig, w: Widths, *, dense: bool) -> Block:
     turn of the scan computes all layers of `model.layer_pattern` again before it uses the first. Attention in chunks
     keeps no table in a scan, but its own layout of queries and results; at work, half a table and a slice of the
     keys and values before each chunk. Without a scan, what its backward pass would compute again is kept after all.
+    Experts keep what comes out of the gate's nonlinearity too; their products copy their inputs, to which they append
+    a block of rows, and without a scan the copies are kept.
     """
     scanned = is_scanned(model)
-    compute = 2 * w.stream + 2 * w.q + w.kv + (w.num_up + 1) * w.mlp + w.norms + 2 * w.sent + 2 * w.router
+    compute = 2 * w.stream + 2 * w.q + w.kv + (w.num_up + 1) * w.mlp + w.norms
+    if w.sent:
+        compute += 2 * w.sent + 2 * w.router + (w.num_up - 1) * w.mlp
+        compute += 0.0 if scanned else w.mlp + 2 * w.sent
     chunks = (w.prefixes - 1) * w.kv + w.table / 2
     if dense:
         compute += w.table * (2 + (model.attention_softcap is not None) + (not scanned))
@@ -102,7 +107,7 @@ def cpu_block(model: ModelConfig, w: Widths, *, dense: bool) -> Block:
         compute += (w.prefixes - 1) * w.kv + 2 * w.table
     everything = FLOAT32 * compute
     kept = kept_of_a_block(model, w, FLOAT32, everything) if scanned else everything
-    at_work = FLOAT32 * (max(w.mlp + w.sent, w.table if dense else 0.0) + 2 * w.stream)  # gradients
+    at_work = FLOAT32 * (max(w.mlp + 3 * w.sent, w.table if dense else 0.0) + 2 * w.stream)  # gradients
     if scanned:
         # Else once, beside the stack that it is copied to.
         again = len(model.layer_pattern) if kept < everything else 1

@@ -3,6 +3,7 @@
 Names of metrics are the same everywhere:
 
     train/loss  train/learning_rate  train/grad_norm  train/num_tokens  train/num_bad
+    train/balance_loss  train/router_z_loss  train/busiest_expert (mixtures of experts)
     perf/tokens_per_s  perf/flops_per_s  perf/mfu  perf/step_time_s  perf/stall_share
     data/<source>/tokens  data/<source>/epochs
     eval/loss  eval/<source>/loss  eval/<source>/perplexity  eval/<source>/bits_per_byte

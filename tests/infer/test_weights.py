@@ -1,5 +1,6 @@
 """Promises of the weights that decoding reads: the same numbers, no copy of a stack, nothing left to cast."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from standin import history_lm, random_table
 
 from jaxlm.infer.weights import decoding_weights
+from jaxlm.models import sizes
 from jaxlm.models.build import build
 from jaxlm.models.config import ModelConfig
 
@@ -78,3 +80,12 @@ def test_weights_on_several_devices_keep_their_stack_and_place():
 def test_a_model_without_layers_is_left_alone():
     lm, params = history_lm(random_table(5))
     assert decoding_weights(lm, params) == params
+
+
+def test_routers_stay_in_float32_and_experts_do_not():
+    """A router that is rounded sends tokens elsewhere."""
+    lm = build(dataclasses.replace(sizes.size("tiny-mixtral"), dtype="bfloat16"), 16)
+    first, *_ = decoding_weights(lm, lm.init(jax.random.key(0)))["layers"]
+    assert {name: str(w.dtype) for name, w in first["moe"].items()} == {
+        "router": "float32", "up": "bfloat16", "gate": "bfloat16", "down": "bfloat16"
+    }  # fmt: skip

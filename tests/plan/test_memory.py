@@ -48,7 +48,14 @@ def test_rules_are_those_of_sharding():
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_state_is_what_the_shardings_put_on_a_device(optimizer, mesh):
     """Weights and optimizer state, byte for byte; widths of 128 so that Adafactor factors some weights."""
-    model = dataclasses.replace(sizes.size("tiny-qwen2"), embed_dim=128, head_dim=32, mlp_dim=256)
+    state_is_exact(
+        dataclasses.replace(sizes.size("tiny-qwen2"), embed_dim=128, head_dim=32, mlp_dim=256),
+        optimizer,
+        mesh,
+    )
+
+
+def state_is_exact(model, optimizer, mesh):
     lm = build(model, seq_len=64)
     tx = make_optimizer(OptimizerConfig(name=optimizer))
     devices = jax.devices()[: math.prod(mesh.values())]
@@ -64,6 +71,12 @@ def test_state_is_what_the_shardings_put_on_a_device(optimizer, mesh):
     counters = 64  # step counts: a few int32 scalars
     actual = device_bytes(shapes.opt_state, shardings.opt_state)
     assert actual - counters <= estimate.optimizer <= actual
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_state_of_experts_is_what_the_shardings_put_on_a_device(optimizer):
+    model, mesh = sizes.size("tiny-mixtral"), {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}
+    state_is_exact(model, optimizer, mesh)
 
 
 def test_each_policy_keeps_less_than_the_one_before():

@@ -30,6 +30,8 @@ GEMMA: dict[str, Any] = dict(
 )  # fmt: skip
 QWEN: dict[str, Any] = dict(activation="swiglu", norm="rmsnorm", qk_norm=True, num_kv_heads=2, head_dim=64)
 
+MOE: dict[str, Any] = LLAMA | dict(num_experts=8, num_experts_per_token=2, mlp_dim=512)
+
 WIDE = dict(embed_dim=512, num_layers=6, num_heads=8, vocab_size=8192)
 SLIM = dict(embed_dim=256, num_layers=8, num_heads=4, vocab_size=8192)
 
@@ -96,6 +98,10 @@ def compiled_bytes(cfg: RunConfig) -> int:
                      id="llama-full-unrolled-fsdp8"),
         pytest.param(LLAMA | WIDE | {"remat": "dots"}, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
                      id="llama-dots-replicated"),
+        pytest.param(MOE | SLIM | {"remat": "full"}, {"fsdp": 4, "expert": 2}, 8, 512, "adamw", {},
+                     id="moe-full-fsdp4-expert2"),
+        pytest.param(MOE | SLIM, {"fsdp": 1, "expert": 8}, 8, 512, "adamw", {"num_microbatches": 2},
+                     id="moe-none-expert8-2-parts"),
     ],
 )  # fmt: skip
 def test_the_estimate_is_what_the_compiler_allots(model, mesh, rows, seq_len, optimizer, train):
