@@ -57,10 +57,11 @@ parity: $(PARITY)/stamp  ## compare with torch and transformers themselves, in a
 golden: $(PARITY)/stamp  ## renew tests/interop/golden by what transformers computes
 	$(PARITY)/bin/python parity/make_golden.py
 
-bench: $(VENV)/run.stamp  ## speed of the reference shapes on this machine
+bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/loader.py
 	$(BIN)/python bench/tokenizing.py
 	$(BIN)/python bench/checkpoint.py
+	$(BIN)/python bench/interop.py
 	$(BIN)/python bench/generate.py
 	$(BIN)/python bench/train_speed.py
 
