@@ -14,6 +14,7 @@ def get_config(init_from: str | None = None):
     cfg = run.default_config()
     cfg.init_from = init_from or None
     cfg.data.sources.topics = dict(path="embedded:topics", on_exhausted="repeat")
+    cfg.data.eval_split = "tail"
     cfg.data.seq_len = 256
     cfg.data.global_batch_size = 4
 
