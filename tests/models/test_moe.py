@@ -273,7 +273,9 @@ def test_every_layer_reports_once(scan_layers):
     config, lm, params = tiny(scan_layers=scan_layers, remat="full")
     _, router = jit(lm.hidden_with_router)(params, batch_of(config))
     assert float(router.num_routed) == config.num_layers * (16 + 11)
-    np.testing.assert_array_equal(np.asarray(router.load_LE).sum(axis=1), config.num_experts_per_token * (16 + 11))
+    np.testing.assert_array_equal(
+        np.asarray(router.load_LE).sum(axis=1), config.num_experts_per_token * (16 + 11)
+    )
     assert float(router.balance) >= 0.9 * config.num_layers * (16 + 11)
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from optax.contrib import MuonDimensionNumbers
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
 from jaxlm.parallel.sharding import place_batch
+from jaxlm.train.optimizer import muon_dims
 
 MODEL = dataclasses.replace(
     tiny.MODEL,
@@ -93,6 +95,15 @@ def test_every_optimizer_learns_a_batch(optimizer):
         state, metrics = steps.train(state, place_batch(batch(0), mesh, tiny.B))
         found.append(float(metrics["loss"]))
     assert found[-1] < found[0] - 0.01
+
+
+def test_muon_takes_each_expert_of_each_layer_for_a_matrix_and_leaves_the_router_alone():
+    leaf = np.zeros((2, 8, 16, 4))
+    tree = {"layers": {"moe": dict.fromkeys(("router", "up", "down"), leaf), "mlp": {"up": leaf[:, 0]}}}
+    dims = muon_dims(tree)["layers"]
+    assert dims["moe"]["router"] is None
+    assert dims["moe"]["up"] == dims["moe"]["down"] == MuonDimensionNumbers((2,), (3,))
+    assert dims["mlp"]["up"] == MuonDimensionNumbers((1,), (2,))
 
 
 def test_weights_live_where_their_experts_do():
