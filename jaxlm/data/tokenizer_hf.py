@@ -131,8 +131,8 @@ class HFTokenizer:
         ends = hf_files.generation_ids(self.files, "eos_token_id", self.vocab_size)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([*eos[:1], *ends]))
         model = self._spec.get("model") or {}
-        unk = self._ids.get(str(model.get("unk_token"))) if "unk_id" not in model else model["unk_id"]
-        self.unk_id: int | None = unk
+        name = model.get("unk_token")
+        self.unk_id: int | None = self._ids.get(name) if isinstance(name, str) else model.get("unk_id")
         self.prefix_ids, behind = self._policy()
         self._suffix_ids = behind if self.eos_id is None else (self.eos_id,)
 

@@ -274,6 +274,19 @@ def test_a_named_token_is_special_though_tokenizer_json_does_not_say_so():
     assert tokenizer.vocab_size == made("level").vocab_size
 
 
+def test_the_word_none_is_not_the_unknown_token():
+    def change(spec):
+        spec["model"]["vocab"]["None"] = 500
+        for token in spec["added_tokens"]:
+            token["id"] += 1
+
+    tokenizer = HFTokenizer(small.level(change=change, bos=False))
+    assert tokenizer.unk_id is None
+    assert tokenizer.encode("None") == [500]
+    assert tokenizer.decode([500]) == "None"
+    assert tokenizer.bytes_per_id()[500] == 4
+
+
 def test_ids_may_have_holes():
     spec = json.loads(small.metaspace(False)["tokenizer.json"])
     spec["model"]["vocab"] = {**spec["model"]["vocab"], "z": 1000}
