@@ -361,6 +361,11 @@ class LoadedRun(NamedTuple):
     def step(self) -> int:
         return self.meta.step
 
+    @property
+    def context_tokens(self) -> int:
+        """The longest text the model has learned from, or was made for."""
+        return max(self.config.data.seq_len, self.config.model.max_seq_len or 0)
+
 
 def load_run(workdir: str | os.PathLike, step: int | None = None, *, as_stored: bool = False) -> LoadedRun:
     """Loads the weights (not the optimizer state) and tokenizer of a run's latest, or given, step on one device.

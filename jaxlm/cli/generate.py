@@ -35,11 +35,11 @@ def sampling_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {**sampling, "seed": args.seed}
 
 
-def warn_beyond_training(num_tokens: int, seq_len: int) -> None:
+def warn_beyond_training(num_tokens: int, context_tokens: int) -> None:
     """Says on stderr that a text is longer than any the model has seen. Learned positions refuse such a text."""
-    if num_tokens > seq_len:
+    if num_tokens > context_tokens:
         print(
-            f"jaxlm: note: the text has {num_tokens} tokens; the model was trained on data.seq_len={seq_len} at a "
+            f"jaxlm: note: the text has {num_tokens} tokens; the model was trained on {context_tokens} at a "
             "time, and what comes after them is less reliable.",
             file=sys.stderr,
         )
@@ -101,5 +101,5 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     else:
         print("\n\n".join(one.prompt + one.text for one in found))
     longest = max(len(encode_prompt(loaded.tokenizer, one.prompt)) + len(one.tokens) for one in found)
-    warn_beyond_training(longest, loaded.config.data.seq_len)
+    warn_beyond_training(longest, loaded.context_tokens)
     return 0

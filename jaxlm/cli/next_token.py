@@ -76,7 +76,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         print(json.dumps(found.as_dict(), ensure_ascii=False))
     else:
         print("\n".join(lines(found, f"{args.run}, step {loaded.step}", args.seed)))
-    warn_beyond_training(len(found.ids), loaded.config.data.seq_len)
+    warn_beyond_training(len(found.ids), loaded.context_tokens)
     return 0
 
 

@@ -58,7 +58,8 @@ class ModelConfig:
     """RMSNorm over head_dim on queries and keys, before RoPE (Qwen 3, Gemma 3)."""
     positions: str = "rope"
     max_seq_len: int | None = None
-    """Rows of the learned position table; unset: data.seq_len. Sampling cannot go beyond it."""
+    """Rows of the learned position table; unset: data.seq_len. Sampling cannot go beyond it. With RoPE: the context
+    that the model is made for, which an export says and nothing enforces."""
     rope_theta: float = 10_000.0
     rope_local_theta: float | None = None
     """Base for local layers (Gemma 3: 10,000 beside a global 1,000,000). Unset: rope_theta; unscaled where set."""
