@@ -110,7 +110,7 @@ def test_a_text_beyond_the_training_length_is_noted_on_stderr(jaxlm):
     code, out, err = jaxlm("generate", "--prompt=" + "The lion is " * 4, "--max-new-tokens=5", "--json")
     assert (code, len(out.splitlines())) == (0, 1)
     assert err == (
-        "jaxlm: note: the text has 54 tokens; the model was trained on data.seq_len=40 at a time, and what comes "
+        "jaxlm: note: the text has 54 tokens; the model was trained on 40 at a time, and what comes "
         "after them is less reliable.\n"
     )
 
