@@ -136,6 +136,7 @@ def _describe_step(
     meta = metas[step]
     described = dataclasses.asdict(meta)
     described["num_params"] = meta.num_params
+    described["origin"] = meta.extra.get("origin")
     described["arrays"] = [
         {"path": name, "shape": list(spec.shape), "dtype": spec.dtype, "bytes": spec.num_bytes}
         for name, spec in meta.arrays.items()
@@ -201,6 +202,14 @@ def describe(facts: dict[str, Any], *, all_arrays: bool) -> str:
     return start_screen(sections)
 
 
+def _origin(origin: dict[str, Any] | None) -> dict[str, str]:
+    """The line about weights that were there before the run."""
+    if not origin:
+        return {}
+    kind = f" ({origin['model_type']})" if "model_type" in origin else ""
+    return {"origin": f"{origin['source']}{kind}"}
+
+
 def _checkpoint_sections(checkpoint: dict[str, Any], all_arrays: bool) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for array in checkpoint["arrays"]:
@@ -210,6 +219,7 @@ def _checkpoint_sections(checkpoint: dict[str, Any], all_arrays: bool) -> dict[s
         f"checkpoint {checkpoint['step']:,}": {
             "data position": f"step {checkpoint['step']:,}, {checkpoint['tokens']:,} tokens",
             "epochs": ", ".join(f"{name} {value:.3f}" for name, value in checkpoint["epochs"].items()) or "-",
+            **_origin(checkpoint["origin"]),
             "tokenizer": checkpoint["tokenizer_sha256"] or "-",
             **{f"corpus {name}": sha256 for name, sha256 in checkpoint["corpus_sha256"].items()},
             "training time": _duration(checkpoint["wall_time_s"]),
