@@ -86,8 +86,19 @@ class Meta:
 
 
 def check_tokenizer(where: str, meta: Meta, tokenizer_sha256: str | None) -> None:
-    """Errors: UserError when the checkpoint was trained with another tokenizer: its ids mean other text."""
-    if tokenizer_sha256 is not None and meta.tokenizer_sha256 != tokenizer_sha256:
+    """Errors: UserError when the checkpoint was trained with another tokenizer: its ids mean other text.
+
+    Args:
+      tokenizer_sha256: "" for a run that has none. A checkpoint that says none goes with any.
+    """
+    if tokenizer_sha256 is None or meta.tokenizer_sha256 in ("", tokenizer_sha256):
+        return
+    if not tokenizer_sha256:
+        raise UserError(
+            f"{where} was trained with the tokenizer {meta.tokenizer_sha256} (SHA-256), but its file is missing in "
+            "the folder of the run. Put it back."
+        )
+    if meta.tokenizer_sha256 != tokenizer_sha256:
         raise UserError(
             f"{where} was trained with the tokenizer {meta.tokenizer_sha256}, but this run has "
             f"{tokenizer_sha256} (SHA-256 of the tokenizer files): the same ids would mean other text. Set "

@@ -165,11 +165,12 @@ def read_origin(source: str, abstract: PyTree, tokenizer_sha256: str) -> Start:
         params, meta = checkpoints.restore_params(abstract, tokenizer_sha256=tokenizer_sha256)
         model_type = meta.extra.get("origin", {}).get("model_type")
         return Start(params, f"weights of step {meta.step} of {source}", _facts(source, model_type))
-    from jaxlm.data.tokenizer import load_tokenizer
     from jaxlm.interop.hf_import import open_source, read_params
+    from jaxlm.run_interop import source_tokenizer
 
     found = open_source(local_folder(origin.folder))
-    if (theirs := load_tokenizer(found.folder).sha256) != tokenizer_sha256:
+    tokenizer = source_tokenizer(found.folder)
+    if tokenizer is not None and (theirs := tokenizer.sha256) != tokenizer_sha256:
         raise UserError(
             f"The weights of init_from={source} belong to the tokenizer {theirs[:12]}, but this run has "
             f"{tokenizer_sha256[:12]} (SHA-256): the same ids would mean other text. Leave tokenizer.path unset, and "

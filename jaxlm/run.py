@@ -367,29 +367,40 @@ class LoadedRun(NamedTuple):
         return max(self.config.data.seq_len, self.config.model.max_seq_len or 0)
 
 
-def load_run(workdir: str | os.PathLike, step: int | None = None, *, as_stored: bool = False) -> LoadedRun:
-    """Loads the weights (not the optimizer state) and tokenizer of a run's latest, or given, step on one device.
+class LoadedWeights(NamedTuple):
+    """The model of a checkpoint."""
+
+    config: RunConfig
+    lm: LM
+    params: Params
+    meta: Meta
+
+
+def load_weights(
+    workdir: str | os.PathLike,
+    tokenizer: Tokenizer | None,
+    step: int | None = None,
+    *,
+    as_stored: bool = False,
+) -> LoadedWeights:
+    """Loads the weights (not the optimizer state) of a run's latest, or given, step on one device.
 
     Args:
+      tokenizer: that of the run; None for one that was imported without.
       as_stored: weights keep the dtype of the checkpoint (that of an imported one may be bfloat16); else float32.
 
-    Errors: UserError when there is no run or no checkpoint, or when its tokenizer file is another.
+    Errors: UserError when there is no run or no checkpoint, or when its tokenizer is another.
     """
-    folder = epath.Path(workdir)
-    if not (folder / CONFIG_FILE).exists():
-        raise UserError(
-            f"--run={folder} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training."
-        )
+    folder = _run_folder(workdir)
     cfg = load_config(folder / CONFIG_FILE)
     import jax
 
     use_compile_cache()
     from jaxlm.checkpoint import Checkpoints
-    from jaxlm.data.tokenizer import load_tokenizer, saved_tokenizer
     from jaxlm.models.build import build
 
-    tokenizer = load_tokenizer(saved_tokenizer(folder))
-    cfg = with_vocabulary(cfg, tokenizer)
+    if tokenizer is not None:
+        cfg = with_vocabulary(cfg, tokenizer)
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     if checkpoints.latest_step() is None:
         raise UserError(
@@ -397,7 +408,38 @@ def load_run(workdir: str | os.PathLike, step: int | None = None, *, as_stored: 
         )
     lm = build(cfg.model, cfg.data.seq_len)
     shapes = jax.eval_shape(lm.init, jax.random.key(0))
-    params, meta = checkpoints.restore_params(
-        shapes, step=step, tokenizer_sha256=tokenizer.sha256, as_stored=as_stored
-    )
+    sha256 = "" if tokenizer is None else tokenizer.sha256
+    params, meta = checkpoints.restore_params(shapes, step=step, tokenizer_sha256=sha256, as_stored=as_stored)
+    return LoadedWeights(cfg, lm, params, meta)
+
+
+def _run_folder(workdir: str | os.PathLike) -> epath.Path:
+    folder = epath.Path(workdir)
+    if not (folder / CONFIG_FILE).exists():
+        raise UserError(
+            f"--run={folder} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training."
+        )
+    return folder
+
+
+def run_tokenizer(workdir: str | os.PathLike) -> Tokenizer | None:
+    """The tokenizer of a run; None where its folder has none."""
+    from jaxlm.data.tokenizer import load_tokenizer, saved_tokenizer
+
+    saved = saved_tokenizer(_run_folder(workdir))
+    return load_tokenizer(saved) if saved.exists() else None
+
+
+def load_run(workdir: str | os.PathLike, step: int | None = None) -> LoadedRun:
+    """Loads the weights (not the optimizer state) and tokenizer of a run's latest, or given, step on one device.
+
+    Errors: UserError when there is no run, no checkpoint or no tokenizer, or when that file is another.
+    """
+    tokenizer = run_tokenizer(workdir)
+    if tokenizer is None:
+        raise UserError(
+            f"--run={workdir} has no tokenizer, so text is nothing to it. Put its tokenizer.model back; or, where it "
+            "was imported from a checkpoint without one, import it again with --tokenizer=PATH."
+        )
+    cfg, lm, params, meta = load_weights(workdir, tokenizer, step)
     return LoadedRun(cfg, lm, params, tokenizer, meta)

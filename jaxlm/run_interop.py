@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.interop.families import Family
     from jaxlm.interop.hf_import import Source
-    from jaxlm.run import LoadedRun
+    from jaxlm.run import LoadedWeights
     from jaxlm.runconfig import RunConfig
     from jaxlm.types import Params
 
@@ -32,7 +32,12 @@ Say = Callable[[str], None]
 
 
 def import_hf(
-    source: str, out: str | os.PathLike, *, mesh_sizes: Mapping[str, int] | None = None, say: Say = print
+    source: str,
+    out: str | os.PathLike,
+    *,
+    tokenizer_path: str | None = None,
+    mesh_sizes: Mapping[str, int] | None = None,
+    say: Say = print,
 ) -> None:
     """Writes the folder `out` like a run's workdir: config, tokenizer, and the weights as checkpoint 0.
 
@@ -40,11 +45,11 @@ def import_hf(
 
     Args:
       source: folder of a Hugging Face checkpoint, or a name on the hub.
+      tokenizer_path: where the source has none, or another than it has.
       mesh_sizes: axis -> size of the mesh the weights are spread over; None: fsdp over all devices.
 
     Errors: UserError when the source is not one jaxlm can load, or `out` holds something.
     """
-    from jaxlm.data.tokenizer import load_tokenizer
     from jaxlm.interop.hf_import import mapping_table, open_source
 
     _check_empty(out)
@@ -52,22 +57,38 @@ def import_hf(
     if origin.is_run:
         raise UserError(f"{source} is a run of jaxlm already: give it to --run or init_from as it is.")
     found = open_source(local_folder(origin.folder))
-    tokenizer = load_tokenizer(found.folder)
+    tokenizer = source_tokenizer(found.folder, tokenizer_path)
     cfg = imported_config(found, tokenizer)
     for line in [*(f"note: {note}" for note in found.notes), found.describe(), *mapping_table(found)]:
         say(line)
     params = _read_sharded(found, cfg, mesh_sizes)
     _save_checkpoint(epath.Path(out), cfg, tokenizer, params, source, found)
-    say(f"{out}: checkpoint 0, and its tokenizer of {tokenizer.vocab_size:,} ids ({tokenizer.sha256[:12]})")
+    if tokenizer is None:
+        say(
+            f"{out}: checkpoint 0. It has no tokenizer, since {source} has none: --tokenizer=PATH gives it one."
+        )
+    else:
+        say(
+            f"{out}: checkpoint 0, and its tokenizer of {tokenizer.vocab_size:,} ids ({tokenizer.sha256[:12]})"
+        )
 
 
-def imported_config(source: Source, tokenizer: Tokenizer) -> RunConfig:
+def source_tokenizer(folder: Path, path: str | None = None) -> Tokenizer | None:
+    """The tokenizer at `path`, else that of a checkpoint; None where it has neither of the files that jaxlm reads."""
+    from jaxlm.data.tokenizer import load_tokenizer
+
+    if path is None and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    return load_tokenizer(path or folder)
+
+
+def imported_config(source: Source, tokenizer: Tokenizer | None) -> RunConfig:
     """The config of a run that has trained nothing: its model, and the context it was made for."""
     from jaxlm.data.config import DataConfig
     from jaxlm.runconfig import RunConfig
 
     model = source.model
-    if (model.vocab_size or 0) < tokenizer.vocab_size:
+    if tokenizer is not None and (model.vocab_size or 0) < tokenizer.vocab_size:
         raise UserError(
             f"{source.folder}: its tokenizer has {tokenizer.vocab_size:,} ids, but its embedding only "
             f"{model.vocab_size:,} rows: they belong to different models."
@@ -108,7 +129,7 @@ def _read_sharded(source: Source, cfg: RunConfig, mesh_sizes: Mapping[str, int] 
 
 
 def _save_checkpoint(
-    out: epath.Path, cfg: RunConfig, tokenizer: Tokenizer, params: Any, name: str, source: Source
+    out: epath.Path, cfg: RunConfig, tokenizer: Tokenizer | None, params: Any, name: str, source: Source
 ) -> None:
     from jaxlm import processes
     from jaxlm.checkpoint import Checkpoints
@@ -119,9 +140,11 @@ def _save_checkpoint(
     if processes.is_first():
         make_folder(out)
         save_config(out / CONFIG_FILE, cfg)
-        tokenizer.save(out)
+        if tokenizer is not None:
+            tokenizer.save(out)
     extra = {"origin": {"source": name, "model_type": source.family.model_type}}
-    meta = Meta(0, config=dataclasses.asdict(cfg), tokenizer_sha256=tokenizer.sha256, extra=extra)
+    sha256 = "" if tokenizer is None else tokenizer.sha256
+    meta = Meta(0, config=dataclasses.asdict(cfg), tokenizer_sha256=sha256, extra=extra)
     with Checkpoints(out / CHECKPOINTS, cfg.checkpoint) as checkpoints:
         checkpoints.save({"params": params}, meta)
 
@@ -147,13 +170,14 @@ def export_hf(
     from jaxlm.interop import artifact
     from jaxlm.interop.hf_export import export_weights
     from jaxlm.interop.safetensors import MAX_SHARD_BYTES
-    from jaxlm.run import load_run
+    from jaxlm.run import load_weights, run_tokenizer
 
     if not is_local(out):
         raise UserError(f"{out}: an export is written to this machine; copy it from there.")
     target = Path(os.fspath(out))
     _check_empty(target)
-    loaded = load_run(run, step, as_stored=True)
+    tokenizer = run_tokenizer(run)
+    loaded = load_weights(run, tokenizer, step, as_stored=True)
     family = _family_of(loaded)
     arrays = named_arrays(loaded.params)
     partial = target.parent / f"{target.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -162,7 +186,7 @@ def export_hf(
         shard_bytes = max_shard_bytes or MAX_SHARD_BYTES
         hashes = export_weights(partial, family, arrays, dtype=dtype, max_shard_bytes=shard_bytes)
         facts = _facts(loaded, dtype or str(arrays["embedding"].dtype), family.architecture, target.name)
-        _write_around(partial, loaded, facts, family)
+        _write_around(partial, loaded, tokenizer, facts, family)
         artifact.seal(partial, facts, hashes)
         if target.exists():
             target.rmdir()
@@ -172,9 +196,14 @@ def export_hf(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     say(
-        f"{target}: {family.architecture}, step {loaded.step:,}, {facts['num_params']:,} parameters in "
+        f"{target}: {family.architecture}, step {facts['step']:,}, {facts['num_params']:,} parameters in "
         f"{facts['dtype']}; check it with `jaxlm artifact verify {target}`"
     )
+    if family.model_type == "qwen2" and hasattr(tokenizer, "model_bytes"):
+        say(
+            "note: for qwen2 transformers 5 builds a tokenizer of its own from this one, with other ids; load it with "
+            f"PreTrainedTokenizerFast.from_pretrained({str(target)!r})."
+        )
 
 
 def _check_empty(folder: epath.PathLike) -> None:
@@ -183,7 +212,7 @@ def _check_empty(folder: epath.PathLike) -> None:
         raise UserError(f"{folder} is there already and not empty. Choose another folder.")
 
 
-def _family_of(loaded: LoadedRun) -> Family:
+def _family_of(loaded: LoadedWeights) -> Family:
     """The family the weights came from, where it can still say this model; else the first that can."""
     from jaxlm.interop.families import FAMILIES, family_for
 
@@ -194,7 +223,7 @@ def _family_of(loaded: LoadedRun) -> Family:
     return family_for(loaded.config.model)
 
 
-def _facts(loaded: LoadedRun, dtype: str, architecture: str, name: str) -> dict[str, Any]:
+def _facts(loaded: LoadedWeights, dtype: str, architecture: str, name: str) -> dict[str, Any]:
     """What the model card and artifact.json say."""
     from jaxlm.plan.flops import count_params
 
@@ -221,23 +250,24 @@ def _facts(loaded: LoadedRun, dtype: str, architecture: str, name: str) -> dict[
     }
 
 
-def _write_around(folder: Path, loaded: LoadedRun, facts: Mapping[str, Any], family: Family) -> None:
+def _write_around(
+    folder: Path, loaded: LoadedWeights, tokenizer: Tokenizer | None, facts: Mapping[str, Any], family: Family
+) -> None:
     """Everything but the weights: configs, tokenizer, model card."""
     from jaxlm.interop.hf_export import hf_config
     from jaxlm.interop.model_card import model_card
     from jaxlm.interop.tokenizer_export import export_tokenizer
 
-    tokenizer, model = loaded.tokenizer, loaded.config.model
-    files = dict(export_tokenizer(tokenizer))
     config = hf_config(
         family,
-        model,
+        loaded.config.model,
         dtype=facts["dtype"],
         context_tokens=loaded.config.data.seq_len,
-        bos_id=tokenizer.bos_id,
-        eos_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
+        bos_id=None if tokenizer is None else tokenizer.bos_id,
+        eos_ids=() if tokenizer is None else tokenizer.stop_ids,
+        pad_id=None if tokenizer is None else tokenizer.pad_id,
     )
+    files = {} if tokenizer is None else dict(export_tokenizer(tokenizer))
     files["config.json"] = _json(config)
     ids = {
         key: config[key]

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.add_argument("source", metavar="SOURCE", help="folder of a checkpoint, or its name on the hub")
     parser.add_argument("out", metavar="DIR", help="folder to make")
+    parser.add_argument("--tokenizer", metavar="PATH", help="where SOURCE has none, or another than it has")
     parser.add_argument("--mesh", metavar="AXIS:SIZE,...", help="default: fsdp over all devices")
 
 
@@ -43,5 +44,5 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         raise UserError(f"{config_argv[0]}: import-hf takes its config from SOURCE.")
     from jaxlm.run_interop import import_hf
 
-    import_hf(args.source, args.out, mesh_sizes=read_mesh(args.mesh))
+    import_hf(args.source, args.out, tokenizer_path=args.tokenizer, mesh_sizes=read_mesh(args.mesh))
     return 0

@@ -285,10 +285,13 @@ def write_folder(
     Holds one tensor at a time.
 
     Args:
-      read: the tensor of a name; asked for once, in the order of specs.
+      specs: in the order in which they are shared out among files.
+      read: the tensor of a name; asked for once.
     """
     shards, hashes = plan_shards(specs, max_shard_bytes), {}
     for file_name, names in shards.items():
+        # Within a file as the reference implementation puts them, so that a file in and out again is the same file.
+        names = sorted(names, key=lambda name: (-specs[name].dtype.itemsize, name))
         hashes[file_name] = write_file(
             Path(folder) / file_name, {name: specs[name] for name in names}, ((n, read(n)) for n in names)
         )
