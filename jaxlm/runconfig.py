@@ -152,7 +152,8 @@ def _check_lengths(cfg: RunConfig) -> None:
             f"data.seq_len={seq_len} must not exceed model.max_seq_len={model.max_seq_len}: learned "
             f"positions have no rows beyond it. Try seq_len={model.max_seq_len}, or max_seq_len={seq_len}."
         )
-    trained = cfg.tokenizer.path is None and cfg.tokenizer.kind != "char"  # char: known once the text is read
+    # Of kind char it is known once the text is read; with init_from it is that of the weights.
+    trained = cfg.tokenizer.path is None and cfg.tokenizer.kind != "char" and cfg.init_from is None
     if trained and model.vocab_size is not None and model.vocab_size < cfg.tokenizer.vocab_size:
         raise UserError(
             f"model.vocab_size={model.vocab_size} must be at least tokenizer.vocab_size="
