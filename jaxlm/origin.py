@@ -27,10 +27,10 @@ CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 FREE_FIELDS = (
     "rope_theta", "rope_local_theta", "rope_scaling", "rope_scaling_factor", "rope_original_len", "sliding_window",
-    "max_seq_len", "balance_loss", "router_z_loss",
+    "max_seq_len",
 )  # fmt: skip
-"""Fields that a run may set otherwise than the weights it starts from: how a context is made longer, and what the
-routers of experts are trained for."""
+"""Fields that a run may set otherwise than the weights it starts from, beside RUN_FIELDS: how a context is made
+longer."""
 
 
 class Origin(NamedTuple):
@@ -43,13 +43,16 @@ class Origin(NamedTuple):
     """With vocab_size filled in."""
 
 
-def find_origin(source: str) -> Origin:
-    """Looks at what `source` names; fetches it where it is a name on the hub. Reads configs, no weights.
+def find_origin(source: str, *, weights: bool = False) -> Origin:
+    """Looks at what `source` names; reads configs, no weights.
+
+    Args:
+      weights: of a name on the hub, fetch them too, and not only what describes them.
 
     Errors: UserError when there is nothing of the kind.
     """
     folder = epath.Path(source)
-    if (folder / CHECKPOINTS).exists():
+    if (folder / CHECKPOINTS).exists() and (folder / CONFIG_FILE).exists():
         return Origin(folder, True, _model_of_run(folder))
     if (folder / CONFIG_FILE).exists():
         if not _is_hugging_face(folder / CONFIG_FILE):
@@ -61,7 +64,7 @@ def find_origin(source: str) -> Origin:
         from jaxlm.interop.hf_import import read_hf_config
         from jaxlm.interop.hub import fetch
 
-        fetched = fetch(source)
+        fetched = fetch(source, weights=weights)
         return Origin(epath.Path(fetched), False, read_hf_config(fetched)[1])
     what = f"there is no {CONFIG_FILE} in it" if folder.exists() else "it does not exist"
     raise UserError(
@@ -157,7 +160,7 @@ def read_origin(source: str, abstract: PyTree, tokenizer_sha256: str) -> Start:
 
     Errors: UserError when the weights do not fit, or belong to another tokenizer.
     """
-    origin = find_origin(source)
+    origin = find_origin(source, weights=True)
     if origin.is_run:
         from jaxlm.checkpoint import Checkpoints
 

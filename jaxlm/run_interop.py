@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from jaxlm import __version__
-from jaxlm.config import check_choice
 from jaxlm.data.files import disk_error
 from jaxlm.origin import CHECKPOINTS, CONFIG_FILE, find_origin, local_folder
 from jaxlm.paths import is_local
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.interop.families import Family
     from jaxlm.interop.hf_import import Source
+    from jaxlm.parallel.config import MeshConfig
     from jaxlm.run import LoadedWeights
     from jaxlm.runconfig import RunConfig
     from jaxlm.types import Params
@@ -36,7 +37,7 @@ def import_hf(
     out: str | os.PathLike,
     *,
     tokenizer_path: str | None = None,
-    mesh_sizes: Mapping[str, int] | None = None,
+    mesh: MeshConfig | None = None,
     say: Say = print,
 ) -> None:
     """Writes the folder `out` like a run's workdir: config, tokenizer, and the weights as checkpoint 0.
@@ -46,14 +47,15 @@ def import_hf(
     Args:
       source: folder of a Hugging Face checkpoint, or a name on the hub.
       tokenizer_path: where the source has none, or another than it has.
-      mesh_sizes: axis -> size of the mesh the weights are spread over; None: fsdp over all devices.
+      mesh: over which the weights are spread while they are read; None: fsdp over all devices.
 
     Errors: UserError when the source is not one jaxlm can load, or `out` holds something.
     """
+    from jaxlm import processes
     from jaxlm.interop.hf_import import mapping_table, open_source
 
-    _check_empty(out)
-    origin = find_origin(source)
+    processes.from_first(lambda: _check_empty(out))  # before it writes there, whatever the others are at
+    origin = find_origin(source, weights=True)
     if origin.is_run:
         raise UserError(f"{source} is a run of jaxlm already: give it to --run or init_from as it is.")
     found = open_source(local_folder(origin.folder))
@@ -61,8 +63,8 @@ def import_hf(
     cfg = imported_config(found, tokenizer)
     for line in [*(f"note: {note}" for note in found.notes), found.describe(), *mapping_table(found)]:
         say(line)
-    params = _read_sharded(found, cfg, mesh_sizes)
-    _save_checkpoint(epath.Path(out), cfg, tokenizer, params, source, found)
+    params = _read_sharded(found, cfg, mesh)
+    _save_run(epath.Path(out), cfg, tokenizer, params, source, found)
     if tokenizer is None:
         say(
             f"{out}: checkpoint 0. It has no tokenizer, since {source} has none: --tokenizer=PATH gives it one."
@@ -96,7 +98,7 @@ def imported_config(source: Source, tokenizer: Tokenizer | None) -> RunConfig:
     return RunConfig(model=model, data=DataConfig(seq_len=model.max_seq_len or 2048))
 
 
-def _read_sharded(source: Source, cfg: RunConfig, mesh_sizes: Mapping[str, int] | None) -> Params:
+def _read_sharded(source: Source, cfg: RunConfig, mesh_config: MeshConfig | None) -> Params:
     """The weights on a mesh over all devices, in the dtype they have."""
     import jax
 
@@ -107,12 +109,11 @@ def _read_sharded(source: Source, cfg: RunConfig, mesh_sizes: Mapping[str, int] 
     from jaxlm.parallel.sharding import param_shardings
     from jaxlm.runconfig import resolve_mesh
 
-    if mesh_sizes is not None:
-        for axis in mesh_sizes:
-            check_choice("--mesh", axis, cfg.mesh.sizes)
-        cfg = dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, **mesh_sizes))
     count = jax.device_count()
-    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, global_batch_size=count))
+    batch = dataclasses.replace(
+        cfg.data, global_batch_size=count
+    )  # that any mesh divides: there is none to train on
+    cfg = dataclasses.replace(cfg, mesh=mesh_config or cfg.mesh, data=batch)
     mesh = make_mesh(resolve_mesh(cfg, count))
     lm = build(cfg.model, cfg.data.seq_len)
     shapes = jax.eval_shape(lm.init, jax.random.key(0))
@@ -128,25 +129,34 @@ def _read_sharded(source: Source, cfg: RunConfig, mesh_sizes: Mapping[str, int] 
     return read_params(source, jax.tree.unflatten(jax.tree.structure(shapes), leaves))
 
 
-def _save_checkpoint(
+def _save_run(
     out: epath.Path, cfg: RunConfig, tokenizer: Tokenizer | None, params: Any, name: str, source: Source
 ) -> None:
+    """Tokenizer, checkpoint, and last the config, without which the folder is no run; all of them or none."""
     from jaxlm import processes
     from jaxlm.checkpoint import Checkpoints
     from jaxlm.checkpoint_meta import Meta
     from jaxlm.data.files import make_folder
     from jaxlm.runconfig import save_config
 
-    if processes.is_first():
-        make_folder(out)
-        save_config(out / CONFIG_FILE, cfg)
-        if tokenizer is not None:
-            tokenizer.save(out)
     extra = {"origin": {"source": name, "model_type": source.family.model_type}}
     sha256 = "" if tokenizer is None else tokenizer.sha256
     meta = Meta(0, config=dataclasses.asdict(cfg), tokenizer_sha256=sha256, extra=extra)
-    with Checkpoints(out / CHECKPOINTS, cfg.checkpoint) as checkpoints:
-        checkpoints.save({"params": params}, meta)
+    try:
+        with processes.together():
+            if processes.is_first():
+                make_folder(out)
+                if tokenizer is not None:
+                    tokenizer.save(out)
+        with Checkpoints(out / CHECKPOINTS, cfg.checkpoint) as checkpoints:
+            checkpoints.save({"params": params}, meta)
+        with processes.together():
+            if processes.is_first():
+                save_config(out / CONFIG_FILE, cfg)
+    except BaseException:
+        if processes.is_alone() and out.exists():  # others may still be writing there
+            out.rmtree()
+        raise
 
 
 def export_hf(
@@ -166,15 +176,22 @@ def export_hf(
 
     Errors: UserError when there is no such run, no architecture of Hugging Face is its model, or `out` is not empty.
     """
+    from jaxlm import processes
     from jaxlm.checkpoint import named_arrays
+    from jaxlm.data.files import make_folder
     from jaxlm.interop import artifact
     from jaxlm.interop.hf_export import export_weights
     from jaxlm.interop.safetensors import MAX_SHARD_BYTES
     from jaxlm.run import load_weights, run_tokenizer
 
+    if not processes.is_alone():
+        raise UserError(
+            f"export-hf is done by one process, and this is one of {processes.count()}: start it once, without "
+            "a launcher."
+        )
     if not is_local(out):
         raise UserError(f"{out}: an export is written to this machine; copy it from there.")
-    target = Path(os.fspath(out))
+    target = Path(os.path.abspath(out))
     _check_empty(target)
     tokenizer = run_tokenizer(run)
     loaded = load_weights(run, tokenizer, step, as_stored=True)
@@ -182,7 +199,7 @@ def export_hf(
     arrays = named_arrays(loaded.params)
     partial = target.parent / f"{target.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        partial.mkdir(parents=True)
+        make_folder(partial)
         shard_bytes = max_shard_bytes or MAX_SHARD_BYTES
         hashes = export_weights(partial, family, arrays, dtype=dtype, max_shard_bytes=shard_bytes)
         facts = _facts(loaded, dtype or str(arrays["embedding"].dtype), family.architecture, target.name)
@@ -192,6 +209,10 @@ def export_hf(
             target.rmdir()
         partial.rename(target)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise UserError(
+                f"{target} has come to be while this was exported. Choose another folder."
+            ) from None
         raise (disk_error(target, error) or error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 
+from jaxlm.config import check_choice
+from jaxlm.parallel.config import AXES, MeshConfig
 from jaxlm.types import UserError
 
 
@@ -22,20 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mesh", metavar="AXIS:SIZE,...", help="default: fsdp over all devices")
 
 
-def read_mesh(text: str | None) -> dict[str, int] | None:
+def read_mesh(text: str | None) -> MeshConfig | None:
     """`fsdp:4,tensor:2` -> sizes of the axes. Errors: UserError for anything else."""
     if text is None:
         return None
-    sizes = {}
+    sizes: dict[str, int] = {}
     for part in text.split(","):
-        axis, _, size = part.partition(":")
-        try:
-            sizes[axis.strip()] = int(size)
-        except ValueError:
-            raise UserError(
-                f"--mesh={text}: {part!r} is not AXIS:SIZE. Try --mesh=fsdp:4,tensor:2."
-            ) from None
-    return sizes
+        axis, _, size = (word.strip() for word in part.partition(":"))
+        check_choice("--mesh", axis, AXES)
+        if axis in sizes or not size.lstrip("-").isdecimal():
+            reason = "names an axis twice" if axis in sizes else "is not AXIS:SIZE"
+            raise UserError(f"--mesh={text}: {part!r} {reason}. Try --mesh=fsdp:4,tensor:2.")
+        sizes[axis] = int(size)
+    return MeshConfig(**sizes)
 
 
 def main(args: argparse.Namespace, config_argv: list[str]) -> int:
@@ -44,5 +45,5 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         raise UserError(f"{config_argv[0]}: import-hf takes its config from SOURCE.")
     from jaxlm.run_interop import import_hf
 
-    import_hf(args.source, args.out, tokenizer_path=args.tokenizer, mesh_sizes=read_mesh(args.mesh))
+    import_hf(args.source, args.out, tokenizer_path=args.tokenizer, mesh=read_mesh(args.mesh))
     return 0

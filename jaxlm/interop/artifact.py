@@ -37,17 +37,35 @@ def seal(folder: os.PathLike | str, facts: Mapping[str, Any], known: Mapping[str
     """
     folder, known = Path(folder), known or {}
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": ""}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ARTIFACT_FILE
+        name: {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": known.get(name) or file_sha256(folder / name),
+        }
+        for name in _names(folder)
     }
-    for name, entry in files.items():
-        entry["sha256"] = known.get(name) or file_sha256(folder / name)
     content = {"format": FORMAT, **facts, "files": files}
     sealed = {**content, "sha256": hashlib.sha256(_text(content)).hexdigest()}
     path = folder / ARTIFACT_FILE
     path.write_bytes(_text(sealed))
     return path
+
+
+def _names(folder: Path) -> list[str]:
+    """Of everything in the folder and those inside it, but for folders and artifact.json."""
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted({path.relative_to(folder).as_posix() for path in paths} - {ARTIFACT_FILE})
+
+
+def _change(path: Path, num_bytes: int, sha256: str) -> str:
+    """What is not as it was in a file; "" where all is."""
+    try:
+        if not path.is_file():
+            return "is no file any more"
+        if (size := path.stat().st_size) != num_bytes:
+            return f"has {size:,} bytes instead of {num_bytes:,}"
+        return "" if file_sha256(path) == sha256 else "was changed (SHA-256)"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
 
 
 def verify(folder: os.PathLike | str) -> dict[str, Any]:
@@ -72,14 +90,14 @@ def verify(folder: os.PathLike | str) -> dict[str, Any]:
         intact, content, files = False, {}, {}
     if not intact:
         raise UserError(f"{path} was changed: it is not what `jaxlm export-hf` wrote. Export again.")
-    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p != path}
+    found = set(_names(folder))
     wrong = [f"{name} is missing" for name in sorted(set(files) - found)]
     wrong += [f"{name} was added" for name in sorted(found - set(files))]
-    for name in sorted(found & set(files)):
-        if (size := (folder / name).stat().st_size) != files[name][0]:
-            wrong.append(f"{name} has {size:,} bytes instead of {files[name][0]:,}")
-        elif file_sha256(folder / name) != files[name][1]:
-            wrong.append(f"{name} was changed (SHA-256)")
+    wrong += [
+        f"{name} {reason}"
+        for name in sorted(found & set(files))
+        if (reason := _change(folder / name, *files[name]))
+    ]
     if wrong:
         raise UserError(f"{folder} is not what was exported: {'; '.join(wrong)}. Export or fetch it again.")
     return content

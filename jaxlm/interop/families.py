@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.config import nearest
+from jaxlm.config import checked_leaf, from_config_dict, nearest, specs
 from jaxlm.interop.hf_config import (
     REQUIRED,
     Aspect,
@@ -122,14 +122,27 @@ class Family(NamedTuple):
     def read(self, hf: HFConfig) -> ModelConfig:
         """config.json -> ModelConfig. Errors: UserError for an option that jaxlm's decoder does not have."""
         fields: dict[str, Any] = dict(self.fixed)
+        hf.must_be("quantization_config", None)
         for key in self.keys:
             fields[key.ours] = hf.get(key.theirs, key.default)
-        for aspect in self.aspects:
-            fields |= aspect.read(hf)
-        hf.must_be("quantization_config", None)
+            checked_leaf(f"{hf.where}: {key.theirs}", fields[key.ours], specs(ModelConfig)[key.ours])
         try:
-            return ModelConfig(**fields)
-        except (TypeError, UserError) as error:
+            for aspect in self.aspects:
+                fields |= aspect.read(hf)
+        except UserError:
+            raise
+        except (
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+        ) as error:  # a list for a number, and so on
+            raise UserError(
+                f"{hf.where} has an option of the wrong type ({error}). Fetch it again."
+            ) from None
+        try:
+            return from_config_dict(ModelConfig, fields, "model.")
+        except UserError as error:
             raise UserError(f"{hf.where} describes no model that jaxlm can build: {error}") from None
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
@@ -157,7 +170,7 @@ class Family(NamedTuple):
 
 def canonical(model: ModelConfig) -> ModelConfig:
     """The same model with defaults filled in and how it is run left out: equal for equal mathematics."""
-    plain = {name: getattr(ModelConfig(), name) for name in (*RUN_FIELDS, "balance_loss", "router_z_loss")}
+    plain = {name: getattr(ModelConfig(), name) for name in RUN_FIELDS}
     has_rope = model.positions == "rope"
     kinds = model.layer_kinds
     fields: dict[str, Any] = dict(
@@ -177,12 +190,12 @@ def canonical(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, **(plain | fields))
 
 
-def _llama_rows(experts: dict[str, str] | None = None, **norms: str) -> tuple[Row, ...]:
+def _llama_rows(norms: Mapping[str, str], experts: Mapping[str, str] | None = None) -> tuple[Row, ...]:
     """Llama's table and that of all who took it over.
 
     Args:
-      experts: ours -> theirs, within a block, of a mixture of experts that stands for the MLP.
-      norms: our norm -> theirs.
+      norms: ours -> theirs, within a block.
+      experts: the same, of a mixture of experts that stands for the MLP.
     """
     block = "model.layers.{layer}."
     rows = [Row("embedding", "model.embed_tokens.weight")]
@@ -205,26 +218,28 @@ def _llama_rows(experts: dict[str, str] | None = None, **norms: str) -> tuple[Ro
 
 
 _LLAMA_NORMS = dict(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")
-_LLAMA_ROWS = _llama_rows(**_LLAMA_NORMS)
+_LLAMA_ROWS = _llama_rows(_LLAMA_NORMS)
 _MIXTRAL_ROWS = _llama_rows(
+    _LLAMA_NORMS,
     dict(
         router="block_sparse_moe.gate",
         gate="block_sparse_moe.experts.{expert}.w1",
         down="block_sparse_moe.experts.{expert}.w2",
         up="block_sparse_moe.experts.{expert}.w3",
     ),
-    **_LLAMA_NORMS,
 )
 _QWEN3_MOE_ROWS = _llama_rows(
+    _LLAMA_NORMS,
     dict(router="mlp.gate")
     | {name: f"mlp.experts.{{expert}}.{name}_proj" for name in ("gate", "up", "down")},
-    **_LLAMA_NORMS,
 )
 _GEMMA2_ROWS = _llama_rows(
-    attention_norm="input_layernorm",
-    attention_post_norm="post_attention_layernorm",
-    mlp_norm="pre_feedforward_layernorm",
-    mlp_post_norm="post_feedforward_layernorm",
+    dict(
+        attention_norm="input_layernorm",
+        attention_post_norm="post_attention_layernorm",
+        mlp_norm="pre_feedforward_layernorm",
+        mlp_post_norm="post_feedforward_layernorm",
+    )
 )
 
 
@@ -409,7 +424,9 @@ FAMILIES: tuple[Family, ...] = (
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
         keys=(
-            *with_defaults(_LLAMA_KEYS, vocab_size=151936, embed_dim=2048, num_layers=24, num_kv_heads=4, max_seq_len=32768),
+            *with_defaults(
+                _LLAMA_KEYS, vocab_size=151936, embed_dim=2048, num_layers=24, num_kv_heads=4, max_seq_len=32768
+            ),
             Key("num_experts_per_token", "num_experts_per_tok", 8),
             Key("normalize_expert_weights", "norm_topk_prob", False),
             Key("balance_loss", "router_aux_loss_coef", 0.001),
@@ -431,7 +448,7 @@ FAMILIES: tuple[Family, ...] = (
 def family_of(model_type: Any, where: str) -> Family:
     """The family of a config.json's model_type. Errors: UserError for one that is not known."""
     known = {name: family for family in FAMILIES for name in (family.model_type, *family.aliases)}
-    if model_type in known:
+    if isinstance(model_type, str) and model_type in known:
         return known[model_type]
     match = nearest(str(model_type), known)
     hint = f" Did you mean {match}?" if match else ""

@@ -22,7 +22,7 @@ HARMLESS = frozenset(
     gradient_checkpointing id2label image_token_index initializer_range is_decoder
     is_encoder_decoder label2id max_length model_type n_ctx name_or_path num_labels output_attentions
     output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
-    resid_pdrop return_dict rope_interleaved router_jitter_noise summary_activation summary_first_dropout
+    resid_pdrop return_dict router_jitter_noise summary_activation summary_first_dropout
     summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype
     transformers_version transformers.js_config unk_token_id unsloth_fixed unsloth_version use_cache
     boi_token_index eoi_token_index eoa_token_index mm_tokens_per_image vision_config text_config
@@ -121,6 +121,7 @@ def rope(default_theta: float = 10_000.0, default_local_theta: float | None = No
                 )
             local = local_parameters.get("rope_theta", local)
         hf.must_be("partial_rotary_factor", 1.0, None)
+        hf.must_be("rope_interleaved", False, None)
         parameters = {**parameters, **scaling}
         fields: dict[str, Any] = {"rope_theta": float(parameters.pop("rope_theta", top))}
         if default_local_theta is not None:

@@ -111,12 +111,12 @@ def hf_config(
     other, `torch_dtype`.
 
     Args:
-      context_tokens: longest text the model is made for, where the model itself does not say.
+      context_tokens: of the texts it was trained on: may be longer than those of the weights it started from.
       eos_ids: all ids that end a text; one of them is written as a number, several as a list.
     """
     config = family.write(model)
     context_key = next(key.theirs for key in family.keys if key.ours == "max_seq_len")
-    config[context_key] = config.get(context_key) or context_tokens
+    config[context_key] = max(config.get(context_key) or 0, context_tokens)
     eos: int | list[int] | None = None if not eos_ids else eos_ids[0] if len(eos_ids) == 1 else list(eos_ids)
     return {
         **config,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.data.files import read_file
 from jaxlm.interop.families import Family, Row, family_of
 from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.safetensors import Spec, Tensors
@@ -56,14 +57,11 @@ class Source(NamedTuple):
 def read_hf_config(folder: Path) -> tuple[Family, ModelConfig, tuple[str, ...]]:
     """Family and model of a folder's config.json, and notes on what in it was not used."""
     path = folder / CONFIG_FILE
+    content = read_file(path, "the config.json of a Hugging Face checkpoint")
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(content)
         if not isinstance(values, dict):
             raise ValueError("it is no JSON object")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}): give the folder of a Hugging Face checkpoint."
-        ) from None
     except JSON_ERRORS as error:
         raise UserError(f"{path} is not JSON ({error}). Fetch it again.") from None
     if "model_type" not in values:
@@ -82,7 +80,7 @@ def read_hf_config(folder: Path) -> tuple[Family, ModelConfig, tuple[str, ...]]:
     if isinstance(inner, dict):
         notes.append("only the language model is loaded, without the parts for other modalities.")
         values = {"tie_word_embeddings": values.get("tie_word_embeddings", True), **inner}
-    hf = HFConfig({key: v for key, v in values.items() if key != "auto_map"}, str(path))
+    hf = HFConfig({key: value for key, value in values.items() if key != "auto_map"}, str(path))
     model = family.read(hf)
     if hf.unknown:
         listed = ", ".join(f"{key}={value!r}" for key, value in hf.unknown.items())
@@ -130,7 +128,12 @@ def place_tensors(family: Family, specs: dict[str, Spec]) -> tuple[dict[str, str
             left_out.append(name)
             continue
         begin, instead = next((r for r in family.renamed if name.startswith(r[0])), ("", ""))
-        places[instead + name[len(begin) :]] = name
+        known = instead + name[len(begin) :]
+        if known in places:
+            raise UserError(
+                f"{name} and {places[known]} are the same tensor of {family.model_type}: which is meant?"
+            )
+        places[known] = name
     if not any(name.startswith(family.prefix) for name in places):  # saved from the model without its head
         places = {n if n.startswith("lm_head.") else family.prefix + n: at for n, at in places.items()}
     return places, left_out
@@ -143,7 +146,7 @@ def check_head(source: Source) -> None:
     if not source.model.tie_embeddings or head not in source.places or embedding not in source.places:
         return
     a, b = (source.tensors.read(source.places[name]) for name in (head, embedding))
-    if a.shape != b.shape or a.dtype != b.dtype or not np.array_equal(a.view(np.uint8), b.view(np.uint8)):
+    if a.shape != b.shape or a.dtype != b.dtype or not _same_bytes(a, b):
         raise UserError(
             f"{source.folder} says tie_word_embeddings, but {head} is not {embedding}. Set tie_word_embeddings to "
             "false in its config.json to load both."
@@ -151,6 +154,13 @@ def check_head(source: Source) -> None:
     for name in (head, embedding):
         source.tensors.forget(source.places[name])
     del source.places[head]
+
+
+def _same_bytes(a: np.ndarray, b: np.ndarray, piece: int = 1 << 24) -> bool:
+    """Whether two contiguous arrays of one shape and dtype are equal, compared piece by piece."""
+    a, b = (array.reshape(-1).view(np.uint8) for array in (a, b))
+    starts = range(0, a.nbytes, piece)
+    return all(np.array_equal(a[start : start + piece], b[start : start + piece]) for start in starts)
 
 
 def used_rows(family: Family, shapes: dict[str, tuple[int, ...]]) -> dict[str, Row]:
@@ -191,7 +201,7 @@ def check_tensors(source: Source, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def stored_dtype(source: Source, row: Row, shape: tuple[int, ...]) -> np.dtype:
-    """The dtype of our weight that holds all its tensors exactly: theirs, where they agree; else float32."""
+    """The dtype of our weight that holds its tensors: theirs, where they agree; else, and for float64, float32."""
     dtypes = {source.tensors.specs[source.places[name]].dtype for name in row.names(shape).flat}
     common = next(iter(dtypes)) if len(dtypes) == 1 else np.dtype(np.float32)
     return np.dtype(np.float32) if common == np.float64 else common

@@ -6,20 +6,23 @@ from pathlib import Path
 
 from jaxlm.types import UserError
 
-WANTED = (
-    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
-    "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.*",
-    "vocab.json", "merges.txt",
+DESCRIPTION = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.*", "vocab.json", "merges.txt",
 )  # fmt: skip
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 """No code, no pickles, no weights of other frameworks."""
 IGNORED = ("consolidated*", "original/*", "*/*")
 """The same weights once more, in the layout of their makers."""
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, *, weights: bool) -> Path:
     """The folder of `owner/model` or `owner/model@revision`, fetched where the cache does not have it.
 
     $HF_TOKEN opens gated models; with $HF_HUB_OFFLINE=1 only the cache is used.
+
+    Args:
+      weights: too; else what describes them, and the tokenizer.
 
     Errors: UserError when the package is missing, the model does not exist, or the hub cannot be reached.
     """
@@ -33,7 +36,10 @@ def fetch(name: str) -> Path:
     repository, _, revision = name.partition("@")
     try:
         folder = snapshot_download(
-            repository, revision=revision or None, allow_patterns=list(WANTED), ignore_patterns=list(IGNORED)
+            repository,
+            revision=revision or None,
+            allow_patterns=[*DESCRIPTION, *(WEIGHTS if weights else ())],
+            ignore_patterns=list(IGNORED),
         )
     except Exception as error:  # of the network, of the hub, of the cache: each has its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxlm.data.files import disk_error
+from jaxlm.data.files import disk_error, is_pipe, read_file
 from jaxlm.types import JSON_ERRORS, UserError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -29,6 +29,8 @@ MAX_HEADER_BYTES = 100_000_000
 """As in the reference implementation: a longer header is an attack, or no header."""
 MAX_SHARD_BYTES = 5_000_000_000
 """Of a written file, "5GB", as `save_pretrained` cuts them."""
+MAX_DIMS, MAX_SIZE = 8, 2**48
+"""Of a tensor: beyond them there is no weight, and numpy ends somewhere."""
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -70,6 +72,8 @@ class TensorFile:
 
     def __init__(self, path: os.PathLike | str):
         self.path = Path(path)
+        if is_pipe(self.path):
+            raise self._fail("it is a pipe or device")
         try:
             with open(self.path, "rb") as file:
                 self._size = os.fstat(file.fileno()).st_size
@@ -107,9 +111,11 @@ class TensorFile:
     def _add(self, name: str, entry: Any) -> None:
         try:
             dtype_name, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            if not isinstance(dtype_name, str) or not all(
-                type(n) is int and n >= 0 for n in (*shape, start, end)
-            ):
+            counts = (
+                len(shape) <= MAX_DIMS,
+                *(type(n) is int and 0 <= n < MAX_SIZE for n in (*shape, start, end)),
+            )
+            if not (isinstance(dtype_name, str) and name.isprintable() and all(counts)):
                 raise ValueError
         except (TypeError, KeyError, ValueError):
             raise self._fail(f"the entry of {name!r} in its header is malformed") from None
@@ -142,8 +148,6 @@ class TensorFile:
     def read(self, name: str) -> np.ndarray:
         """The tensor, read-only, in the file's own memory: nothing is copied until somebody does."""
         spec = self.specs[name]
-        if not spec.num_bytes:
-            return np.empty(spec.shape, spec.dtype)
         flat = np.frombuffer(self._map, spec.dtype, math.prod(spec.shape), self._starts[name])
         return flat.reshape(spec.shape)
 
@@ -191,16 +195,19 @@ class Tensors:
     def _weight_map(self) -> dict[str, str]:
         """Tensor -> file name; of a single file, one entry that stands for all."""
         index = self.folder / INDEX_FILE
-        self._indexed = index.exists()
+        found = sorted(path.name for path in self.folder.glob("*.safetensors"))
+        self._indexed = (
+            index.exists() and SINGLE_FILE not in found
+        )  # with both, transformers takes the file, too
         if self._indexed:
+            content = read_file(index, "the index of a checkpoint")
             try:
-                weight_map = json.loads(index.read_bytes(), object_pairs_hook=_no_twins)["weight_map"]
+                weight_map = json.loads(content, object_pairs_hook=_no_twins)["weight_map"]
                 if not all(isinstance(v, str) for v in weight_map.values()) or not weight_map:
                     raise ValueError("weight_map names no file")
             except (*JSON_ERRORS, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{index} is no index of a checkpoint ({error!r}). Fetch it again.") from None
             return weight_map
-        found = sorted(path.name for path in self.folder.glob("*.safetensors"))
         if SINGLE_FILE in found:
             return {"": SINGLE_FILE}
         if len(found) == 1:
@@ -214,14 +221,14 @@ class Tensors:
 
     def _inside(self, name: str) -> Path:
         """The file of this name, which must be in the folder (or, of a hub's cache, in the blobs beside it)."""
-        path = self.folder / name
-        if Path(name).name != name or name in ("", ".", ".."):
+        path, index = self.folder / name, self.folder / INDEX_FILE
+        if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
             raise UserError(
-                f"{self.folder / INDEX_FILE} names the file {name!r}: only names of files in the folder itself "
-                "are followed."
+                f"{index} names the file {name!r}: only names of files in the folder itself are followed."
             )
-        if not path.exists():
-            raise UserError(f"{path} is missing, though {INDEX_FILE} names it. Fetch it, too.")
+        if not os.path.exists(path):
+            reason = f"{INDEX_FILE} names it" if self._indexed else "there is a link of that name"
+            raise UserError(f"{path} is missing, though {reason}. Fetch it, too.")
         real, homes = path.resolve(), [self.folder.resolve()]
         if self.folder.resolve().parent.name == "snapshots":
             homes.append(self.folder.resolve().parent.parent / "blobs")
