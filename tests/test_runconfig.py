@@ -186,7 +186,7 @@ def test_a_mesh_that_does_not_fit_is_refused_with_what_would(flags, num_devices,
 
 
 def test_a_saved_run_config_loads_as_it_was(tmp_path):
-    cfg = small("init_from=runs/größe", "optimizer.clip_norm=None")
+    cfg = dataclasses.replace(small("optimizer.clip_norm=None"), init_from="runs/größe")
     runconfig.save_config(tmp_path / "config.json", cfg)
     assert load_config(tmp_path / "config.json") == cfg
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
@@ -229,7 +229,7 @@ MAY = [
     "data.sources.topics.on_exhausted=stop", "data.sources.topics.max_epochs=9",
 ]  # fmt: skip
 MUST_NOT = [
-    "seed=1", "init_from=x", "model.embed_dim=128", "model.dtype=bfloat16", "model.dropout=0.1",
+    "seed=1", "model.embed_dim=128", "model.dtype=bfloat16", "model.dropout=0.1",
     "tokenizer.kind=unigram", "data.seq_len=64", "data.global_batch_size=32", "data.packing=best_fit",
     "data.eval_fraction=0.1", "data.sources.topics.weight_tokens=0.9", "data.sources.topics.path=x",
     "optimizer.learning_rate=1", "optimizer.warmup_steps=7", "train.z_loss=0.1", "train.spike_factor=3",
@@ -247,6 +247,11 @@ def test_a_restart_may_not_change_which_run_it_is(flag):
     differences = runconfig.restart_differences(dataclasses.asdict(small()), small(flag))
     assert [difference.key for difference in differences] == [flag.partition("=")[0]]
     assert differences == diff(small(), small(flag))
+
+
+def test_other_weights_to_start_from_make_another_run():
+    other = dataclasses.replace(small(), init_from="x")
+    assert [difference.key for difference in runconfig.restart_differences(small(), other)] == ["init_from"]
 
 
 def test_a_source_that_came_or_went_makes_another_run():
