@@ -89,7 +89,9 @@ def compare(folder: Path, rounds: int = 3) -> None:
 
 def main() -> None:
     """Runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", nargs="?", type=Path)
     args = parser.parse_args()
     if args.folder is not None:
@@ -97,7 +99,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = random_checkpoint(Path(name) / "smollm2-135m")
-        subprocess.run([sys.executable, __file__, folder], check=True)  # whose memory holds nothing of the writing
+        subprocess.run(
+            [sys.executable, __file__, folder], check=True
+        )  # whose memory holds nothing of the writing
 
 
 if __name__ == "__main__":
