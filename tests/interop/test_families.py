@@ -1,5 +1,6 @@
 """Promises of config.json in and out: published configs are the published models, and nothing is guessed at."""
 
+import dataclasses
 import json
 
 import pytest
@@ -196,7 +197,10 @@ def new_spelling(values):
     return changed | {"rope_parameters": top}
 
 
-SCALED_GEMMA = GEMMA3 | {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+SCALED_GEMMA = GEMMA3 | {
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "rope_local_base_freq": 20000.0,
+}
 YARN = QWEN3 | {
     "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 }
@@ -356,6 +360,28 @@ def test_a_model_no_family_has_names_what_the_closest_lacks(fields, lacks):
     with pytest.raises(UserError, match="No architecture of Hugging Face is this model") as error:
         family_for(ModelConfig(vocab_size=320, **fields))
     assert lacks in str(error.value)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_activations_of_gpt2_go_out_and_come_back(activation):
+    model = dataclasses.replace(sizes.size("tiny-gpt"), activation=activation)
+    assert family_for(model).model_type == "gpt2"
+
+
+def test_a_window_of_the_last_layers_is_written_for_old_readers_and_new():
+    model = dataclasses.replace(sizes.size("tiny-qwen2"), layer_pattern="ggl", sliding_window=8)
+    written = family_for(model).write(model)
+    assert (written["use_sliding_window"], written["sliding_window"], written["max_window_layers"]) == (
+        True,
+        8,
+        2,
+    )
+    assert written["layer_types"] == ["full_attention"] * 2 + ["sliding_attention"]
+
+
+def test_caps_of_gemma2_that_are_not_said_are_there(read):
+    bare = {k: v for k, v in GEMMA2.items() if "softcapping" not in k and k != "query_pre_attn_scalar"}
+    assert read(bare)[1] == read(GEMMA2)[1]
 
 
 def test_mathematically_equal_models_have_one_form_and_others_do_not():
