@@ -20,7 +20,7 @@ HARMLESS = frozenset(
     architectures attention_dropout attn_pdrop
     bos_token_id cache_implementation chunk_size_feed_forward dtype embd_pdrop eos_token_id finetuning_task
     gradient_checkpointing id2label image_token_index initializer_range is_decoder
-    is_encoder_decoder label2id max_length model_type n_ctx name_or_path num_labels output_attentions
+    is_encoder_decoder label2id max_length max_window_layers model_type n_ctx name_or_path num_labels output_attentions
     output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
     resid_pdrop return_dict router_jitter_noise summary_activation summary_first_dropout
     summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype
@@ -306,7 +306,7 @@ def plain_activation(key: str, default: str) -> Aspect:
         return {"activation": ours}
 
     def write(model: ModelConfig) -> dict[str, Any]:
-        return {key: {"gelu_tanh": "gelu_new"}.get(model.activation, model.activation)}
+        return {key: {"gelu": "gelu", "relu": "relu"}.get(model.activation, "gelu_new")}
 
     return Aspect(read, write)
 
