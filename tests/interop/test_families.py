@@ -242,7 +242,7 @@ REFUSED = {
     "longrope": (LLAMA31, {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_type='longrope'"),
     "no factor": (LLAMA2, {"rope_scaling": {"type": "linear"}}, "linear needs a factor"),
     "other band": (
-        LLAMA31, {"rope_scaling": LLAMA31["rope_scaling"] | {"low_freq_factor": 2.0}}, 
+        LLAMA31, {"rope_scaling": LLAMA31["rope_scaling"] | {"low_freq_factor": 2.0}},
         "rope_scaling.low_freq_factor=2.0",
     ),
     "other yarn": (QWEN3, {"rope_scaling": YARN["rope_scaling"] | {"beta_fast": 16}}, "rope_scaling.beta_fast=16"),
