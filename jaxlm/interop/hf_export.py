@@ -33,7 +33,7 @@ class Exporter:
     """
 
     def __init__(self, family: Family, arrays: Mapping[str, Any], dtype: np.dtype | None):
-        self._arrays = arrays
+        self._arrays = {path: _in_place(array) for path, array in arrays.items()}
         self._dtype = dtype
         self._parts: dict[str, list[tuple[str, Row, tuple[int, ...]]]] = {}
         shapes = {path: tuple(array.shape) for path, array in arrays.items()}
@@ -75,6 +75,13 @@ class Exporter:
                 f"{name} holds {np.abs(tensor).max():.3g}, beyond float16's 65504. Export with --dtype=bfloat16."
             )
         return cast
+
+
+def _in_place(array: Any) -> Any:
+    """numpy's view of an array of jax's, where its memory is the host's: slicing it there compiles nothing."""
+    if isinstance(array, np.ndarray) or [d.platform for d in array.devices()] != ["cpu"]:
+        return array
+    return np.asarray(array)
 
 
 def export_weights(

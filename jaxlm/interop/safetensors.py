@@ -321,9 +321,11 @@ def write_file(path: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[st
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+    except BaseException as error:
         path.unlink(missing_ok=True)
-        raise (disk_error(path, error) or error) from None
+        if isinstance(error, OSError):
+            raise (disk_error(path, error) or error) from None
+        raise
     return digest.hexdigest()
 
 

@@ -67,14 +67,17 @@ def test_one_fused_projection_of_gpt2_is_cut_into_query_key_and_value(tmp_path):
     tensors["transformer.h.1.attn.c_attn.weight"] = np.arange(32 * 96, dtype=np.float32).reshape(32, 96)
     tensors["transformer.h.1.attn.c_attn.bias"] = np.arange(96, dtype=np.float32)
     tensors["transformer.h.1.attn.c_proj.weight"] = np.arange(32 * 32, dtype=np.float32).reshape(32, 32)
+    tensors["transformer.h.1.mlp.c_fc.weight"] = np.arange(32 * 128, dtype=np.float32).reshape(32, 128)
     write_tensors(tmp_path, tensors)
-    attention = load(tmp_path)["layers"]["attention"]
+    layers = load(tmp_path)["layers"]
+    attention = layers["attention"]
     d, n, h = 5, 2, 3
     column = n * 8 + h
     for i, letter in enumerate("qkv"):
         assert attention[letter][1, d, n, h] == d * 96 + i * 32 + column
         assert attention[f"{letter}_bias"][1, n, h] == i * 32 + column
     assert attention["o"][1, n, h, d] == column * 32 + d
+    assert layers["mlp"]["up"][1, d, 99] == d * 128 + 99
 
 
 def test_linear_weights_are_turned(tmp_path):
@@ -261,7 +264,7 @@ def test_a_tied_head_may_repeat_the_embedding_and_nothing_else(prefixed, tmp_pat
     assert_same_bits(load(tmp_path), params)
     other = embedding.copy()
     other[-1, -1] += 1
-    for head in (other, embedding[:-1], embedding.astype(np.float16), np.float32(1)):
+    for head in (other, embedding[:-1], embedding.reshape(-1), embedding.astype(np.float16), np.float32(1)):
         write_tensors(tmp_path, tensors | {"lm_head.weight": np.asarray(head)})
         with pytest.raises(
             UserError, match="says tie_word_embeddings, but lm_head.weight is not transformer.wte"
