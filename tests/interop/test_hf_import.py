@@ -300,7 +300,7 @@ def test_the_language_model_of_a_multimodal_gemma(era, tmp_path):
     source = open_source(tmp_path)
     assert source.notes == (
         "only the language model is loaded, without the parts for other modalities.",
-        f"2 tensors of other parts were left out ({next(iter(vision))}, ...).",
+        f"2 tensors of other parts were left out ({min(vision)}, ...).",
     )
     assert_same_bits(load(tmp_path), params)
     some = next(iter(tensors))
