@@ -64,15 +64,19 @@ def test_float16_refuses_what_it_cannot_hold_and_keeps_what_is_infinite_already(
     assert np.isposinf(tensors_of(tmp_path / "inf")["model.layers.1.mlp.up_proj.weight"][3, 2])
 
 
-def test_tensors_follow_each_other_as_the_layers_do(tmp_path):
+def test_files_follow_each_other_as_the_layers_do_and_tensors_by_name(tmp_path):
     model = sizes.size("tiny-qwen3-moe")
-    hashes = export(tmp_path / "out", model, random_params(model))
-    names = list(TensorFile(tmp_path / "out" / "model.safetensors").specs)
-    layers = [int(name.split(".")[2]) for name in names if ".layers." in name]
-    assert names[0] == "model.embed_tokens.weight"
-    assert names[-2:] == ["model.norm.weight", "lm_head.weight"]
-    assert layers == sorted(layers)
-    assert list(hashes) == ["model.safetensors"]
+    hashes = export(tmp_path / "out", model, random_params(model), max_shard_bytes=30_000)
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert list(hashes) == [*files, "model.safetensors.index.json"]
+    inside = [list(TensorFile(tmp_path / "out" / name).specs) for name in files]
+    assert len(files) > 3
+    assert all(names == sorted(names) for names in inside)  # as the reference implementation puts them
+    assert "model.embed_tokens.weight" in inside[0]
+    assert "lm_head.weight" in inside[-1]
+    layers = [[int(name.split(".")[2]) for name in names if ".layers." in name] for names in inside]
+    spans = [(min(found), max(found)) for found in layers if found]
+    assert spans == sorted(spans)
 
 
 def test_the_limit_of_a_shard_holds(tmp_path):
