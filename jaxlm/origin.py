@@ -40,7 +40,7 @@ class Origin(NamedTuple):
     is_run: bool
     """Of jaxlm; else a checkpoint of Hugging Face."""
     model: ModelConfig
-    """With vocab_size filled in."""
+    """With vocab_size filled in, and the rows of a position table."""
 
 
 def find_origin(source: str, *, weights: bool = False) -> Origin:
@@ -96,10 +96,13 @@ def _model_of_run(folder: epath.Path) -> ModelConfig:
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     if (step := checkpoints.latest_step()) is None:
         raise UserError(f"{folder} holds no checkpoint yet: wait for its first, or give another run.")
-    model = load_config(folder / CONFIG_FILE).model
+    cfg = load_config(folder / CONFIG_FILE)
+    model = cfg.model
     if model.vocab_size is None:
         embedding = checkpoints.read_meta(step).arrays["params/embedding"]
         model = dataclasses.replace(model, vocab_size=embedding.shape[0])
+    if model.positions == "learned" and model.max_seq_len is None:
+        model = dataclasses.replace(model, max_seq_len=cfg.data.seq_len)
     return model
 
 
@@ -109,9 +112,11 @@ def fill_model(model: ModelConfig, origin: ModelConfig, source: str) -> ModelCon
     Errors: UserError that names the first field in which they differ.
     """
     default, filled = ModelConfig(), dataclasses.asdict(origin)
+    bound = ("max_seq_len",) if origin.positions == "learned" else ()  # rows of a weight
     for field in dataclasses.fields(ModelConfig):
         name, value = field.name, getattr(model, field.name)
-        if name in RUN_FIELDS or (name in FREE_FIELDS and value != getattr(default, name)):
+        chosen = name in FREE_FIELDS and name not in bound and value != getattr(default, name)
+        if name in RUN_FIELDS or chosen:
             filled[name] = value
         elif value not in (getattr(default, name), filled[name], _said(origin, name)):
             raise UserError(
@@ -168,7 +173,8 @@ def read_origin(source: str, abstract: PyTree, tokenizer_sha256: str) -> Start:
         params, meta = checkpoints.restore_params(abstract, tokenizer_sha256=tokenizer_sha256)
         model_type = meta.extra.get("origin", {}).get("model_type")
         return Start(params, f"weights of step {meta.step} of {source}", _facts(source, model_type))
-    from jaxlm.interop.hf_import import open_source, read_params
+    from jaxlm.checkpoint import named_arrays
+    from jaxlm.interop.hf_import import check_tensors, open_source, read_params
     from jaxlm.run_interop import source_tokenizer
 
     found = open_source(local_folder(origin.folder))
@@ -179,6 +185,8 @@ def read_origin(source: str, abstract: PyTree, tokenizer_sha256: str) -> Start:
             f"{tokenizer_sha256[:12]} (SHA-256): the same ids would mean other text. Leave tokenizer.path unset, and "
             "give the text itself in data.sources, so that it is tokenised anew."
         )
+    # Of the run's model; with that of its own config.json `open_source` has compared it.
+    check_tensors(found, {path: tuple(leaf.shape) for path, leaf in named_arrays(abstract).items()})
     facts = _facts(source, found.family.model_type)
     return Start(read_params(found, abstract), f"weights of {found.describe()}", facts)
 

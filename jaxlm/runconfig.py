@@ -152,9 +152,9 @@ def _check_lengths(cfg: RunConfig) -> None:
             f"data.seq_len={seq_len} must not exceed model.max_seq_len={model.max_seq_len}: learned "
             f"positions have no rows beyond it. Try seq_len={model.max_seq_len}, or max_seq_len={seq_len}."
         )
-    # Of kind char it is known once the text is read; with init_from it is that of the weights.
-    trained = cfg.tokenizer.path is None and cfg.tokenizer.kind != "char" and cfg.init_from is None
-    if trained and model.vocab_size is not None and model.vocab_size < cfg.tokenizer.vocab_size:
+    trained = cfg.init_from is None and cfg.tokenizer.path is None  # else that of the weights, or of a file
+    known = trained and cfg.tokenizer.kind != "char"  # char: once the text is read
+    if known and model.vocab_size is not None and model.vocab_size < cfg.tokenizer.vocab_size:
         raise UserError(
             f"model.vocab_size={model.vocab_size} must be at least tokenizer.vocab_size="
             f"{cfg.tokenizer.vocab_size}: every token needs a row of the "

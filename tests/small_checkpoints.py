@@ -1,5 +1,6 @@
 """Checkpoints as Hugging Face has them, made in the test: random weights of a small model, and a tokenizer."""
 
+import functools
 import json
 
 import jax
@@ -16,9 +17,14 @@ from jaxlm.interop.safetensors import Spec, Tensors
 from jaxlm.models.build import build
 
 
+@functools.cache
+def _shapes(model):
+    return jax.eval_shape(build(model, model.max_seq_len or 64).init, jax.random.key(0))
+
+
 def abstract_params(model, dtype=None):
     """Shapes and dtypes of the model's params."""
-    shapes = jax.eval_shape(build(model, model.max_seq_len or 64).init, jax.random.key(0))
+    shapes = _shapes(model)
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype or s.dtype), shapes)
 
 
