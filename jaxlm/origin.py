@@ -19,11 +19,12 @@ from jaxlm.models.config import ModelConfig
 from jaxlm.models.sizes import RUN_FIELDS
 from jaxlm.paths import is_local
 from jaxlm.types import JSON_ERRORS, Params, PyTree, UserError
+from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE
 
 if TYPE_CHECKING:
+    from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.runconfig import RunConfig
 
-CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 FREE_FIELDS = (
     "rope_theta", "rope_local_theta", "rope_scaling", "rope_scaling_factor", "rope_original_len", "sliding_window",
@@ -150,6 +151,16 @@ def with_origin(cfg: RunConfig, workdir: str | os.PathLike | None = None) -> Run
     return dataclasses.replace(cfg, model=fill_model(cfg.model, find_origin(source).model, source))
 
 
+def source_tokenizer(folder: Path, path: str | None = None) -> Tokenizer | None:
+    """The tokenizer at `path`, else that of a checkpoint; None where it has neither of the files that jaxlm reads."""
+    from jaxlm.data.hf_files import TOKENIZER_JSON
+    from jaxlm.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+
+    if path is None and not any((folder / name).exists() for name in (TOKENIZER_JSON, TOKENIZER_FILE)):
+        return None
+    return load_tokenizer(path or folder)
+
+
 class Start(NamedTuple):
     """Weights to start from."""
 
@@ -175,7 +186,6 @@ def read_origin(source: str, abstract: PyTree, tokenizer_sha256: str) -> Start:
         return Start(params, f"weights of step {meta.step} of {source}", _facts(source, model_type))
     from jaxlm.checkpoint import named_arrays
     from jaxlm.interop.hf_import import check_tensors, open_source, read_params
-    from jaxlm.run_interop import source_tokenizer
 
     found = open_source(local_folder(origin.folder))
     tokenizer = source_tokenizer(found.folder)

@@ -16,9 +16,10 @@ from etils import epath
 
 from jaxlm import __version__
 from jaxlm.data.files import disk_error
-from jaxlm.origin import CHECKPOINTS, CONFIG_FILE, find_origin, local_folder
+from jaxlm.origin import find_origin, local_folder, source_tokenizer
 from jaxlm.paths import is_local
 from jaxlm.types import UserError
+from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE
 
 if TYPE_CHECKING:
     from jaxlm.data.tokenizer import Tokenizer
@@ -73,15 +74,6 @@ def import_hf(
         say(
             f"{out}: checkpoint 0, and its tokenizer of {tokenizer.vocab_size:,} ids ({tokenizer.sha256[:12]})"
         )
-
-
-def source_tokenizer(folder: Path, path: str | None = None) -> Tokenizer | None:
-    """The tokenizer at `path`, else that of a checkpoint; None where it has neither of the files that jaxlm reads."""
-    from jaxlm.data.tokenizer import load_tokenizer
-
-    if path is None and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        return None
-    return load_tokenizer(path or folder)
 
 
 def imported_config(source: Source, tokenizer: Tokenizer | None) -> RunConfig:
@@ -179,6 +171,7 @@ def export_hf(
     from jaxlm import processes
     from jaxlm.checkpoint import named_arrays
     from jaxlm.data.files import make_folder
+    from jaxlm.data.tokenizer import SentencePieceTokenizer
     from jaxlm.interop import artifact
     from jaxlm.interop.hf_export import export_weights
     from jaxlm.interop.safetensors import MAX_SHARD_BYTES
@@ -220,7 +213,7 @@ def export_hf(
         f"{target}: {family.architecture}, step {facts['step']:,}, {facts['num_params']:,} parameters in "
         f"{facts['dtype']}; check it with `jaxlm artifact verify {target}`"
     )
-    if family.model_type == "qwen2" and hasattr(tokenizer, "model_bytes"):
+    if family.model_type == "qwen2" and isinstance(tokenizer, SentencePieceTokenizer):
         say(
             "note: for qwen2 transformers 5 builds a tokenizer of its own from this one, with other ids; load it with "
             f"PreTrainedTokenizerFast.from_pretrained({str(target)!r})."

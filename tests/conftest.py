@@ -40,3 +40,15 @@ def _no_network():
         for name in ("connect", "connect_ex"):
             patch.setattr(socket.socket, name, _local_only(getattr(socket.socket, name)))
         yield
+
+
+@pytest.fixture
+def jaxlm(capsys):
+    """jaxlm("generate", "--prompt=a") -> (exit code, stdout, stderr)."""
+    from jaxlm.cli import main as cli
+
+    def call(*argv):
+        code = cli.main([str(arg) for arg in argv])
+        return code, *capsys.readouterr()
+
+    return call

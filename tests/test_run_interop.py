@@ -41,17 +41,6 @@ def imported(checkpoint, tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def jaxlm(capsys):
-    """jaxlm("generate", "--prompt=a") -> (exit code, stdout, stderr)."""
-
-    def call(*argv):
-        code = cli.main([str(arg) for arg in argv])
-        return code, *capsys.readouterr()
-
-    return call
-
-
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in GOLDEN.glob("*/config.json")))
 def test_a_file_that_goes_in_and_out_again_is_the_same_file(name, jaxlm, tmp_path):
     code, out, _ = jaxlm("import-hf", GOLDEN / name, tmp_path / "run")

@@ -260,8 +260,7 @@ class SentencePieceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special ids add nothing, bytes that are not UTF-8 become U+FFFD."""
         ids = [int(i) for i in ids]
-        if ids and not (0 <= min(ids) and max(ids) < self.vocab_size):
-            raise ValueError(f"token ids must be in [0, {self.vocab_size}); found {min(ids)} and {max(ids)}")
+        check_ids(ids, self.vocab_size)
         if self.exact:
             return b"".join([self._bytes[i] for i in ids]).decode("utf-8", "replace")
         return self._sp.decode(ids)
@@ -305,6 +304,12 @@ def _normalizer(model_bytes: bytes) -> dict[str, Any]:
         "adds_space": spec.add_dummy_prefix,
         "bpe": trainer.model_type == trainer.BPE,
     }
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Raises ValueError at an id that the vocabulary does not have."""
+    if ids and not (0 <= min(ids) and max(ids) < vocab_size):
+        raise ValueError(f"token ids must be in [0, {vocab_size}); found {min(ids)} and {max(ids)}")
 
 
 def check_unicode(text: str, where: str = "the text") -> None:

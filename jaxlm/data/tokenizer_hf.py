@@ -21,7 +21,7 @@ from etils import epath
 from jaxlm.data import hf_files
 from jaxlm.data.files import make_folder, write_atomic
 from jaxlm.data.hf_files import CONFIG, TOKENIZER_JSON, Addition
-from jaxlm.data.tokenizer import SPACE, TOKENIZER_FOLDER, check_unicode
+from jaxlm.data.tokenizer import SPACE, TOKENIZER_FOLDER, check_ids, check_unicode
 from jaxlm.types import UserError
 
 MAX_VOCAB_SIZE = 1 << 24
@@ -273,8 +273,7 @@ class HFTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special ids add nothing, bytes that are not UTF-8 become U+FFFD."""
         ids = [int(i) for i in ids]
-        if ids and not (0 <= min(ids) and max(ids) < self.vocab_size):
-            raise ValueError(f"token ids must be in [0, {self.vocab_size}); found {min(ids)} and {max(ids)}")
+        check_ids(ids, self.vocab_size)
         if self._by_bytes:
             return b"".join([self._bytes[i] for i in ids]).decode("utf-8", "replace")
         return self._tokenizer.decode([i for i in ids if i not in self._special], skip_special_tokens=False)

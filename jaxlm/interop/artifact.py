@@ -13,16 +13,12 @@ from jaxlm.types import JSON_ERRORS, UserError
 
 ARTIFACT_FILE = "artifact.json"
 FORMAT = 1
-_CHUNK_BYTES = 1 << 20
 
 
 def file_sha256(path: os.PathLike | str) -> str:
     """SHA-256 of a file's bytes, read piece by piece."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(_CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _text(content: Mapping[str, Any]) -> bytes:

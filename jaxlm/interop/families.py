@@ -14,7 +14,6 @@ import numpy as np
 
 from jaxlm.config import checked_leaf, from_config_dict, nearest, specs
 from jaxlm.interop.hf_config import (
-    REQUIRED,
     Aspect,
     HFConfig,
     Key,
@@ -165,7 +164,7 @@ class Family(NamedTuple):
         except UserError:
             again = {}
         wanted = dataclasses.asdict(canonical(model))
-        return {name: value for name, value in wanted.items() if again.get(name, REQUIRED) != value}
+        return {name: value for name, value in wanted.items() if name not in again or again[name] != value}
 
 
 def canonical(model: ModelConfig) -> ModelConfig:

@@ -12,9 +12,6 @@ from typing import Any, NamedTuple
 from jaxlm.models.config import ModelConfig
 from jaxlm.types import UserError
 
-REQUIRED = object()
-"""Default of a key that must be there."""
-
 HARMLESS = frozenset(
     """
     architectures attention_dropout attn_pdrop
@@ -42,12 +39,7 @@ class HFConfig:
     def get(self, key: str, default: Any = None) -> Any:
         """The value, or the default where the key is missing."""
         self._seen.add(key)
-        value = self.values.get(key, default)
-        if value is REQUIRED:
-            raise UserError(
-                f"{self.where} lacks {key}, which has no default. Is it the config.json of a model?"
-            )
-        return value
+        return self.values.get(key, default)
 
     def refuse(self, key: str, value: Any, why: str) -> UserError:
         """The error for an option that cannot be honoured."""
@@ -74,7 +66,7 @@ class Key(NamedTuple):
 
     ours: str
     theirs: str
-    default: Any = REQUIRED
+    default: Any
     """What transformers assumes where the key is missing."""
 
 

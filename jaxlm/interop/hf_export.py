@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -133,11 +132,3 @@ def hf_config(
         "torch_dtype": dtype,
         "use_cache": True,
     }
-
-
-def num_bytes(arrays: Mapping[str, Any], dtype: str | None) -> int:
-    """Bytes of the weights that an export writes."""
-    sizes = (
-        (a.dtype if dtype is None else DTYPES[dtype]).itemsize * math.prod(a.shape) for a in arrays.values()
-    )
-    return sum(sizes)

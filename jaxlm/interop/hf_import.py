@@ -45,6 +45,8 @@ class Source(NamedTuple):
     tensors: Tensors
     places: dict[str, str]
     """Name of a tensor in the family's table -> its name in these files."""
+    shapes: dict[str, tuple[int, ...]]
+    """Path -> shape of every weight of the model."""
     notes: tuple[str, ...]
     """What was left out or not understood, one line each."""
 
@@ -100,9 +102,9 @@ def open_source(folder: os.PathLike | str) -> Source:
     places, left_out = place_tensors(family, tensors.specs)
     if left_out:
         notes += (f"{len(left_out):,} tensors of other parts were left out ({left_out[0]}, ...).",)
-    source = Source(folder, family, model, tensors, places, notes)
+    source = Source(folder, family, model, tensors, places, params_shapes(model), notes)
     check_head(source)
-    check_tensors(source, params_shapes(model))
+    check_tensors(source, source.shapes)
     return source
 
 
@@ -275,10 +277,9 @@ def _read_leaf(
 
 def mapping_table(source: Source) -> list[str]:
     """What was mapped to what, one line for each of our weights."""
-    shapes = params_shapes(source.model)
     lines = []
-    for path, row in used_rows(source.family, shapes).items():
-        shape = shapes[path]
+    for path, row in used_rows(source.family, source.shapes).items():
+        shape = source.shapes[path]
         one, num = shape[row.num_stacked :], row.names(shape).size
         theirs = row.theirs.replace("{layer}", "*").replace("{expert}", "*")
         how = "" if row.layout != "linear" else ", transposed"

@@ -12,22 +12,10 @@ from small_tokenizers import gpt2
 
 from jaxlm import processes, run_interop
 from jaxlm.checkpoint import Checkpoints
-from jaxlm.cli import main as cli
 from jaxlm.interop import safetensors
 from jaxlm.models import sizes
 
 MODEL = dataclasses.replace(sizes.size("tiny-qwen3"), num_layers=2, vocab_size=416)
-
-
-@pytest.fixture
-def jaxlm(capsys):
-    """jaxlm("import-hf", ...) -> (exit code, stdout, stderr)."""
-
-    def call(*argv):
-        code = cli.main([str(arg) for arg in argv])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from small_checkpoints import load, random_params, tensors_of, write_checkpoint
 
 from jaxlm.checkpoint import named_arrays
 from jaxlm.interop.families import family_for
-from jaxlm.interop.hf_export import export_weights, num_bytes
+from jaxlm.interop.hf_export import DTYPES, export_weights
 from jaxlm.interop.safetensors import INDEX_FILE, TensorFile, Tensors
 from jaxlm.models import sizes
 from jaxlm.types import UserError
@@ -17,6 +17,10 @@ from jaxlm.types import UserError
 def export(folder, model, params, **options):
     folder.mkdir()
     return export_weights(folder, family_for(model), named_arrays(params), **options)
+
+
+def num_bytes(arrays, dtype):
+    return sum(array.size * DTYPES[dtype].itemsize for array in arrays.values())
 
 
 def contents(folder):
