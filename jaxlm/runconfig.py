@@ -23,16 +23,16 @@ from jaxlm.config import (
     to_json,
 )
 from jaxlm.config_flags import parse_config_flags
-from jaxlm.data.config import DataConfig, TokenizerConfig
+from jaxlm.data.config import ClassifyConfig, DataConfig, InstructConfig, TokenizerConfig
 from jaxlm.models.config import ModelConfig
 from jaxlm.parallel.config import MeshConfig
-from jaxlm.train.config import CheckpointConfig, OptimizerConfig, ReportConfig, TrainConfig
+from jaxlm.train.config import CheckpointConfig, OptimizerConfig, ReportConfig, TrainConfig, TuneConfig
 from jaxlm.types import UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-OBJECTIVES = ("pretrain",)
+OBJECTIVES = ("pretrain", "instruct", "classify")
 """Keys of objectives.OBJECTIVES, here because that module needs JAX."""
 
 MAY_CHANGE = (
@@ -58,6 +58,9 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    instruct: InstructConfig = field(default_factory=InstructConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

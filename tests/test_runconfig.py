@@ -26,7 +26,16 @@ def test_the_default_config_is_the_dataclass_and_needs_only_a_source():
     resolved = resolve(cfg)
     assert [d.key for d in diff(RunConfig(), resolved)] == [
         f"data.sources.mine.{name}"
-        for name in ("path", "weight_tokens", "on_exhausted", "max_epochs", "text_key", "document")
+        for name in (
+            "path",
+            "weight_tokens",
+            "on_exhausted",
+            "max_epochs",
+            "text_key",
+            "document",
+            "columns",
+            "eval_path",
+        )
     ]
 
 

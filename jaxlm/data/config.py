@@ -1,4 +1,4 @@
-"""DataConfig, SourceConfig, TokenizerConfig: what a run reads. Imports no JAX."""
+"""DataConfig, SourceConfig, TokenizerConfig, InstructConfig, ClassifyConfig: what a run reads. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from jaxlm.config import check_choice
 from jaxlm.types import UserError
 
 ON_EXHAUSTED = ("repeat", "stop", "error")
-PACKINGS = ("concat", "best_fit")
+PACKINGS = ("concat", "best_fit", "pad")
 EVAL_SPLITS = ("hash", "tail")
 INVALID_UTF8 = ("strict", "replace", "skip")
 DOCUMENTS = ("file", "paragraph", "line")
 TOKENIZER_KINDS = ("bpe", "unigram", "char")
+TRAIN_ON = ("answers", "last_answer")
+TASKS = ("single_label", "multi_label", "regression")
+POOLINGS = ("last", "mean")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class SourceConfig:
     """Key (JSONL) or column (Parquet) that holds the text."""
     document: str = "file"
     """What one document of a .txt file is: the whole file, a paragraph (blank line between) or a line."""
+    columns: str = "auto"
+    """Of records (instruct, classify): the name of a column map, `auto` (the one that fits the first record), or a map
+    of your own: `instruction=question,output=answer`; as JSON where a value is a text with {column}s in it."""
+    eval_path: str | None = None
+    """Held-out text or records in a file of their own; unset: data.eval_fraction of `path`."""
 
     def __post_init__(self):
         if not self.path:
@@ -44,6 +52,9 @@ class SourceConfig:
         if self.max_epochs is not None and self.max_epochs <= 0:
             raise UserError(f"data.sources.<name>.max_epochs={self.max_epochs} must be positive.")
         check_choice("data.sources.<name>.document", self.document, DOCUMENTS)
+        for name in ("columns", "eval_path"):
+            if getattr(self, name) == "":
+                raise UserError(f"data.sources.<name>.{name} is empty: leave it at its default.")
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,13 @@ class DataConfig:
     seq_len: int = 256
     global_batch_size: int = 8
     """Sequences in the batch of one step, over all hosts and microbatches."""
-    packing: str = "concat"
+    packing: str | None = None
     """`concat`: documents end to end, cut every seq_len tokens. `best_fit`: whole documents where they fit, fewest
-    truncations (Ding et al. 2024, arXiv:2404.10830). Documents in a row never see each other."""
+    truncations (Ding et al. 2024, arXiv:2404.10830). Documents in a row never see each other. `pad`: one record a row.
+    Unset: concat to pretrain, best_fit to instruct, pad to classify."""
+    length_window_steps: int = 16
+    """Of `pad`: among the rows of this many steps, those of similar length share a batch, which is as wide as its
+    longest row needs, up to seq_len; 1: rows come as they are drawn."""
     eval_fraction: float = 0.02
     """Share held out of every source for evaluation; never trained on."""
     eval_split: str = "hash"
@@ -68,7 +83,10 @@ class DataConfig:
     """Where raw sources are tokenised to, once; unset: $JAXLM_CACHE or ~/.cache/jaxlm."""
 
     def __post_init__(self):
-        check_choice("data.packing", self.packing, PACKINGS)
+        if self.packing is not None:
+            check_choice("data.packing", self.packing, PACKINGS)
+        if self.length_window_steps < 1:
+            raise UserError(f"data.length_window_steps={self.length_window_steps} must be at least 1.")
         check_choice("data.eval_split", self.eval_split, EVAL_SPLITS)
         check_choice("data.invalid_utf8", self.invalid_utf8, INVALID_UTF8)
         if self.seq_len < 2:
@@ -103,3 +121,59 @@ class TokenizerConfig:
             raise UserError(
                 f"tokenizer.vocab_size={self.vocab_size} must be at least 260: 256 bytes and the special tokens."
             )
+
+
+@dataclass(frozen=True)
+class InstructConfig:
+    """How dialogues are written and what of them is learnt: `instruct.<field>`, for objective=instruct."""
+
+    template: str = "auto"
+    """`auto`: the tokenizer's chat template, else `alpaca`. `chat`: that of the tokenizer. `alpaca`. Or the path of a
+    Jinja file."""
+    train_on: str = "answers"
+    """`answers`: every turn of the assistant, and the token that ends it. `last_answer`: only the last."""
+    train_on_prompt: bool = False
+    """Learn the rest of the dialogue too; never padding."""
+    strict: bool = False
+    """A record that leaves nothing to learn (an answer that is empty, or cut away) is an error; else it is counted and
+    dropped."""
+
+    def __post_init__(self):
+        check_choice("instruct.train_on", self.train_on, TRAIN_ON)
+        if not self.template:
+            raise UserError(
+                "instruct.template is empty: give auto, chat, alpaca or the path of a Jinja file."
+            )
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """What a text is sorted into: `classify.<field>`, for objective=classify."""
+
+    task: str = "single_label"
+    """`single_label`: one of two or more labels. `multi_label`: any number of them. `regression`: a number."""
+    labels: str | None = None
+    """Names in their order, separated by commas; unset: those of the training data, sorted."""
+    pooling: str = "last"
+    """What the head reads of a text: the state of its `last` token, or the `mean` over its tokens."""
+    class_weights: str | None = None
+    """`balanced` (each label has the same weight in all), or a weight for each: `ham=1,spam=3`. Unset: 1."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all labels."""
+
+    def __post_init__(self):
+        check_choice("classify.task", self.task, TASKS)
+        check_choice("classify.pooling", self.pooling, POOLINGS)
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UserError(f"classify.label_smoothing={self.label_smoothing} must be in [0, 1).")
+        if self.task == "regression":
+            for name, value in (("labels", self.labels), ("class_weights", self.class_weights)):
+                if value is not None:
+                    raise UserError(
+                        f"classify.{name}={value!r} would be ignored: classify.task='regression' has no labels. Unset it."
+                    )
+            if self.label_smoothing:
+                raise UserError(
+                    f"classify.label_smoothing={self.label_smoothing} would be ignored: classify.task='regression' has "
+                    "no labels. Unset it."
+                )

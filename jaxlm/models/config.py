@@ -29,6 +29,9 @@ class ModelConfig:
 
     vocab_size: int | None = None
     """Rows of the embedding; unset: the tokenizer's vocabulary. May be larger (padding), never smaller."""
+    num_classes: int | None = None
+    """Outputs of a classifier's head, which stands in place of the language head. Unset: the labels of the data, where
+    the objective is to classify; else a language model."""
     embed_dim: int = 256
     num_layers: int = 4
     num_heads: int = 4
@@ -93,7 +96,7 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
         for name in (
-            "vocab_size", "num_kv_heads", "head_dim", "mlp_dim", "num_experts", "max_seq_len", "sliding_window",
+            "vocab_size", "num_classes", "num_kv_heads", "head_dim", "mlp_dim", "num_experts", "max_seq_len", "sliding_window",
             "rope_original_len", "attention_softcap", "logits_softcap", "query_scale_dim", "rope_local_theta",
         ):  # fmt: skip
             value = getattr(self, name)

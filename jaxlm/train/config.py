@@ -1,4 +1,4 @@
-"""OptimizerConfig, TrainConfig, CheckpointConfig, ReportConfig. Imports no JAX."""
+"""OptimizerConfig, TuneConfig, TrainConfig, CheckpointConfig, ReportConfig. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from jaxlm.types import UserError
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 WRITERS = ("tensorboard", "wandb", "mlflow")
+TUNED = ("all", "head", "last_blocks", "lora")
+LORA_TARGETS = ("q", "k", "v", "o", "up", "gate", "down")
+QUANTIZATIONS = ("int8", "nf4")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,51 @@ class OptimizerConfig:
             f"train.num_steps={num_steps} ends {where} (optimizer.warmup_steps={self.warmup_steps}{decays}): good "
             f"for a trial; for a whole run of this length try warmup_steps={num_steps // 10} and no decay_steps."
         )
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Which weights are trained: `tune.<field>`. The rest is frozen: no gradient, no optimizer state, saved once."""
+
+    train: str = "all"
+    """`all`; `head`: of a classifier; `last_blocks`: the last num_blocks, the final norm and the head; `lora`: low-rank
+    adapters (Hu et al. 2021, arXiv:2106.09685), and the head of a classifier."""
+    num_blocks: int = 4
+    """Of last_blocks."""
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    """Adapters are scaled by alpha / rank."""
+    lora_dropout: float = 0.0
+    """On the input of each adapter; keyed by step."""
+    lora_targets: str = "q,k,v,o,up,gate,down"
+    """Matrices that get an adapter, in every block."""
+    quantize: str | None = None
+    """Keep the frozen matrices of the blocks in `int8` or `nf4` (QLoRA, arXiv:2305.14314); unset: as they are."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """lora_targets as names."""
+        return tuple(name.strip() for name in self.lora_targets.split(","))
+
+    def __post_init__(self):
+        check_choice("tune.train", self.train, TUNED)
+        if self.num_blocks < 1:
+            raise UserError(f"tune.num_blocks={self.num_blocks} must be at least 1.")
+        if self.lora_rank < 1:
+            raise UserError(f"tune.lora_rank={self.lora_rank} must be at least 1.")
+        if self.lora_alpha <= 0:
+            raise UserError(f"tune.lora_alpha={self.lora_alpha} must be positive.")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise UserError(f"tune.lora_dropout={self.lora_dropout} must be in [0, 1).")
+        for name in self.targets:
+            check_choice("tune.lora_targets", name, LORA_TARGETS)
+        if self.quantize is not None:
+            check_choice("tune.quantize", self.quantize, QUANTIZATIONS)
+            if self.train != "lora":
+                raise UserError(
+                    f"tune.quantize={self.quantize!r} needs frozen blocks, but tune.train={self.train!r}. Try "
+                    "tune.train='lora', or unset tune.quantize."
+                )
 
 
 @dataclass(frozen=True)
