@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +17,7 @@ from etils import epath
 
 from jaxlm import processes
 from jaxlm.config import flatten
+from jaxlm.run_data import OpenData, make_rows, open_data, open_data_together, with_classes, with_vocabulary
 from jaxlm.runconfig import (
     MAY_CHANGE,
     RunConfig,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from jaxlm.checkpoint_meta import Meta
     from jaxlm.data.mixture import Plan
     from jaxlm.data.pipeline import Rows
-    from jaxlm.data.shards import TokenStore
     from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.models.build import LM
     from jaxlm.parallel.distributed import Cluster
@@ -61,78 +59,6 @@ def use_compile_cache() -> str:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return folder
-
-
-class OpenData(NamedTuple):
-    """A run's tokenizer and its tokenised sources."""
-
-    tokenizer: Tokenizer
-    train: dict[str, TokenStore]
-    eval: dict[str, TokenStore]
-    """Held-out splits; a source without held-out text is missing."""
-
-    @property
-    def corpus_sha256(self) -> dict[str, str]:
-        """Source -> hash of its manifest."""
-        return {name: store.manifest["sha256"] for name, store in self.train.items()}
-
-
-def open_data(cfg: RunConfig, workdir: str | os.PathLike | None = None, *, quiet: bool = False) -> OpenData:
-    """Opens every source, tokenised into the cache on first use, with the run's tokenizer.
-
-    That is the one the config names, else that of the weights it starts from, else one trained on first use.
-    """
-    from jaxlm.corpus.sources import check_sources, ensure_corpus, ensure_tokenizer
-    from jaxlm.data.shards import TokenStore
-    from jaxlm.origin import origin_tokenizer
-
-    say: Callable[[str], None] = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr))
-    check_sources(cfg.data, say=say)
-    tokenizer_config = cfg.tokenizer
-    if (inherited := origin_tokenizer(cfg, workdir)) is not None:
-        tokenizer_config = dataclasses.replace(tokenizer_config, path=os.fspath(inherited))
-    tokenizer = ensure_tokenizer(tokenizer_config, cfg.data, say=say)
-    train_stores, eval_stores = {}, {}
-    for name, source in cfg.data.sources.items():
-        folder = ensure_corpus(source, cfg.data, tokenizer, say=say)
-        if source.weight_tokens > 0:
-            train_stores[name] = TokenStore(folder, "train", expected_tokenizer_sha256=tokenizer.sha256)
-        if cfg.data.eval_fraction > 0:
-            held_out = TokenStore(folder, "eval", expected_tokenizer_sha256=tokenizer.sha256)
-            if held_out.num_tokens > 1:
-                eval_stores[name] = held_out
-            elif cfg.train.eval_batches:
-                say(
-                    f"note: data.sources.{name} has no held-out text and is not evaluated: {folder} was built "
-                    "without (see `jaxlm corpus build --eval-fraction`)."
-                )
-    return OpenData(tokenizer, train_stores, eval_stores)
-
-
-def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
-    """Fills in model.vocab_size. Errors: UserError when the model has fewer rows than the tokenizer has ids."""
-    size = cfg.model.vocab_size or tokenizer.vocab_size
-    if size < tokenizer.vocab_size:
-        raise UserError(
-            f"model.vocab_size={size} is smaller than the tokenizer's {tokenizer.vocab_size}: every token needs a "
-            "row. Leave model.vocab_size unset, or raise it."
-        )
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=size))
-
-
-def open_data_together(cfg: RunConfig, workdir: str | os.PathLike) -> OpenData:
-    """`open_data` on all processes: the first one fills the cache, then the others read it.
-
-    Where they share no file system the others then tokenise for themselves, and must come to the same tokens.
-    """
-    with processes.together():
-        data = open_data(cfg, workdir) if processes.is_first() else None
-    with processes.together():
-        data = data or open_data(cfg, workdir, quiet=True)
-    processes.check_same(
-        "The data", {"tokenizer_sha256": data.tokenizer.sha256, "corpus_sha256": data.corpus_sha256}
-    )
-    return data
 
 
 class Pieces(NamedTuple):
@@ -229,7 +155,7 @@ class Run(NamedTuple):
     """A run that is ready to start: its data open, its model built."""
 
     config: RunConfig
-    """With the vocabulary filled in."""
+    """With the vocabulary and the number of labels filled in."""
     folder: epath.Path
     data: OpenData
     rows: Rows
@@ -239,12 +165,10 @@ class Run(NamedTuple):
 
 def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
     """Opens the data, plans which tokens are read, and builds the model; on all processes together."""
-    from jaxlm.data.pipeline import Rows
-
     data = open_data_together(cfg, folder)
     with processes.together():
-        cfg = with_vocabulary(cfg, data.tokenizer)
-        rows = Rows(cfg.data, data.train, cfg.seed)
+        cfg = with_classes(with_vocabulary(cfg, data.tokenizer), data.labels)
+        rows = make_rows(cfg, data)
         plan = rows.plan(cfg.train.num_steps)
     use_compile_cache()
     return Run(cfg, folder, data, rows, plan, build_pieces(cfg))
@@ -264,14 +188,15 @@ def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
     num_tokens, per_token = num_steps * B * T, flops_per_token(cfg.model, T)
     memory = predict(cfg, sizes, mesh.size, platform=jax.default_backend())
     count = count_params(cfg.model, T)
+    at_most = " at most" if cfg.data.packing == "pad" else ""
     active = f" ({count.active:,} for each token)" if count.idle_experts else ""
     facts = {
         "model": f"{count.total:,} parameters{active}, {cfg.model.num_layers} layers, {cfg.model.dtype}",
         "processes": joined,
         "mesh": " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         + f" on {mesh.size} {mesh.devices.flat[0].device_kind} device(s)",
-        "batch": f"{B} x {T} = {B * T:,} tokens a step, {cfg.train.num_microbatches} microbatch(es)",
-        "steps": f"{first_step:,} to {num_steps:,}; {num_tokens:,} tokens in all",
+        "batch": f"{B} x {T} = {B * T:,} tokens a step{at_most}, {cfg.train.num_microbatches} microbatch(es)",
+        "steps": f"{first_step:,} to {num_steps:,}; {num_tokens:,} tokens in all{at_most}",
         "predicted": f"{per_token.total * num_tokens:.3g} FLOPs, {memory.total / 2**30:.2f} GiB a device",
     }
     if peak := run_peak_flops_per_s(run):
@@ -311,6 +236,7 @@ def _train(
     """`train` in a workdir that is claimed, the other processes connected."""
     run = prepare(cfg, folder)
     from jaxlm.checkpoint import Checkpoints
+    from jaxlm.data.chat import save_chat
     from jaxlm.data.pipeline import make_iterator
     from jaxlm.parallel.sharding import local_rows
     from jaxlm.report.run_report import RunReport
@@ -322,6 +248,8 @@ def _train(
         state, meta, words, origin = start_state(run.config, run.pieces, checkpoints, run.data)
         if processes.is_first():  # and not before it is known to be that of the checkpoints
             run.data.tokenizer.save(folder)
+            if run.data.chat is not None:
+                save_chat(folder, run.data.chat)
         first_step = int(state.step)
         if meta is not None and first_step >= num_steps:
             report.say(

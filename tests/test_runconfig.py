@@ -50,7 +50,10 @@ def test_the_number_of_keys_stays_small():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["objective=pretrian"], "objective='pretrian' is not one of pretrain; did you mean 'pretrain'?"),
+        (
+            ["objective=pretrian"],
+            "objective='pretrian' is not one of pretrain, instruct, classify; did you mean 'pretrain'?",
+        ),
         (["seed=-1"], "seed=-1 must be in [0, 2**32)."),
         (
             [f"data.sources.{name}.weight_tokens=0" for name in ("topics", "docstrings", "licences")],

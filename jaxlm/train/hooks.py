@@ -92,7 +92,7 @@ class LogSteps:
         self._pending = []
         now, stall = time.perf_counter(), self._stall_s()
         elapsed = max(now - self._since[0], 1e-9)
-        tokens_per_s = sum(row["num_tokens"] for row in rows) / elapsed
+        tokens_per_s = sum(row.get("num_inputs", row["num_tokens"]) for row in rows) / elapsed
         extra = {
             "perf/step_time_s": elapsed / len(rows),
             "perf/tokens_per_s": tokens_per_s,

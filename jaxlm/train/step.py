@@ -191,6 +191,8 @@ def make_train_step(
         }
         if sums.router is not None:
             metrics |= router_metrics(sums.router)
+        if "segments" in batch:
+            metrics["num_inputs"] = jnp.sum(batch["segments"] > 0)
         if "fingerprint" in batch:
             metrics["batch_hash"] = jnp.sum(batch["fingerprint"], dtype=jnp.uint32)
         return new_state, metrics
