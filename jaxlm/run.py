@@ -236,7 +236,6 @@ def _train(
     """`train` in a workdir that is claimed, the other processes connected."""
     run = prepare(cfg, folder)
     from jaxlm.checkpoint import Checkpoints
-    from jaxlm.data.chat import save_chat
     from jaxlm.data.pipeline import make_iterator
     from jaxlm.parallel.sharding import local_rows
     from jaxlm.report.run_report import RunReport
@@ -249,6 +248,8 @@ def _train(
         if processes.is_first():  # and not before it is known to be that of the checkpoints
             run.data.tokenizer.save(folder)
             if run.data.chat is not None:
+                from jaxlm.data.chat import save_chat
+
                 save_chat(folder, run.data.chat)
         first_step = int(state.step)
         if meta is not None and first_step >= num_steps:

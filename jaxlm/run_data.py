@@ -250,7 +250,7 @@ def labelled(cfg: RunConfig, data: OpenData) -> Labelled | None:
     """How texts become rows of a classification; None for other objectives."""
     from jaxlm.data.padding import Labelled
 
-    return None if data.labels is None else Labelled(cfg.classify.pooling, data.labels)
+    return Labelled(cfg.classify.pooling, data.labels or ()) if cfg.objective == "classify" else None
 
 
 def make_rows(cfg: RunConfig, data: OpenData) -> Rows:

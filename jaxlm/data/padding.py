@@ -1,8 +1,8 @@
 """One example a row: batches of rows of similar length, only as wide as those rows need.
 
 A batch may have one of a few widths (`row_widths`), each compiled once. Which rows share a batch is decided for a
-window of steps at a time, from the lengths of exactly the rows that the mixture drew for it: a pure function of (config,
-seed, step) like everything else.
+window of steps at a time, from the lengths of exactly the rows that the mixture drew for it: a pure function of
+(config, seed, step) like everything else.
 """
 
 from __future__ import annotations
