@@ -21,6 +21,7 @@ from jaxlm.run_data import OpenData, make_rows, open_data, open_data_together, w
 from jaxlm.runconfig import (
     MAY_CHANGE,
     RunConfig,
+    check_start,
     default_config,
     load_config,
     parse,
@@ -214,6 +215,7 @@ def train(cfg: RunConfig, workdir: str | os.PathLike, cluster: Cluster | None = 
     """
     from jaxlm.parallel import distributed
 
+    check_start(cfg)
     started = time.perf_counter()
     joined = distributed.connect(cluster or distributed.Cluster())
     folder = epath.Path(workdir)

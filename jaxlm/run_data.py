@@ -94,11 +94,8 @@ def open_records(cfg: RunConfig, workdir: str | os.PathLike | None, say: Say) ->
     """The dialogues, or the texts with labels, of a fine-tuning."""
     from jaxlm.corpus.examples import ensure_examples
     from jaxlm.data.examples import ExampleStore
-    from jaxlm.data.tokenizer import load_tokenizer
 
-    path = run_tokenizer_config(cfg, workdir).path
-    assert path is not None  # `resolve` asks for it, or for init_from
-    tokenizer = load_tokenizer(path)
+    tokenizer = records_tokenizer(cfg, workdir, say)
     chat = run_chat(cfg, tokenizer, workdir) if cfg.objective == "instruct" else None
     train, held_out = {}, {}
 
@@ -126,6 +123,25 @@ def open_records(cfg: RunConfig, workdir: str | os.PathLike | None, say: Say) ->
             )
     labels = run_labels(cfg, train) if cfg.objective == "classify" else None
     return OpenData(tokenizer, train, held_out, chat, labels)
+
+
+def records_tokenizer(cfg: RunConfig, workdir: str | os.PathLike | None, say: Say) -> Tokenizer:
+    """That of the weights, or of a file; for random weights, one trained on the English that ships with Python."""
+    from jaxlm.corpus.embedded import NAMES, PREFIX
+    from jaxlm.corpus.sources import ensure_tokenizer
+    from jaxlm.data.config import SourceConfig
+    from jaxlm.data.tokenizer import load_tokenizer, saved_tokenizer
+
+    config = run_tokenizer_config(cfg, workdir)
+    if config.path is None and workdir is not None and (saved := saved_tokenizer(workdir)).exists():
+        return load_tokenizer(saved)
+    if config.path is not None:
+        return load_tokenizer(config.path)
+    say(
+        "note: neither init_from nor tokenizer.path is set: a tokenizer is trained on the English that ships with Python."
+    )
+    english = {name: SourceConfig(path=PREFIX + name) for name in NAMES}
+    return ensure_tokenizer(config, dataclasses.replace(cfg.data, sources=english), say=say)
 
 
 def run_chat(cfg: RunConfig, tokenizer: Tokenizer, workdir: str | os.PathLike | None) -> ChatTemplate:

@@ -152,15 +152,14 @@ def _check_objective(cfg: RunConfig) -> None:
             f"tune.num_blocks={cfg.tune.num_blocks} must be below model.num_layers={cfg.model.num_layers}: something "
             "has to be frozen. Try tune.train='all'."
         )
-    if cfg.tune.train in ("head", "lora") and cfg.init_from is None:
+
+
+def check_start(cfg: RunConfig) -> None:
+    """What a training needs beyond a plan of it. Errors: UserError."""
+    if cfg.tune.train != "all" and cfg.init_from is None:
         raise UserError(
-            f"tune.train={cfg.tune.train!r} freezes the weights that init_from brings, and init_from is unset: random "
-            "ones would stay random. Try tune.train='all'."
-        )
-    if cfg.objective != "pretrain" and cfg.init_from is None and cfg.tokenizer.path is None:
-        raise UserError(
-            f"objective={cfg.objective!r} needs a tokenizer: that of init_from (the workdir of a run, a Hugging Face "
-            "checkpoint), or tokenizer.path."
+            f"tune.train={cfg.tune.train!r} freezes weights that init_from brings, and init_from is unset: random ones "
+            "would stay random. Set init_from, or try tune.train='all'."
         )
 
 
