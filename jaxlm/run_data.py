@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxlm import processes
@@ -166,9 +166,7 @@ def run_labels(cfg: RunConfig, train: Mapping[str, ExampleStore]) -> tuple[str, 
                 f"classify.labels={cfg.classify.labels!r} has {twice!r} twice: name each label once."
             )
     else:
-        from jaxlm.data.examples import sort_labels
-
-        names = tuple(sort_labels({name for store in train.values() for name in store.label_names}))
+        names = sort_labels({name for store in train.values() for name in store.label_names})
     least = 2 if cfg.classify.task == "single_label" else 1
     if len(names) < least:
         raise UserError(
@@ -176,6 +174,13 @@ def run_labels(cfg: RunConfig, train: Mapping[str, ExampleStore]) -> tuple[str, 
             f"{cfg.classify.task!r} needs {least} at least: look at the column of the labels (`jaxlm data show`)."
         )
     return names
+
+
+def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
+    """By value where all are whole numbers, else as text."""
+    names = set(names)
+    are_numbers = all(name.removeprefix("-").isdecimal() for name in names)
+    return tuple(sorted(names, key=int if are_numbers else str))
 
 
 def class_weights(cfg: RunConfig, data: OpenData) -> tuple[float, ...] | None:
@@ -208,7 +213,7 @@ def class_weights(cfg: RunConfig, data: OpenData) -> tuple[float, ...] | None:
             ) from None
     check_labels("classify.class_weights", given, names)
     weights = tuple(given.get(name, 1.0) for name in names)
-    if not min(weights) >= 0 or not max(weights) > 0:
+    if not all(weight >= 0 for weight in weights) or not any(weights):
         raise UserError(
             f"classify.class_weights={wanted!r}: a weight must not be negative, nor all of them 0."
         )
