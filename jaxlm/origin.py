@@ -117,7 +117,7 @@ def fill_model(model: ModelConfig, origin: ModelConfig, source: str) -> ModelCon
     for field in dataclasses.fields(ModelConfig):
         name, value = field.name, getattr(model, field.name)
         chosen = name in FREE_FIELDS and name not in bound and value != getattr(default, name)
-        if name in RUN_FIELDS or chosen:
+        if name in RUN_FIELDS or chosen or name == "num_classes":
             filled[name] = value
         elif value not in (getattr(default, name), filled[name], _said(origin, name)):
             raise UserError(

@@ -17,7 +17,15 @@ from etils import epath
 
 from jaxlm import processes
 from jaxlm.config import flatten
-from jaxlm.run_data import OpenData, make_rows, open_data, open_data_together, with_classes, with_vocabulary
+from jaxlm.run_data import (
+    OpenData,
+    class_weights,
+    make_rows,
+    open_data,
+    open_data_together,
+    with_classes,
+    with_vocabulary,
+)
 from jaxlm.runconfig import (
     MAY_CHANGE,
     RunConfig,
@@ -71,8 +79,12 @@ class Pieces(NamedTuple):
     sizes: dict[str, int]
 
 
-def build_pieces(cfg: RunConfig) -> Pieces:
-    """Model, optimizer and steps, compiled on first use, on a mesh over all devices."""
+def build_pieces(cfg: RunConfig, class_weights: tuple[float, ...] | None = None) -> Pieces:
+    """Model, optimizer and steps, compiled on first use, on a mesh over all devices.
+
+    Args:
+      class_weights: of the labels of a classification; None: all 1.
+    """
     import jax
 
     from jaxlm.models.build import build
@@ -87,7 +99,12 @@ def build_pieces(cfg: RunConfig) -> Pieces:
     lm = build(cfg.model, cfg.data.seq_len, constrain=make_constrain(mesh), spread=make_spread(mesh))
     # The loss counts tokens over the whole batch; the config counts those of one device.
     chunk_tokens = cfg.train.loss_chunk_tokens * sizes["data"] * sizes["fsdp"] * sizes["expert"]
-    loss = OBJECTIVES[cfg.objective].make_loss(lm, z_loss=cfg.train.z_loss, chunk_tokens=chunk_tokens)
+    options: dict[str, Any] = {"z_loss": cfg.train.z_loss, "chunk_tokens": chunk_tokens}
+    if cfg.objective == "classify":
+        task, smoothing = cfg.classify.task, cfg.classify.label_smoothing
+        options = {"task": task, "label_smoothing": smoothing, "class_weights": class_weights}
+        options["num_classes"] = cfg.model.num_classes
+    loss = OBJECTIVES[cfg.objective].make_loss(lm, **options)
     tx = make_optimizer(cfg.optimizer)
     rows = batch_sharding(mesh)
 
@@ -171,8 +188,9 @@ def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
         cfg = with_classes(with_vocabulary(cfg, data.tokenizer), data.labels)
         rows = make_rows(cfg, data)
         plan = rows.plan(cfg.train.num_steps)
+        weights = class_weights(cfg, data)
     use_compile_cache()
-    return Run(cfg, folder, data, rows, plan, build_pieces(cfg))
+    return Run(cfg, folder, data, rows, plan, build_pieces(cfg, weights))
 
 
 def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxlm import processes
@@ -101,12 +101,8 @@ def open_records(cfg: RunConfig, workdir: str | os.PathLike | None, say: Say) ->
 
     def build(name: str, split: str) -> ExampleStore:
         source = cfg.data.sources[name]
-        return ExampleStore(
-            ensure_examples(
-                name, source, cfg.data, tokenizer, split=split, objective=cfg.objective, instruct=cfg.instruct,
-                classify=cfg.classify, chat=chat, say=say,
-            )
-        )  # fmt: skip
+        folder = ensure_examples(name, source, cfg, cfg.objective, tokenizer, chat, split, say)
+        return ExampleStore(folder, expected_tokenizer_sha256=tokenizer.sha256)
 
     for name, source in cfg.data.sources.items():
         if source.weight_tokens > 0:
@@ -166,7 +162,9 @@ def run_labels(cfg: RunConfig, train: Mapping[str, ExampleStore]) -> tuple[str, 
                 f"classify.labels={cfg.classify.labels!r} has {twice!r} twice: name each label once."
             )
     else:
-        names = sort_labels({name for store in train.values() for name in store.label_names})
+        from jaxlm.corpus.examples import sort_labels
+
+        names = tuple(sort_labels(name for store in train.values() for name in store.manifest["labels"]))
     least = 2 if cfg.classify.task == "single_label" else 1
     if len(names) < least:
         raise UserError(
@@ -174,13 +172,6 @@ def run_labels(cfg: RunConfig, train: Mapping[str, ExampleStore]) -> tuple[str, 
             f"{cfg.classify.task!r} needs {least} at least: look at the column of the labels (`jaxlm data show`)."
         )
     return names
-
-
-def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
-    """By value where all are whole numbers, else as text."""
-    names = set(names)
-    are_numbers = all(name.removeprefix("-").isdecimal() for name in names)
-    return tuple(sorted(names, key=int if are_numbers else str))
 
 
 def class_weights(cfg: RunConfig, data: OpenData) -> tuple[float, ...] | None:

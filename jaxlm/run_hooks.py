@@ -130,7 +130,7 @@ def make_evaluate(run: Run, report: RunReport, log: LogSteps) -> Evaluate | None
 def held_out_batches(run: Run, store: TokenReader, row_ids: np.ndarray) -> Callable:
     """bytes_per_id -> (this process's rows, bytes of text that the whole batch's targets stand for), in order."""
     cfg = run.config
-    size: dict[str, int] = dict(batch_size=cfg.data.global_batch_size, num_batches=cfg.train.eval_batches)
+    size: dict[str, Any] = dict(batch_size=cfg.data.global_batch_size, num_batches=cfg.train.eval_batches)
     padding = None
     if isinstance(store, ExampleReader):
         padding = PadPacking(store, cfg.data.seq_len, labelled(cfg, run.data))

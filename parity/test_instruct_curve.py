@@ -45,7 +45,10 @@ def records(tmp_path_factory):
     """Questions of every length, some in Bengali, and answers that begin with a space, or a line."""
     starts = ["", " ", "\n", "আমি "]
     found = [
-        {"instruction": f"What is {n} plus {n % 7}?" + " Think well." * (n % 5), "output": starts[n % 4] + str(n + n % 7)}
+        {
+            "instruction": f"What is {n} plus {n % 7}?" + " Think well." * (n % 5),
+            "output": starts[n % 4] + str(n + n % 7),
+        }
         for n in range(STEPS * ROWS)
     ]
     path = tmp_path_factory.mktemp("data") / "sums.jsonl"
@@ -71,7 +74,10 @@ def our_losses(base, path, workdir):
     data = run.open_data(cfg, workdir, quiet=True)
     rows, tokenizer = run.make_rows(cfg, data), data.tokenizer
     texts = [
-        [tokenizer.decode(tokens[segments > 0].tolist()) for tokens, segments in zip(batch["tokens"], batch["segments"])]
+        [
+            tokenizer.decode(tokens[segments > 0].tolist())
+            for tokens, segments in zip(batch["tokens"], batch["segments"])
+        ]
         for batch in map(rows.batch, range(STEPS))
     ]
     return losses, texts

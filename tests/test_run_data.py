@@ -22,7 +22,7 @@ def classify(**changes):
 def store(*labels):
     """Of texts with these labels."""
     return SimpleNamespace(
-        label_names=sorted(set(labels)),
+        manifest={"labels": sorted(set(labels))},
         labels=lambda names: np.array([names.index(label) for label in labels]),
     )
 

@@ -24,19 +24,19 @@ def test_the_default_config_is_the_dataclass_and_needs_only_a_source():
         resolve(cfg)
     cfg.data.sources.mine = {"path": "x"}
     resolved = resolve(cfg)
-    assert [d.key for d in diff(RunConfig(), resolved)] == [
-        f"data.sources.mine.{name}"
-        for name in (
-            "path",
-            "weight_tokens",
-            "on_exhausted",
-            "max_epochs",
-            "text_key",
-            "document",
-            "columns",
-            "eval_path",
-        )
-    ]
+    source = (
+        "path",
+        "weight_tokens",
+        "on_exhausted",
+        "max_epochs",
+        "text_key",
+        "document",
+        "columns",
+        "eval_path",
+    )
+    expected = {"data.packing"} | {f"data.sources.mine.{name}" for name in source}
+    assert {difference.key for difference in diff(RunConfig(), resolved)} == expected
+    assert resolved.data.packing == "concat"
 
 
 def test_the_names_of_objectives_are_those_of_the_table():

@@ -32,9 +32,19 @@ def records(path: str) -> tuple[dict[str, Any], ...]:
     questions: {instruction, input, output}: a name of the standard library, and the first sentence on it.
     kinds: {text, label}: a passage, and whether it is from a manual, docstring, comment or licence.
     """
+    name = _name(path)
+    return tuple(_questions() if name == "questions" else _kinds())
+
+
+def about_bytes(path: str) -> int:
+    """A rough size."""
+    return {"questions": 600_000, "kinds": 700_000}[_name(path)]
+
+
+def _name(path: str) -> str:
     name = path.removeprefix(embedded.PREFIX)
     check_choice(f"the records {path}", name, RECORDS)
-    return tuple(_questions() if name == "questions" else _kinds())
+    return name
 
 
 def fingerprint(path: str) -> str:

@@ -68,14 +68,16 @@ class Rows:
         self.seed = seed
         shares, _ = normalise_weights({name: source.weight_tokens for name, source in data.sources.items()})
         kind, folder = data.packing or "concat", index_folder(data)
-        self._padded = kind == "pad"
         self._packings = tuple(
-            open_padding(stores[name], data.seq_len, labelled, name=name)
-            if self._padded
-            else open_packing(kind, stores[name], data.seq_len, name=name, cache=folder)
-            for name in shares
+            open_packing(kind, stores[name], data.seq_len, name=name, cache=folder)
+            for name in (shares if kind != "pad" else ())
         )
-        sizes = {n: SourceSize(p.num_rows, p.num_tokens_per_epoch) for n, p in zip(shares, self._packings)}
+        self._padding = tuple(
+            open_padding(stores[name], data.seq_len, labelled, name=name)
+            for name in (shares if kind == "pad" else ())
+        )
+        packings = self._padding or self._packings
+        sizes = {n: SourceSize(p.num_rows, p.num_tokens_per_epoch) for n, p in zip(shares, packings)}
         self.mixture = Mixture(shares, sizes, seed)
         self._window = functools.lru_cache(maxsize=4)(self._make_window)
 
@@ -99,18 +101,13 @@ class Rows:
         B = self.data.global_batch_size
         row_ids = np.arange(B) if row_ids is None else np.asarray(row_ids, np.int64)
         source, row, width = self._rows_of(step, row_ids)
-        first = self._packings[0]
-        batch = (
-            first.empty(len(row_ids), width)
-            if isinstance(first, PadPacking)
-            else _empty(len(row_ids), self.data.seq_len)
-        )
+        batch = self._padding[0].empty(len(row_ids), width) if self._padding else _empty(len(row_ids), width)
         for number in np.unique(source).tolist():
             here = np.flatnonzero(source == number)
-            packing = self._packings[number]
-            rows = (
-                packing.rows(row[here], width) if isinstance(packing, PadPacking) else packing.rows(row[here])
-            )
+            if self._padding:
+                rows = self._padding[number].rows(row[here], width)
+            else:
+                rows = self._packings[number].rows(row[here])
             for key, field in rows.items():
                 batch[key][here] = field
         batch["source"] = source.astype(np.int32)
@@ -119,7 +116,7 @@ class Rows:
 
     def _rows_of(self, step: int, row_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """(source number and row of it for each of `row_ids` of this step's batch; width of the batch)."""
-        if not self._padded:
+        if not self._padding:
             return *self.mixture.lookup(step * self.data.global_batch_size + row_ids), self.data.seq_len
         number, place = divmod(step, self.data.length_window_steps)
         source, row, widths = self._window(number)
@@ -130,8 +127,7 @@ class Rows:
         W, B = self.data.length_window_steps, self.data.global_batch_size
         source, row = self.mixture.lookup(np.arange(number * W * B, (number + 1) * W * B))
         lengths = np.zeros(W * B, np.int64)
-        for i, packing in enumerate(self._packings):
-            assert isinstance(packing, PadPacking)
+        for i, packing in enumerate(self._padding):
             here = np.flatnonzero(source == i)
             lengths[here] = packing.lengths[row[here]]
         order = group_by_length(lengths, B, self.seed, number)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxlm.models.attention import Cache, init_cache, pick_attention
 from jaxlm.models.config import ModelConfig
-from jaxlm.models.decoder import Block, Ends, collections, head_logits, make_places, run_blocks
+from jaxlm.models.decoder import Block, Ends, class_logits, collections, head_logits, make_places, run_blocks
 from jaxlm.models.layers import Constrain, dropout
 from jaxlm.models.moe import RouterSums, Spread, no_router_sums
 from jaxlm.types import Batch, Params, PyTree, UserError
@@ -24,7 +24,7 @@ class LM(NamedTuple):
     hidden: Callable[..., jax.Array]
     """hidden(params, batch, dropout_key=None) -> x_BTD after the final norm."""
     head: Callable[[Params, jax.Array], jax.Array]
-    """head(params, x_...D) -> logits_...V in float32; params may be just the groups in `head_keys`."""
+    """head(params, x_...D) -> logits_...V (of a classifier, ...C) in float32; params may be just `head_keys`."""
     axes: PyTree
     """Shaped like params; a leaf is a tuple of logical axes, such as ("layers", "embed", "mlp")."""
     head_keys: tuple[str, ...]
@@ -102,11 +102,14 @@ def build(
     free_modules = make_modules(config, num_positions, kernel, no_constraint)
     init_boxed = make_init(free_modules)
     head_key = "embedding" if config.tie_embeddings else "head"
+    head_key = head_key if config.num_classes is None else "classifier"
 
     def init(key: jax.Array) -> Params:
         return nn.meta.unbox(init_boxed(key))
 
     def head(params: Params, x_XD: jax.Array) -> jax.Array:
+        if config.num_classes is not None:
+            return class_logits(params[head_key], x_XD)
         return head_logits(config, params[head_key], x_XD)
 
     def make_cache(batch_size: int, max_len: int) -> Cache:

@@ -73,7 +73,10 @@ class Ends(nn.Module):
             shape = (self.num_positions, D)
             self.position_table = weight(self, "positions", shape, ("positions", "embed"), normal())
         self.final_norm = Norm(config)
-        if not config.tie_embeddings:
+        if config.num_classes is not None:
+            shape = (D, config.num_classes)
+            self.classifier = weight(self, "classifier", shape, ("embed", "classes"), normal())
+        elif not config.tie_embeddings:
             self.head_kernel = weight(self, "head", (V, D), ("vocab", "embed"), normal())
 
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
@@ -105,6 +108,12 @@ def head_logits(config: ModelConfig, table_VD: jax.Array, x_XD: jax.Array) -> ja
         preferred_element_type=jnp.float32,
     )
     return softcap(logits_XV, config.logits_softcap)
+
+
+def class_logits(kernel_DC: jax.Array, x_XD: jax.Array) -> jax.Array:
+    """Pooled states [..., D] to logits [..., C], in float32."""
+    kernel_DC = kernel_DC.astype(jnp.float32)
+    return jnp.matmul(x_XD.astype(jnp.float32), kernel_DC, precision=jax.lax.Precision.HIGHEST)
 
 
 def remat_policy(name: str) -> Callable[..., bool] | None:

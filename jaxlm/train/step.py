@@ -19,7 +19,7 @@ from jaxlm.train.optimizer import global_norm
 from jaxlm.train.tuning import EVERYTHING, Tuning
 from jaxlm.types import Batch, Params, PyTree
 
-MODEL_KEYS = ("tokens", "targets", "weights", "segments", "positions")
+MODEL_KEYS = ("tokens", "targets", "weights", "segments", "positions", "labels")
 """What of a batch the model sees; `fingerprint` only goes into the metrics, `source` stays on the host."""
 
 NORM_MEMORY = 0.98
@@ -168,9 +168,7 @@ def make_train_step(
       constrain_batch: keeps the rows of a microbatch spread over the mesh.
     """
 
-    def step(
-        state: TrainState, batch: Batch, frozen: Params | None = None
-    ) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
         def loss_of_trained(params: Params, batch: Batch, key: jax.Array | None):
             return loss(tuning.merge(params, frozen), batch, key)
 
@@ -201,6 +199,8 @@ def make_train_step(
             "num_bad_in_row": new_state.num_bad_in_row,
             "num_bad": new_state.num_bad,
         }
+        if sums.num_right is not None and sums.num_texts is not None:
+            metrics["accuracy"] = sums.num_right / sums.num_texts
         if sums.router is not None:
             metrics |= router_metrics(sums.router)
         if "segments" in batch:
