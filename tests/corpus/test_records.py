@@ -67,7 +67,10 @@ def test_parquet(tmp_path):
 def test_csv_with_quotes_and_newlines(tmp_path, name, comma):
     text = f'q{comma}label\n"two{comma} ""é""\nlines"{comma}x\n\nlast{comma}y\n'
     found = read(write(tmp_path, name, text))
-    assert [r.fields for r in found] == [{"q": f'two{comma} "é"\nlines', "label": "x"}, {"q": "last", "label": "y"}]
+    assert [r.fields for r in found] == [
+        {"q": f'two{comma} "é"\nlines', "label": "x"},
+        {"q": "last", "label": "y"},
+    ]
     assert [record.number for record in found] == [2, 5]
 
 
@@ -111,7 +114,9 @@ def test_what_is_malformed_is_named(tmp_path, name, content, message):
 
 
 def test_parquet_with_text_that_is_not_utf8(tmp_path):
-    bad = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    bad = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")]
+    )
     pa.parquet.write_table(pa.table({"q": bad}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a.parquet, rows 1 to 1: a text is not valid UTF-8 \(byte 0xff\)"):
         read(tmp_path / "a.parquet")

@@ -512,7 +512,9 @@ def test_alpaca_works_with_any_tokenizer_that_has_eos(make):
         made = SentencePieceTokenizer(train_tokenizer(small_tokenizers.TEXTS, "bpe", 400))
     else:
         made = HFTokenizer(getattr(small_tokenizers, make)())
-    answer = "a letter" if make == "t5" else "é is a letter"  # whose <unk> would swallow the newline before it
+    answer = (
+        "a letter" if make == "t5" else "é is a letter"
+    )  # whose <unk> would swallow the newline before it
     template = open_template(made, "alpaca")
     ids, trained = template.example([Message("user", "what is 漢"), Message("assistant", answer)])
     assert ids[-1] == made.eos_id  # also where pad is eos
