@@ -138,7 +138,7 @@ def records_tokenizer(cfg: RunConfig, workdir: str | os.PathLike | None, say: Sa
     if config.path is not None:
         return load_tokenizer(config.path)
     say(
-        "note: neither init_from nor tokenizer.path is set: a tokenizer is trained on the English that ships with Python."
+        "note: without init_from and tokenizer.path, a tokenizer is trained on the English that ships with Python."
     )
     english = {name: SourceConfig(path=PREFIX + name) for name in NAMES}
     return ensure_tokenizer(config, dataclasses.replace(cfg.data, sources=english), say=say)
