@@ -99,10 +99,10 @@ def _model_of_run(folder: epath.Path) -> ModelConfig:
     from jaxlm.runconfig import load_config
 
     checkpoints = Checkpoints(folder / CHECKPOINTS)
-    if (step := checkpoints.latest_step()) is None:
+    if checkpoints.latest_step() is None:
         raise UserError(f"{folder} holds no checkpoint yet: wait for its first, or give another run.")
     cfg = load_config(folder / CONFIG_FILE)
-    model = with_saved_sizes(cfg.model, checkpoints.read_meta(step).arrays)
+    model = with_saved_sizes(cfg.model, checkpoints)
     if model.positions == "learned" and model.max_seq_len is None:
         model = dataclasses.replace(model, max_seq_len=cfg.data.seq_len)
     return model
@@ -172,10 +172,13 @@ class Start(NamedTuple):
     """The same, for the checkpoints of the run: `source`, and `model_type` where Hugging Face's is known."""
 
 
-def read_origin(source: str, lm: LM, mesh: Mesh, tokenizer_sha256: str) -> Start:
+def read_origin(source: str, lm: LM, mesh: Mesh | None, tokenizer_sha256: str) -> Start:
     """The weights of `init_from` for this model, spread over the mesh.
 
     A classifier takes those of a language model, without its head; its own is then missing in what is returned.
+
+    Args:
+      mesh: None: the first device.
 
     Errors: UserError when the weights do not fit, or belong to another tokenizer.
     """

@@ -361,12 +361,11 @@ def load_weights(
     if tokenizer is not None:
         cfg = with_vocabulary(cfg, tokenizer)
     checkpoints = Checkpoints(folder / CHECKPOINTS)
-    if (latest := checkpoints.latest_step()) is None:
+    if checkpoints.latest_step() is None:
         raise UserError(
             f"--run={folder} has no checkpoint yet: the first is saved at step {cfg.checkpoint.every_steps}."
         )
-    arrays = checkpoints.read_meta(latest).arrays
-    cfg = dataclasses.replace(cfg, model=with_saved_sizes(cfg.model, arrays))
+    cfg = dataclasses.replace(cfg, model=with_saved_sizes(cfg.model, checkpoints))
     lm = build(cfg.model, cfg.data.seq_len)
     sha256 = "" if tokenizer is None else tokenizer.sha256
     params, meta = restore_model(

@@ -5,6 +5,7 @@ Importing this module imports no JAX.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
     from jaxlm.train.tuning import Tuning
 
 
-def with_saved_sizes(model: ModelConfig, arrays: Mapping[str, ArraySpec]) -> ModelConfig:
-    """Fills in what a run's config left to its data: rows of the embedding, and labels.
-
-    Args:
-      arrays: of a checkpoint.
-    """
+def with_saved_sizes(model: ModelConfig, checkpoints: Checkpoints) -> ModelConfig:
+    """Fills in what a run's config left to its data: rows of the embedding, and labels."""
+    arrays: Mapping[str, ArraySpec] = {}
+    for step in reversed(checkpoints.all_steps()):  # the last that can be read: all have the same
+        with contextlib.suppress(UserError):
+            arrays = checkpoints.read_meta(step).arrays
+            break
     for field, name, dim in (("vocab_size", "params/embedding", 0), ("num_classes", "params/classifier", -1)):
         if getattr(model, field) is None and name in arrays:
             model = dataclasses.replace(model, **{field: arrays[name].shape[dim]})
@@ -50,7 +52,7 @@ def abstract_params(lm: LM, tuning: Tuning, mesh: Mesh | None = None) -> tuple[P
     shapes = jax.eval_shape(both, jax.random.key(0))
     if mesh is None:
         return shapes
-    shardings = param_shardings(tuning.axes(lm.axes), mesh)
+    shardings = tuple(param_shardings(axes, mesh) for axes in tuning.axes(lm.axes))
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
     )
