@@ -18,11 +18,14 @@ from etils import epath
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.sizes import RUN_FIELDS
 from jaxlm.paths import is_local
-from jaxlm.types import JSON_ERRORS, Params, PyTree, UserError
+from jaxlm.types import JSON_ERRORS, Params, UserError
 from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jaxlm.data.tokenizer import Tokenizer
+    from jaxlm.models.build import LM
     from jaxlm.runconfig import RunConfig
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -92,16 +95,14 @@ def _is_hugging_face(path: epath.Path) -> bool:
 
 def _model_of_run(folder: epath.Path) -> ModelConfig:
     from jaxlm.checkpoint import Checkpoints
+    from jaxlm.run_weights import with_saved_sizes
     from jaxlm.runconfig import load_config
 
     checkpoints = Checkpoints(folder / CHECKPOINTS)
-    if (step := checkpoints.latest_step()) is None:
+    if checkpoints.latest_step() is None:
         raise UserError(f"{folder} holds no checkpoint yet: wait for its first, or give another run.")
     cfg = load_config(folder / CONFIG_FILE)
-    model = cfg.model
-    if model.vocab_size is None:
-        embedding = checkpoints.read_meta(step).arrays["params/embedding"]
-        model = dataclasses.replace(model, vocab_size=embedding.shape[0])
+    model = with_saved_sizes(cfg.model, checkpoints)
     if model.positions == "learned" and model.max_seq_len is None:
         model = dataclasses.replace(model, max_seq_len=cfg.data.seq_len)
     return model
@@ -171,17 +172,27 @@ class Start(NamedTuple):
     """The same, for the checkpoints of the run: `source`, and `model_type` where Hugging Face's is known."""
 
 
-def read_origin(source: str, abstract: PyTree, tokenizer_sha256: str) -> Start:
-    """The weights of `init_from`, placed as `abstract` says.
+def read_origin(source: str, lm: LM, mesh: Mesh | None, tokenizer_sha256: str) -> Start:
+    """The weights of `init_from` for this model, spread over the mesh.
+
+    A classifier takes those of a language model, without its head; its own is then missing in what is returned.
+
+    Args:
+      mesh: None: the first device.
 
     Errors: UserError when the weights do not fit, or belong to another tokenizer.
     """
+    from jaxlm.run_weights import abstract_params, restore_model
+    from jaxlm.train.tuning import EVERYTHING, HEADS
+
     origin = find_origin(source, weights=True)
     if origin.is_run:
-        from jaxlm.checkpoint import Checkpoints
+        from jaxlm.models.build import build
+        from jaxlm.runconfig import load_config
 
-        checkpoints = Checkpoints(origin.folder / CHECKPOINTS)
-        params, meta = checkpoints.restore_params(abstract, tokenizer_sha256=tokenizer_sha256)
+        theirs, tune = build(origin.model, 1), load_config(origin.folder / CONFIG_FILE).tune
+        params, meta = restore_model(origin.folder, theirs, tune, mesh, tokenizer_sha256=tokenizer_sha256)
+        params = {name: group for name, group in params.items() if name in lm.axes}
         model_type = meta.extra.get("origin", {}).get("model_type")
         return Start(params, f"weights of step {meta.step} of {source}", _facts(source, model_type))
     from jaxlm.checkpoint import named_arrays
@@ -195,6 +206,12 @@ def read_origin(source: str, abstract: PyTree, tokenizer_sha256: str) -> Start:
             f"{tokenizer_sha256[:12]} (SHA-256): the same ids would mean other text. Leave tokenizer.path unset, and "
             "give the text itself in data.sources, so that it is tokenised anew."
         )
+    abstract = abstract_params(lm, EVERYTHING, mesh)[0]
+    if origin.model.num_classes is None:
+        abstract = {name: group for name, group in abstract.items() if name not in HEADS}
+    if "head" not in abstract:
+        head = next(row.theirs for row in found.family.rows if row.ours == "head")
+        found.places.pop(head, None)
     # Of the run's model; with that of its own config.json `open_source` has compared it.
     check_tensors(found, {path: tuple(leaf.shape) for path, leaf in named_arrays(abstract).items()})
     facts = _facts(source, found.family.model_type)

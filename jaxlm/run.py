@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from jaxlm.models.build import LM
     from jaxlm.parallel.distributed import Cluster
     from jaxlm.train.step import TrainState
+    from jaxlm.train.tuning import Tuning
 
 __all__ = [
     "MAY_CHANGE", "RunConfig", "default_config", "load_config", "load_run", "open_data", "parse", "resolve",
@@ -77,6 +78,7 @@ class Pieces(NamedTuple):
     steps: Any
     mesh: Any
     sizes: dict[str, int]
+    tuning: Tuning
 
 
 def build_pieces(cfg: RunConfig, class_weights: tuple[float, ...] | None = None) -> Pieces:
@@ -93,10 +95,18 @@ def build_pieces(cfg: RunConfig, class_weights: tuple[float, ...] | None = None)
     from jaxlm.parallel.sharding import batch_sharding, make_constrain, make_spread
     from jaxlm.train.optimizer import make_optimizer, make_schedule
     from jaxlm.train.step import compile_steps, make_eval_step, make_train_step
+    from jaxlm.train.tuning import Tuning
 
     sizes = resolve_mesh(cfg, jax.device_count())
     mesh = make_mesh(sizes)
-    lm = build(cfg.model, cfg.data.seq_len, constrain=make_constrain(mesh), spread=make_spread(mesh))
+    lm = build(
+        cfg.model,
+        cfg.data.seq_len,
+        constrain=make_constrain(mesh),
+        spread=make_spread(mesh),
+        lora_dropout=cfg.tune.lora_dropout if cfg.tune.train == "lora" else 0.0,
+    )
+    tuning = Tuning(cfg.tune)
     # The loss counts tokens over the whole batch; the config counts those of one device.
     chunk_tokens = cfg.train.loss_chunk_tokens * sizes["data"] * sizes["fsdp"] * sizes["expert"]
     options: dict[str, Any] = {"z_loss": cfg.train.z_loss, "chunk_tokens": chunk_tokens}
@@ -117,11 +127,12 @@ def build_pieces(cfg: RunConfig, class_weights: tuple[float, ...] | None = None)
         make_schedule(cfg.optimizer, cfg.train.num_steps),
         cfg.train,
         clip_norm=cfg.optimizer.clip_norm,
-        dropout_seed=cfg.seed if cfg.model.dropout else None,
+        dropout_seed=cfg.seed if cfg.model.dropout or cfg.tune.lora_dropout else None,
         constrain_batch=constrain_batch if mesh.size > 1 else lambda batch: batch,
+        tuning=tuning,
     )
-    steps = compile_steps(lm, tx, train_step, make_eval_step(loss), mesh)
-    return Pieces(lm, steps, mesh, sizes)
+    steps = compile_steps(lm, tx, train_step, make_eval_step(loss, tuning), mesh, tuning=tuning)
+    return Pieces(lm, steps, mesh, sizes, tuning)
 
 
 def abstract_state(pieces: Pieces, cfg: RunConfig) -> Any:
@@ -146,27 +157,43 @@ class Start(NamedTuple):
     """Where the weights come from."""
     origin: dict[str, Any] | None
     """The same, for its checkpoints, where they were there before the run."""
+    frozen: Params
+    """The weights that are not trained; empty where all are."""
 
 
 def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: OpenData) -> Start:
     """One order: resume this run; else start from the weights that init_from names; else initialise."""
     import jax
 
+    from jaxlm.run_weights import abstract_params, restore_frozen, save_frozen
+
+    workdir, tuning = checkpoints.directory.parent, pieces.tuning
     abstract = abstract_state(pieces, cfg)
     if processes.from_first(checkpoints.latest_step) is not None:
         state, meta = checkpoints.restore(
             abstract, tokenizer_sha256=data.tokenizer.sha256, corpus_sha256=data.corpus_sha256
         )
         words = f"resumed from step {meta.step} in {checkpoints.directory}"
-        return Start(state, meta, words, meta.extra.get("origin"))
+        frozen = {}
+        if tuning.freezes:
+            frozen = restore_frozen(workdir, abstract_params(pieces.lm, tuning, pieces.mesh)[1])
+        return Start(state, meta, words, meta.extra.get("origin"), frozen)
     state = pieces.steps.init(jax.random.key(cfg.seed))
     if cfg.init_from is None:
-        return Start(state, None, f"initialised from seed {cfg.seed}", None)
+        return Start(state, None, f"initialised from seed {cfg.seed}", None, {})
     from jaxlm.origin import read_origin
+    from jaxlm.train.tuning import fresh_parts, with_parts
 
+    fresh = fresh_parts(state.params)
     state = state._replace(params=None)  # so that the random weights are gone before the others come
-    params, words, facts = read_origin(cfg.init_from, abstract.params, data.tokenizer.sha256)
-    return Start(state._replace(params=params), None, words, facts)
+    params, words, facts = read_origin(cfg.init_from, pieces.lm, pieces.mesh, data.tokenizer.sha256)
+    trained, frozen = tuning.split(with_parts(params, fresh))
+    del params
+    trained = jax.device_put(trained, pieces.steps.shardings.params)
+    if tuning.freezes:
+        frozen = jax.device_put(frozen, pieces.steps.frozen_shardings)
+        save_frozen(workdir, frozen, data.tokenizer.sha256)
+    return Start(state._replace(params=trained), None, words, facts, frozen)
 
 
 class Run(NamedTuple):
@@ -264,7 +291,8 @@ def _train(
     num_steps = run.plan.num_steps
     report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(run.config))
     with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
-        state, meta, words, origin = start_state(run.config, run.pieces, checkpoints, run.data)
+        state, meta, words, origin, frozen = start_state(run.config, run.pieces, checkpoints, run.data)
+        run = run._replace(pieces=run.pieces._replace(steps=run.pieces.steps.bind(frozen)))
         if processes.is_first():  # and not before it is known to be that of the checkpoints
             run.data.tokenizer.save(folder)
             if run.data.chat is not None:
@@ -342,11 +370,11 @@ def load_weights(
     """
     folder = _run_folder(workdir)
     cfg = load_config(folder / CONFIG_FILE)
-    import jax
 
     use_compile_cache()
     from jaxlm.checkpoint import Checkpoints
     from jaxlm.models.build import build
+    from jaxlm.run_weights import restore_model, with_saved_sizes
 
     if tokenizer is not None:
         cfg = with_vocabulary(cfg, tokenizer)
@@ -355,10 +383,12 @@ def load_weights(
         raise UserError(
             f"--run={folder} has no checkpoint yet: the first is saved at step {cfg.checkpoint.every_steps}."
         )
+    cfg = dataclasses.replace(cfg, model=with_saved_sizes(cfg.model, checkpoints))
     lm = build(cfg.model, cfg.data.seq_len)
-    shapes = jax.eval_shape(lm.init, jax.random.key(0))
     sha256 = "" if tokenizer is None else tokenizer.sha256
-    params, meta = checkpoints.restore_params(shapes, step=step, tokenizer_sha256=sha256, as_stored=as_stored)
+    params, meta = restore_model(
+        folder, lm, cfg.tune, step=step, tokenizer_sha256=sha256, as_stored=as_stored
+    )
     return LoadedWeights(cfg, lm, params, meta)
 
 

@@ -166,6 +166,19 @@ class Tuning(NamedTuple):
         return groups
 
 
+def fresh_parts(trained: Any) -> Any:
+    """Of fresh weights, those that no origin may have: adapters, and the head of a classifier."""
+    fresh = {name: trained[name] for name in HEADS if name in trained}
+    if "lora" in trained.get("layers", {}):
+        fresh["layers"] = {"lora": trained["layers"]["lora"]}
+    return fresh
+
+
+def with_parts(params: Any, fresh: Any) -> Any:
+    """The weights of an origin, and what it does not have."""
+    return {**fresh, **params, "layers": {**fresh.get("layers", {}), **params["layers"]}}
+
+
 EVERYTHING = Tuning(TuneConfig())
 """Nothing is frozen."""
 
