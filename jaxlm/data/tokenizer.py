@@ -12,7 +12,7 @@ import hashlib
 import io
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,6 +44,10 @@ _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")
 _UNTRAINABLE = re.compile("[\0\u2581\u2585\u2047]+")
 
 
+Span = tuple[int, int]
+"""Characters [start, end) of a text."""
+
+
 class Tokenizer(Protocol):
     """What the rest of jaxlm asks of a tokenizer."""
 
@@ -60,6 +64,8 @@ class Tokenizer(Protocol):
     """Every id that ends what a model writes, EOS first: some chat models have several."""
     chat_template: str | None
     """The Jinja template of a chat model."""
+    special: Mapping[str, int]
+    """Texts that `encode_markup` reads as one id, and `encode` as any other text."""
     sha256: str
     """Of all that decides about ids: goes into every manifest and checkpoint."""
     exact: bool
@@ -75,6 +81,10 @@ class Tokenizer(Protocol):
 
     def encode_markup(self, text: str) -> list[int]:
         """Like `encode`, but a special token that is written out becomes its id: for prompts, rendered chats."""
+        ...
+
+    def encode_spans(self, text: str, *, markup: bool) -> tuple[list[int], list[Span]]:
+        """Ids as of `encode_markup` or `encode`, and the characters [start, end) of the text that each stands for."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -157,6 +167,7 @@ class SentencePieceTokenizer:
             for i, piece in enumerate(pieces)
             if piece and (processor.is_control(i) or (processor.is_unknown(i) and not byte_ids))
         }
+        self.special: Mapping[str, int] = self.control
         longest_first = sorted(map(re.escape, self.control), key=len, reverse=True)
         self._markup = re.compile(f"({'|'.join(longest_first)})") if longest_first else None
         spec = _normalizer(model_bytes)
@@ -205,6 +216,38 @@ class SentencePieceTokenizer:
         parts = self._markup.split(text)  # text, control piece, text, ...
         texts = iter(self.encode_batch(parts[::2]))
         return [i for n, part in enumerate(parts) for i in ([self.control[part]] if n % 2 else next(texts))]
+
+    def encode_spans(self, text: str, *, markup: bool) -> tuple[list[int], list[Span]]:
+        """Ids as of `encode_markup` or `encode`, and the characters [start, end) of the text that each stands for."""
+        ids: list[int] = []
+        spans: list[Span] = []
+        start = 0
+        for part in self._markup.split(text) if self._markup and markup else [text]:
+            if markup and part in self.control:
+                ids.append(self.control[part])
+                spans.append((start, start + len(part)))
+            else:
+                found = self.encode(part)
+                chars = _chars_of_bytes(part)
+                ids += found
+                spans += [
+                    (start + chars[a], start + (chars[b - 1] + 1 if a < b else chars[a]))
+                    for a, b in self._byte_spans(part, found)
+                ]
+            start += len(part)
+        return ids, spans
+
+    def _byte_spans(self, text: str, ids: Sequence[int]) -> list[Span]:
+        """The bytes of the text that each id stands for; those of a character that is spelt in bytes: all of it."""
+        if self.exact:
+            ends = list(itertools.accumulate(len(self._bytes[i]) for i in ids))
+            return list(zip([0, *ends], ends))
+        found = [(piece.begin, piece.end) for piece in self._sp.encode(text, return_type="proto").pieces]
+        assert len(found) == len(ids)
+        for n in range(len(ids) - 2, -1, -1):  # sentencepiece gives the character to the last of its bytes
+            if found[n][0] == found[n][1] and self.is_byte(ids[n]):
+                found[n] = (found[n][0], found[n + 1][1])
+        return found
 
     @contextlib.contextmanager
     def _checking(self, texts: Sequence[str]) -> Iterator[None]:
@@ -281,6 +324,11 @@ class SentencePieceTokenizer:
         """Writes the model file, whose hash is `sha256`, to FOLDER/tokenizer.model."""
         write_atomic(epath.Path(folder) / TOKENIZER_FILE, self.model_bytes)
         return [TOKENIZER_FILE]
+
+
+def _chars_of_bytes(text: str) -> list[int]:
+    """For each byte of the text the index of its character, and their number at the end."""
+    return [n for n, char in enumerate(text) for _ in char.encode()] + [len(text)]
 
 
 def _normalizer(model_bytes: bytes) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from etils import epath
 from jaxlm.data import hf_files
 from jaxlm.data.files import make_folder, write_atomic
 from jaxlm.data.hf_files import CONFIG, TOKENIZER_JSON, Addition
-from jaxlm.data.tokenizer import SPACE, TOKENIZER_FOLDER, check_ids, check_unicode
+from jaxlm.data.tokenizer import SPACE, TOKENIZER_FOLDER, Span, check_ids, check_unicode
 from jaxlm.types import UserError
 
 MAX_VOCAB_SIZE = 1 << 24
@@ -81,6 +81,9 @@ class HFTokenizer:
             token = max(self._ids, key=self._ids.__getitem__)
             raise UserError(f"{TOKENIZER_JSON}: {token!r} has the id {self.vocab_size - 1:,}: it is damaged.")
         self._find_special(hidden)
+        self._tokenizer.post_processor = _package().processors.ByteLevel(
+            trim_offsets=False
+        )  # see `encode_spans`
         self._find_bytes()
         self.chat_template = hf_files.chat_template(self.files)
         policy = [self.prefix_ids, self._suffix_ids, sorted(hidden), self._added_vocabulary()]
@@ -117,13 +120,16 @@ class HFTokenizer:
     @functools.cached_property
     def _markup(self) -> Any:
         """The same tokenizer, which finds special tokens in a text."""
-        return self._load(_without_chance(self._spec), set())
+        made = self._load(_without_chance(self._spec), set())
+        made.post_processor = _package().processors.ByteLevel(trim_offsets=False)
+        return made
 
     def _find_special(self, hidden: Mapping[str, int]) -> None:
         named = hf_files.named_tokens(self.files)
         decoder = self._tokenizer.get_added_tokens_decoder()
         self._special = {i for i, token in decoder.items() if token.special} | set(hidden.values())
         self._added = {i: token.content for i, token in decoder.items() if i not in self._special}
+        self.special: Mapping[str, int] = {t: i for t, i in self._ids.items() if i in self._special}
         bos, eos, pad = (self._named(named, key) for key in ("bos", "eos", "pad"))
         self.bos_id: int | None = bos[0] if bos else None
         self.eos_id: int | None = eos[0] if eos else None
@@ -255,6 +261,16 @@ class HFTokenizer:
         """Ids of the text, in which special tokens that are written out become their ids, as in transformers."""
         check_unicode(text)
         return self._markup.encode(text, add_special_tokens=False).ids
+
+    def encode_spans(self, text: str, *, markup: bool) -> tuple[list[int], list[Span]]:
+        """Ids as of `encode_markup` or `encode`, and the characters [start, end) of the text that each stands for.
+
+        Each of the ids that spell a character in bytes stands for all of it. Post-processors add nothing to our ids,
+        but some would take the space before a word out of its span: none is left in place.
+        """
+        check_unicode(text)
+        found = (self._markup if markup else self._tokenizer).encode(text, add_special_tokens=False)
+        return found.ids, found.offsets
 
     def document(self, text: str) -> list[int]:
         """What stands before every text of the model, the ids, and EOS where the tokenizer has it."""
