@@ -29,6 +29,11 @@ def run_template(workdir: str | os.PathLike, tokenizer: Tokenizer, objective: st
     return template or open_template(tokenizer, "chat")
 
 
+def message_ids(template: ChatTemplate, text: str, system: str | None = None) -> list[int]:
+    """Ids of a conversation that begins with this message."""
+    return template.prompt([*([] if system is None else [Message("system", system)]), Message("user", text)])
+
+
 class Answer(NamedTuple):
     """What the model said."""
 
@@ -68,7 +73,7 @@ class Conversation:
         """The conversation, without the system message and without what was dropped."""
         self._num_dropped = 0
         if system is not None:
-            template.prompt([*self._system, Message("user", "?")])  # some templates refuse a system message
+            message_ids(template, "?", system)  # some templates refuse a system message
 
     def reset(self) -> None:
         """Forgets all turns."""

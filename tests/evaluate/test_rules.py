@@ -37,7 +37,7 @@ def one(rules, check):
         ("must_not_match: (?i)as an ai", "As a lion", "Well, as an AI I", "matches '(?i)as an ai': 'as an AI'"),
         ("forbidden_words: [lion, the big zoo]", "Lions, the big, zoos", "The BIG\nzoo!", "says 'the big zoo'"),
         ("forbidden_words: বাংলা", "বাংলার", "আমার বাংলা।", "says 'বাংলা'"),
-        ("script: Bengali", "আমার সোনার বাংলা ABC", "আমার ABCD", "57% of its letters are Bengali, at least 80%"),
+        ("script: Bengali", "আমার সোনার বাংলা ABC", "আমার ABCD", "50% of its letters are Bengali, at least 80%"),
         ("script: {name: Latin, min_share: 0.5}", "দেশ abc", "123!", "0% of its letters are Latin, at least 50%"),
         ("json_schema: {type: object, required: [a]}", ' {"a": 1} ', '{"b": 1}', "$: 'a' is a required property"),
         ("json_schema: {items: {type: integer}}", "[1]", "[1, x]", "is not JSON: "),
@@ -66,7 +66,7 @@ def test_a_schema_may_be_in_a_file_beside_the_rules(rules, tmp_path):
 
 def test_a_pattern_that_would_take_for_ever_is_given_up(rules):
     start = time.monotonic()
-    (said,) = one(rules, "must_match: '(a|aa|b?)+c'")("a" * 60)
+    (said,) = one(rules, "must_match: '(a|aa)+$'")("a" * 60 + "!")
     assert "given up after 1 s" in said
     assert time.monotonic() - start < 10
 
