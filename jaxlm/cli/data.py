@@ -3,6 +3,7 @@
 jaxlm data plan --config=quickstart                    tokens and epochs of each source
 jaxlm data hash --config=quickstart --processes=4      a hash per step; the same for 1, 2 and 4 processes
 jaxlm data bench --config=quickstart                   tokens/s of the loader alone
+jaxlm data show --config=instruct_smoke -n 3           records as they are trained on (instruct, classify)
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ MAX_ROWS = 1 << 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `plan`, `hash` and `bench` with their flags."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="{plan,hash,bench}")
+    """Adds `plan`, `hash`, `bench` and `show` with their flags."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{plan,hash,bench,show}")
     actions.add_parser("plan", help="tokens and epochs planned of each source")
     hashes = actions.add_parser(
         "hash", help="hash of the batch of each step; the same for any number of processes"
@@ -29,17 +30,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="compute each batch in P parts, as P processes would (default: 1)")  # fmt: skip
     bench = actions.add_parser("bench", help="tokens/s of the loader alone, and its share of a plain copy")
     bench.add_argument("--num-steps", type=int, default=200, metavar="N", help="batches (default: 200)")
+    show = actions.add_parser("show", help="records as they are trained on, and how many tokens of them are")
+    show.add_argument(
+        "-n", "--num", type=int, default=5, metavar="N", help="records of each source (default: 5)"
+    )
+    show.add_argument("--split", choices=["train", "eval"], default="train", help="default: train")
+    show.add_argument("--html", metavar="FILE", help="write a page instead of colours on the terminal")
 
 
 def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     """Runs `jaxlm data ACTION --config=...`."""
     if getattr(args, "num_steps", 1) < 1:
         raise UserError(f"--num-steps={args.num_steps} must be at least 1.")
+    if getattr(args, "num", 1) < 1:
+        raise UserError(f"--num={args.num} must be at least 1.")
     if getattr(args, "start", 0) < 0:
         raise UserError(f"--start={args.start} must not be negative: steps count from 0.")
     from jaxlm import run
 
     cfg = run.resolve(run.parse(config_argv))
+    if args.action == "show":
+        from jaxlm.cli._data_show import show
+
+        return show(cfg, args.num, args.split, args.html)
     if args.action == "hash":
         _check_processes(args.processes, cfg.data.global_batch_size)
         if (args.start + args.num_steps) * cfg.data.global_batch_size >= MAX_ROWS:

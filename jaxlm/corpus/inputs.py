@@ -14,6 +14,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from etils import epath
 
@@ -26,11 +27,28 @@ from jaxlm.types import UserError
 
 UNIT_BYTES = 64 << 20
 """Largest unit of work, before compression; smaller for small inputs, so that several workers get a share."""
-_SUFFIX = re.compile(r"\.(txt|jsonl|ndjson|parquet|arrayrecord|array_record)(?:\.(gz|zst))?$", re.IGNORECASE)
 _FORMATS = {"ndjson": "jsonl", "array_record": "arrayrecord"}
-READABLE = ".txt, .jsonl (both also .gz or .zst), .parquet and .arrayrecord"
+_COMPRESSED = ("txt", "jsonl", "json", "csv", "tsv")
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 _WILD = re.compile(r"[*?\[]")
+
+
+class Kinds(NamedTuple):
+    """Kinds of files, by the ends of their names."""
+
+    suffix: re.Pattern[str]
+    names: str
+    """For messages."""
+
+
+TEXTS = Kinds(
+    re.compile(r"\.(txt|jsonl|ndjson|parquet|arrayrecord|array_record)(?:\.(gz|zst))?$", re.IGNORECASE),
+    ".txt, .jsonl (both also .gz or .zst), .parquet and .arrayrecord",
+)
+RECORDS = Kinds(
+    re.compile(r"\.(json|jsonl|ndjson|csv|tsv|parquet)(?:\.(gz|zst))?$", re.IGNORECASE),
+    ".json, .jsonl, .csv, .tsv (all also .gz or .zst) and .parquet",
+)
 
 
 @dataclass(frozen=True)
@@ -68,13 +86,14 @@ Unit = tuple[Part, ...]
 """What one worker does at a time; its result depends on nothing else."""
 
 
-def find_inputs(paths: Sequence[str], tally: Tally) -> list[InputFile]:
+def find_inputs(paths: Sequence[str], tally: Tally, kinds: Kinds = TEXTS) -> list[InputFile]:
     """The files below these paths, each once, sorted within each path.
 
     Args:
       paths: files, folders (recursively), globs, or `embedded:<name>`; local or gs://.
       tally: what lies in the folders and is not read is counted here as dropped: files that are not text
         ("other_file"), names that start with a dot ("hidden"), links to folders ("linked_folder").
+      kinds: which files are read.
     """
     files: dict[str, InputFile] = {}
     for path in paths:
@@ -82,23 +101,23 @@ def find_inputs(paths: Sequence[str], tally: Tally) -> list[InputFile]:
             raise UserError(
                 "The path of an input is empty: give a file, a folder, a glob or embedded:topics."
             )
-        found = list(_expand(path, tally))
+        found = list(_expand(path, tally, kinds))
         if not found:
-            raise UserError(f"{path} matches no file of a readable kind: {READABLE}.")
+            raise UserError(f"{path} matches no file of a readable kind: {kinds.names}.")
         for file in found:
             files.setdefault(file.path, file)
     return list(files.values())
 
 
-def _expand(path: str, tally: Tally) -> Iterator[InputFile]:
-    if embedded.is_embedded(path):
+def _expand(path: str, tally: Tally, kinds: Kinds) -> Iterator[InputFile]:
+    if embedded.is_embedded(path) and kinds is TEXTS:
         yield InputFile(path, path, "embedded", "", embedded.about_bytes(path))
         return
     root = reachable(path)
     if root.is_dir():
         names = _walk(path, tally)
     elif root.exists() or (is_local(path) and os.path.islink(path)):  # a link to nothing is named as such
-        yield _input_file(path, root.name)
+        yield _input_file(path, root.name, kinds)
         return
     elif _WILD.search(path):
         parts = path.split("/")
@@ -111,8 +130,8 @@ def _expand(path: str, tally: Tally) -> Iterator[InputFile]:
         home = " (~ is a matter of the shell: write out your home folder)" if path.startswith("~") else ""
         raise UserError(f"{path} does not exist{home}: give a file, a folder, a glob or embedded:topics.")
     for name in sorted(names):
-        if _SUFFIX.search(name):
-            yield _input_file(os.fspath(root / name), name)
+        if kinds.suffix.search(name):
+            yield _input_file(os.fspath(root / name), name, kinds)
         else:
             tally.dropped["other_file"] += 1
 
@@ -197,13 +216,13 @@ def _linked(root: epath.Path, name: str) -> bool:
     return any(os.path.islink(os.path.join(root, folder)) for folder in folders)
 
 
-def _input_file(path: str, name: str) -> InputFile:
-    match = _SUFFIX.search(name)
+def _input_file(path: str, name: str, kinds: Kinds) -> InputFile:
+    match = kinds.suffix.search(name)
     if match is None:
-        raise UserError(f"{path} is of no readable kind: {READABLE}. Rename it if it is one of these.")
+        raise UserError(f"{path} is of no readable kind: {kinds.names}. Rename it if it is one of these.")
     kind, compression = match[1].lower(), (match[2] or "").lower()
     kind = _FORMATS.get(kind, kind)
-    if compression and kind not in ("txt", "jsonl"):
+    if compression and kind not in _COMPRESSED:
         raise UserError(
             f"{path}: {kind} is compressed inside; decompress the .{compression} around it first."
         )

@@ -44,9 +44,9 @@ def _read_embedded(part: Part, options: ReadOptions, tally: Tally) -> Iterator[s
 
 
 def _read_txt(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:
-    lines = _lines(part, tally)
+    lines = read_lines(part, tally)
     if options.document == "file":
-        documents = iter([(1, b"".join(_unmarked(part, tally)))])
+        documents = iter([(1, b"".join(read_blocks(part, tally)))])
     elif options.document == "paragraph":
         documents = _paragraphs(lines)
     else:
@@ -73,7 +73,7 @@ def _paragraphs(lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes
 
 
 def _read_jsonl(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:
-    for number, line in _lines(part, tally):
+    for number, line in read_lines(part, tally):
         if not line.strip():
             tally.dropped["blank_line"] += 1
             continue
@@ -85,7 +85,7 @@ def _read_jsonl(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]
             value = json.loads(row)
         except JSON_ERRORS as error:
             raise UserError(
-                f"{where(0)}: not valid JSON ({_reason(error)}). Every line of a .jsonl file must be one JSON "
+                f"{where(0)}: not valid JSON ({json_reason(error)}). Every line of a .jsonl file must be one JSON "
                 "object."
             ) from None
         text = _text_of(value, options, tally, where)
@@ -96,10 +96,10 @@ def _read_jsonl(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]
 def _text_of(row: Any, options: ReadOptions, tally: Tally, where: Where) -> str | None:
     """The text of a JSON row; null is a counted drop."""
     if not isinstance(row, dict):
-        raise UserError(f'{where(0)}: expected a JSON object such as {{"text": ...}}, found {_kind(row)}.')
+        raise UserError(f'{where(0)}: expected a JSON object such as {{"text": ...}}, found {kind_of(row)}.')
     if options.text_key not in row:
         raise UserError(
-            f"{where(0)}: no key {options.text_key!r} in this row, only {_some(row)}. Name the key of the "
+            f"{where(0)}: no key {options.text_key!r} in this row, only {some_of(row)}. Name the key of the "
             "text with text_key."
         )
     text = row[options.text_key]
@@ -108,18 +108,20 @@ def _text_of(row: Any, options: ReadOptions, tally: Tally, where: Where) -> str 
         return None
     if not isinstance(text, str):
         raise UserError(
-            f"{where(0)}: the value of {options.text_key!r} must be a string, found {_kind(text)}. Name the "
-            f"key of the text with text_key; this row has {_some(row)}."
+            f"{where(0)}: the value of {options.text_key!r} must be a string, found {kind_of(text)}. Name the "
+            f"key of the text with text_key; this row has {some_of(row)}."
         )
     return text
 
 
-def _some(names: Any) -> str:
+def some_of(names: Any) -> str:
+    """The first of these names, for an error."""
     names = [repr(name) for name in names]
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "none"
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a JSON value is, for an error."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
@@ -132,7 +134,7 @@ def _read_parquet(part: Part, options: ReadOptions, tally: Tally) -> Iterator[st
         columns = parquet.schema_arrow.names
         if key not in columns:
             raise UserError(
-                f"{path}: no column {key!r}, only {_some(columns)}. Name the text's with text_key."
+                f"{path}: no column {key!r}, only {some_of(columns)}. Name the text's with text_key."
             )
         kind = parquet.schema_arrow.field(key).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -140,7 +142,7 @@ def _read_parquet(part: Part, options: ReadOptions, tally: Tally) -> Iterator[st
                  pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)  # fmt: skip
         if not any(is_text(kind) for is_text in texts) and not pa.types.is_null(kind):
             raise UserError(
-                f"{path}: column {key!r} holds {kind}, not text. Name the text's with text_key, of {_some(columns)}."
+                f"{path}: column {key!r} holds {kind}, not text. Name the text's with text_key, of {some_of(columns)}."
             )
         row = sum(parquet.metadata.row_group(group).num_rows for group in range(part.start))
         try:
@@ -158,7 +160,7 @@ def _read_parquet(part: Part, options: ReadOptions, tally: Tally) -> Iterator[st
                     if text is not None and (text := clean(text, options, tally, where)) is not None:
                         yield text
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, f"after row {row}", error) from None
+            raise damaged(path, f"after row {row}", error) from None
 
 
 @contextlib.contextmanager
@@ -171,7 +173,7 @@ def open_parquet(file: InputFile) -> Iterator[Any]:
         try:
             parquet = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(file.path, "at its footer", error) from None
+            raise damaged(file.path, "at its footer", error) from None
         yield parquet
 
 
@@ -182,7 +184,7 @@ def open_arrayrecord(file: InputFile) -> Any:
     try:
         reader = ArrayRecordReader(file.path, options="readahead_buffer_size:0")
     except (RuntimeError, OSError, UnicodeEncodeError) as error:
-        raise _damaged(file.path, "at its start", error) from None
+        raise damaged(file.path, "at its start", error) from None
     if not reader.num_records():  # also what the library says of a file without its end
         raise UserError(f"{file.path} holds no record: it is empty or was cut short. Copy it again.")
     return reader
@@ -213,7 +215,7 @@ def _read_records(reader: Any, path: str, start: int, stop: int) -> list[bytes]:
     try:
         return reader.read(list(range(start, stop)))
     except (RuntimeError, IndexError) as error:
-        raise _damaged(path, f"between records {start} and {stop}", error) from None
+        raise damaged(path, f"between records {start} and {stop}", error) from None
 
 
 def _json_or_none(raw: bytes | str) -> Any:
@@ -223,13 +225,15 @@ def _json_or_none(raw: bytes | str) -> Any:
         return None
 
 
-def _reason(error: Exception) -> str:
+def json_reason(error: Exception) -> str:
+    """Why a text is not JSON, in a few words."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return str(error).partition(";")[0]
 
 
-def _damaged(path: str, place: str, error: Exception) -> UserError:
+def damaged(path: str, place: str, error: Exception) -> UserError:
+    """The error of a file that a library could not read."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(f"{path} is damaged {place} ({reason}); copy or download it again.")
 
@@ -254,11 +258,11 @@ def _where(part: Part, number: int) -> Where:
     return place
 
 
-def _lines(part: Part, tally: Tally) -> Iterator[tuple[int, bytes]]:
+def read_lines(part: Part, tally: Tally) -> Iterator[tuple[int, bytes]]:
     """Lines with their ends, numbered from 1 within the slice; only "\\n" ends a line."""
     number = 0
     rest: list[bytes] = []
-    for block in _unmarked(part, tally):
+    for block in read_blocks(part, tally):
         pieces = block.split(b"\n")
         for piece in pieces[:-1]:
             number += 1
@@ -270,7 +274,7 @@ def _lines(part: Part, tally: Tally) -> Iterator[tuple[int, bytes]]:
         yield number + 1, b"".join(rest)
 
 
-def _unmarked(part: Part, tally: Tally) -> Iterator[bytes]:
+def read_blocks(part: Part, tally: Tally) -> Iterator[bytes]:
     """The blocks of the slice without the file's byte order mark."""
     for index, block in enumerate(_blocks(part)):
         if index == 0 and part.start == 0 and block.startswith(_BOM):

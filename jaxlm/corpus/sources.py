@@ -107,7 +107,7 @@ def ensure_corpus(
     root = cache_root(data.cache_dir)
     tally = Tally()
     inputs = find_inputs([source.path], tally)
-    content = _remembered_fingerprint(inputs, root)
+    content = remembered_fingerprint(inputs, root)
     key = build_key(content, _options(source, data), data.eval_split, data.eval_fraction, tokenizer.sha256)
     name = source.path.removeprefix(embedded.PREFIX).rstrip("/").rsplit("/", 1)[-1]
     name = "".join(c if c.isalnum() else "-" for c in name)[:40]
@@ -137,7 +137,7 @@ def _remarks(manifest: Mapping[str, Any]) -> str:
     return f" ({', '.join(f'{n:,} {what}' for what, n in counts)})" if counts else ""
 
 
-def _remembered_fingerprint(inputs: Sequence[InputFile], root: str) -> list[tuple[str, int, str]]:
+def remembered_fingerprint(inputs: Sequence[InputFile], root: str) -> list[tuple[str, int, str]]:
     """`fingerprint`, without reading again a file whose size and last change are those of the last time."""
     memory_file = reachable(root) / "fingerprints.json"
     memory: dict[str, list[Any]] = {}
@@ -215,7 +215,7 @@ def ensure_tokenizer(
     inputs = {name: find_inputs([source.path], Tally()) for name, source in sources.items()}
     budgets = _budgets(sources, {name: sum(f.num_bytes for f in files) for name, files in inputs.items()})
     parts = [
-        [_remembered_fingerprint(inputs[name], root), source.text_key, source.document, budgets[name]]
+        [remembered_fingerprint(inputs[name], root), source.text_key, source.document, budgets[name]]
         for name, source in sorted(sources.items())
     ]
     size = 0 if config.kind == "char" else config.vocab_size

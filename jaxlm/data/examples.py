@@ -1,0 +1,138 @@
+"""Examples on disk: token ids, which of them are trained on, and labels; see docs/design/0006-fine-tuning.md.
+
+FOLDER/examples.json    what it holds, written last
+       tokens.npy       uint16 or uint32 [num_tokens], examples end to end
+       trained.npy      bool [num_tokens]
+       ends.npy         int64 [N]: example i is tokens [ends[i - 1], ends[i])
+       places.npy       int64 [N, 2]: index of the file, line or row in it
+       labels.npy       int32 or float32: index of a name in the manifest, or a number; of all examples end to end
+       label_ends.npy   int64 [N]: those of example i are labels [label_ends[i - 1], label_ends[i])
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jaxlm.data.manifest import check_tokenizer
+from jaxlm.paths import is_local
+from jaxlm.types import JSON_ERRORS, UserError
+
+FORMAT = 1
+EXAMPLES = "examples.json"
+ARRAYS = ("tokens", "trained", "ends", "places", "labels", "label_ends")
+
+
+class ExampleStore:
+    """One split of a source's examples, through memory maps. Thread-safe; pickled as the name of its folder.
+
+    Args:
+      directory: made by `corpus.examples.ensure_examples`.
+      expected_tokenizer_sha256: the run's tokenizer; another one made these ids -> UserError.
+    """
+
+    def __init__(self, directory: epath.PathLike, *, expected_tokenizer_sha256: str | None = None):
+        self.directory = os.fspath(directory)
+        self.manifest = _read_manifest(self.directory)
+        check_tokenizer(self.directory, self.manifest, expected_tokenizer_sha256)
+        arrays = {name: self._open(name) for name in ARRAYS}
+        self._tokens, self._trained, self._places = arrays["tokens"], arrays["trained"], arrays["places"]
+        self._labels, self._label_ends = arrays["labels"], arrays["label_ends"]
+        self.document_ends: np.ndarray = arrays["ends"]
+        """int64 [num_documents], ascending."""
+        self.num_tokens: int = self.manifest["num_tokens"]
+        self.num_documents: int = self.manifest["num_examples"]
+        self.num_trained: int = self.manifest["num_trained"]
+        """Targets that are trained on: an example's first id is never one."""
+
+    def __reduce__(self):
+        return ExampleStore, (self.directory,)
+
+    def _open(self, name: str) -> np.ndarray:
+        path = epath.Path(self.directory) / f"{name}.npy"
+        try:
+            if is_local(path):
+                array = np.load(os.fspath(path), mmap_mode="r", allow_pickle=False)
+            else:
+                array = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise self._damaged(f"{name}.npy ({error})") from None
+        if list(array.shape) != self.manifest["shapes"][name]:
+            raise self._damaged(f"{name}.npy has the shape {array.shape}")
+        return array
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(f"{self.directory} is damaged: {what}. Delete the folder: it is built again.")
+
+    def read_rows(self, starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """int32 ids of the stretches [start, start + length)."""
+        return [self._tokens[a : a + n].astype(np.int32) for a, n in zip(starts, lengths)]
+
+    def read_trained(self, starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """Of the same stretches: which ids are trained on."""
+        return [np.array(self._trained[a : a + n]) for a, n in zip(starts, lengths)]
+
+    def where(self, example: int) -> str:
+        """The place an example comes from: "data/train.jsonl, line 12"."""
+        file, number = self._places[example].tolist()
+        name, unit = self.manifest["files"][file]
+        return f"{name}, {unit} {number:,}"
+
+    def label_of(self, example: int) -> list[str] | float:
+        """The names of an example's labels, or its number."""
+        values = self._labels[self._label_ends[example - 1] if example else 0 : self._label_ends[example]]
+        if self.manifest["task"] == "regression":
+            return float(values[0])
+        return [self.manifest["labels"][i] for i in values.tolist()]
+
+    def labels(self, names: Sequence[str]) -> np.ndarray:
+        """Labels by their places in `names`: int32 [N]; float32 [N, C] of 0 and 1 if an example has any number of them;
+        float32 [N, 1] for regression.
+
+        Errors: UserError at a label that is not among the names, with the place of its first example.
+        """
+        task = self.manifest["task"]
+        if task is None:
+            raise UserError(f"{self.directory} has no labels: it was built for objective=instruct.")
+        if task == "regression":
+            return np.array(self._labels, np.float32)[:, None]
+        index = {name: i for i, name in enumerate(names)}
+        lookup = np.array([index.get(name, -1) for name in self.manifest["labels"]] or [0], np.int32)
+        found = lookup[self._labels]
+        if (found < 0).any():
+            place = int(np.argmax(found < 0))
+            example = int(np.searchsorted(self._label_ends, place, side="right"))
+            name = self.manifest["labels"][self._labels[place]]
+            raise UserError(
+                f"{self.where(example)}: the label {name!r} is none of {', '.join(map(repr, names))}: no example to train "
+                "on has it, or classify.labels leaves it out. Mend the record, or add the label."
+            )
+        if task == "single_label":
+            return found
+        rows = np.zeros((self.num_documents, len(names)), np.float32)
+        counts = np.diff(np.concatenate([[0], self._label_ends]))
+        rows[np.repeat(np.arange(self.num_documents), counts), found] = 1.0
+        return rows
+
+
+def _read_manifest(directory: str) -> dict[str, Any]:
+    path = epath.Path(directory) / EXAMPLES
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{directory} holds no examples: it has no {EXAMPLES}, which a build writes last."
+        ) from None
+    except JSON_ERRORS as error:
+        raise UserError(
+            f"{path} is not valid JSON ({error}). Delete the folder: it is built again."
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path} has another format than {FORMAT}. Delete the folder: it is built again.")
+    return manifest
