@@ -19,6 +19,7 @@ import os
 import sys
 from typing import Any
 
+from jaxlm.data.config import DataConfig
 from jaxlm.infer.config import SamplingConfig, check_seed
 from jaxlm.types import UserError
 
@@ -76,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", help="what the model is told before each message")
     parser.add_argument("--input", help="records to answer (.jsonl, .json, .parquet)")
     parser.add_argument("--output", help="JSONL file to write the answers to")
-    parser.add_argument("--columns", default="auto", help="column map of --input (default: auto)")
+    parser.add_argument("--columns", help="column map of --input (default: that of the training)")
     parser.add_argument("--batch-size", type=int, default=32, help="records answered at once (default: 32)")
 
 
@@ -159,8 +160,8 @@ def answer_file(args: argparse.Namespace, sampling: dict[str, Any]) -> int:
     from jaxlm.infer.chat import run_template
     from jaxlm.infer.instructions import answer_questions, read_questions
 
-    questions = read_questions(args.input, args.columns)
     loaded = run.load_run(args.run, args.step)
+    questions = read_questions(args.input, args.columns or trained_columns(loaded.config.data))
     summary = answer_questions(
         loaded.lm,
         loaded.params,
@@ -185,6 +186,12 @@ def answer_file(args: argparse.Namespace, sampling: dict[str, Any]) -> int:
     print(f"{args.output}: {summary.num_answers:,} answers{without}; {summary.stop_rate:.1%} ended by the model.")
     warn_beyond_training(summary.longest, loaded.context_tokens)
     return 0
+
+
+def trained_columns(data: DataConfig) -> str:
+    """The column map of a run's sources, where they have one in common."""
+    maps = {source.columns for source in data.sources.values()}
+    return maps.pop() if len(maps) == 1 else "auto"
 
 
 def show_progress(num_done: int, num_all: int) -> None:

@@ -258,7 +258,8 @@ def _script_check(at: str, value: Any) -> Check:
 
 def _json_check(at: str, value: Any, folder: str) -> Check:
     try:
-        import jsonschema
+        from jsonschema import Draft202012Validator, SchemaError
+        from jsonschema.validators import validator_for
     except ImportError:
         raise UserError(f"{at}: JSON schemas need jsonschema: pip install 'jaxlm[eval]'.") from None
     if isinstance(value, str):
@@ -270,10 +271,10 @@ def _json_check(at: str, value: Any, folder: str) -> Check:
             raise UserError(f"{at}: {path} is not JSON: {error}.") from None
     if not isinstance(value, dict):
         raise UserError(f"{at}={value!r} must be a JSON schema, or the path of one.")
-    validator = jsonschema.validators.validator_for(value, default=jsonschema.Draft202012Validator)
+    validator = validator_for(value, default=Draft202012Validator)
     try:
         validator.check_schema(value)
-    except jsonschema.SchemaError as error:
+    except SchemaError as error:
         raise UserError(f"{at} is no JSON schema: {error.message}.") from None
     made = validator(value)
 

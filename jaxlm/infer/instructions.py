@@ -104,7 +104,7 @@ def read_questions(path: str, columns: str = "auto") -> list[Question | BadRecor
             continue
         opened = opened or _open_unanswered(columns, record)
         try:
-            messages = dialogue(_unanswered(record, opened), opened)[:-1]
+            messages = dialogue(_unanswered(record, opened), opened, Counter())[:-1]
         except Dropped as error:
             found.append(BadRecord(record.fields, f"{record.where}: {str(error).replace('_', ' ')}."))
         except UserError as error:
@@ -162,12 +162,10 @@ def read_answered(
     for record in (record for file in find_records(path, tally) for record in read_records(file, "strict", tally)):
         opened = opened or open_columns(columns, "instruct", record)
         try:
-            turns = dialogue(record, opened)
+            turns = dialogue(record, opened, Counter())
         except Dropped as error:
             dropped[str(error)] += 1
             continue
-        while turns[-1].role != "assistant":  # a last question that nobody has answered
-            turns.pop()
         found.append(Question(record.where, record.fields, turns[:-1], turns[-1].content))
         if len(found) == max_records:
             break
