@@ -42,6 +42,7 @@ def history_lm(table_VV, *, decay=DECAY, num_positions=None):
     lm = SimpleNamespace(
         init=lambda key: params,
         hidden=hidden,
+        hidden_with_router=None,
         head=lambda params, x_XD: jnp.matmul(x_XD, params["table"]),
         axes=axes,
         head_keys=("table",),

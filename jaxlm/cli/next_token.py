@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     add_sampling_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--prompt", required=True, help="text before the token; - reads stdin")
     parser.add_argument("--candidates", help="words to compare, separated by commas")
     parser.add_argument("--top", type=int, default=10, help="tokens to list")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxlm.data.tokenizer import Tokenizer
@@ -126,9 +126,39 @@ def generate_text(
       stop: a row ends where one of these appears in its new text, and is cut right before it.
       on_text: called with each row's new text as it becomes certain.
     """
+    found = continue_ids(
+        lm,
+        params,
+        tokenizer,
+        [encode_prompt(tokenizer, prompt) for prompt in prompts],
+        stop_ids=tokenizer.stop_ids,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        on_text=on_text,
+        **sampling,
+    )
+    return [replace(one, prompt=prompt) for one, prompt in zip(found, prompts, strict=True)]
+
+
+def continue_ids(
+    lm: LM,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    on_text: OnText | None = None,
+    **sampling: Any,
+) -> list[Continuation]:
+    """`generate_text` for prompts that are ids already, such as those a chat template writes.
+
+    Args:
+      stop_ids: every id that ends a row; no other does, not even EOS.
+    """
     if "" in stop:
         raise UserError("a stop string is empty, which would stop before the first token: leave it out.")
-    prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     streams = [TextStream(tokenizer, ids, stop) for ids in prompt_ids]
 
     def take(row: int, tokens: list[int]) -> int | None:
@@ -146,15 +176,15 @@ def generate_text(
         params,
         prompt_ids,
         max_new_tokens=max_new_tokens,
-        eos_id=tokenizer.eos_id,
-        stop_ids=tokenizer.stop_ids,
+        eos_id=tokenizer.eos_id if tokenizer.eos_id in stop_ids else None,
+        stop_ids=stop_ids,
         vocab_size=tokenizer.vocab_size,
         on_tokens=take if watched else None,
         tokens_per_call=16 if on_text is None else 4,
         **sampling,
     )
     results = []
-    for row, (prompt, generation, stream) in enumerate(zip(prompts, generations, streams, strict=True)):
+    for row, (ids, generation, stream) in enumerate(zip(prompt_ids, generations, streams, strict=True)):
         if not watched:
             take(row, generation.tokens)
         rest = stream.finish()
@@ -162,7 +192,11 @@ def generate_text(
             on_text(row, rest)
         results.append(
             Continuation(
-                prompt, stream.text, generation.tokens, generation.logprobs, generation.finish_reason
+                tokenizer.decode(ids),
+                stream.text,
+                generation.tokens,
+                generation.logprobs,
+                generation.finish_reason,
             )
         )
     return results
