@@ -3,7 +3,10 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
+import socket
+import subprocess
 import sys
 
 import pytest
@@ -131,6 +134,14 @@ def test_dtype_and_shards_of_an_export_can_be_chosen(jaxlm, run, tmp_path):
     assert jaxlm("artifact", "verify", tmp_path / "out")[0] == 0
 
 
+def test_an_export_replaces_the_empty_folder_it_stands_in(jaxlm, run, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert jaxlm("export-hf", f"--run={run}", ".")[0] == 0
+    assert jaxlm("artifact", "verify", tmp_path / "here")[0] == 0
+    assert json.loads((tmp_path / "here" / "artifact.json").read_bytes())["name"] == "here"
+
+
 def test_an_export_may_go_where_one_stands(jaxlm, run, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -144,6 +155,48 @@ def test_a_mesh_spreads_the_reading_and_changes_nothing(jaxlm, source, run, tmp_
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         source / "model.safetensors"
     ).read_bytes()
+
+
+def by_two_processes(sources, out):
+    """(exit code, stdout, stderr) of two processes that import together, each from a source of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_NUM_PROCESSES": "2"}
+    flags["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "jaxlm", "import-hf", str(source), str(out)],
+            env=os.environ | flags | {"JAX_PROCESS_ID": str(index)},
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for index, source in enumerate(sources)
+    ]  # fmt: skip
+    try:
+        return [(p.wait(), out, err) for p in started for out, err in [p.communicate(timeout=50)]]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def test_two_processes_import_together(jaxlm, source, tmp_path):
+    (code, first, said), (other_code, second, other_said) = by_two_processes([source] * 2, tmp_path / "run")
+    assert (code, other_code) == (0, 0), (said, other_said)
+    assert "checkpoint 0" in first
+    assert "checkpoint 0" not in second
+    assert jaxlm("export-hf", f"--run={tmp_path}/run", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        source / "model.safetensors"
+    ).read_bytes()
+
+
+def test_what_is_wrong_at_one_process_ends_both_at_once(source, tmp_path):
+    shutil.copytree(source, tmp_path / "source")
+    (tmp_path / "source" / "model.safetensors").unlink()
+    for code, _, err in by_two_processes([source, tmp_path / "source"], tmp_path / "run"):
+        assert code == 2
+        assert f"{tmp_path}/source holds no safetensors file" in err
+    assert names(tmp_path) == ["source"]
 
 
 # Mistakes.
