@@ -152,11 +152,14 @@ def with_origin(cfg: RunConfig, workdir: str | os.PathLike | None = None) -> Run
 
 
 def source_tokenizer(folder: Path, path: str | None = None) -> Tokenizer | None:
-    """The tokenizer at `path`, else that of a checkpoint; None where it has neither of the files that jaxlm reads."""
-    from jaxlm.data.hf_files import TOKENIZER_JSON
+    """The tokenizer at `path`, else that of a checkpoint; None where it has no files of one that jaxlm reads."""
+    from jaxlm.data.hf_files import TOKENIZER_JSON, is_old_gpt2
     from jaxlm.data.tokenizer import TOKENIZER_FILE, load_tokenizer
 
-    if path is None and not any((folder / name).exists() for name in (TOKENIZER_JSON, TOKENIZER_FILE)):
+    has_one = any((folder / name).exists() for name in (TOKENIZER_JSON, TOKENIZER_FILE)) or is_old_gpt2(
+        folder
+    )
+    if path is None and not has_one:
         return None
     return load_tokenizer(path or folder)
 
