@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import small_tokenizers as small
 
+from jaxlm import run
 from jaxlm.checkpoint import named_arrays
 from jaxlm.cli import main as cli
 from jaxlm.interop.families import family_for
 from jaxlm.interop.hf_export import export_weights
 from jaxlm.models.build import build
 from jaxlm.models.sizes import size
+from jaxlm.origin import origin_tokenizer, read_origin
+from jaxlm.types import UserError
 
 GOLDEN = Path(__file__).parent / "interop" / "golden"
 
@@ -110,9 +113,6 @@ def test_a_run_starts_from_weights_and_goes_on_when_they_are_gone(checkpoint, ja
 
 
 def test_training_starts_from_exactly_these_weights(imported, checkpoint):
-    from jaxlm import run
-    from jaxlm.origin import read_origin
-
     cfg = run.resolve({"init_from": str(imported), "data": {"sources": {"a": {"path": "embedded:topics"}}}})
     assert cfg.model.num_layers == 3
     lm = build(cfg.model, 64)
@@ -149,9 +149,6 @@ def test_a_longer_context_is_no_contradiction(imported, jaxlm):
 
 
 def test_another_tokenizer_than_that_of_the_weights_is_an_error(checkpoint):
-    from jaxlm.origin import read_origin
-    from jaxlm.types import UserError
-
     with pytest.raises(UserError, match="belong to the tokenizer .* the same ids would mean other text"):
         read_origin(str(checkpoint), {}, "0" * 64)
 
@@ -161,6 +158,12 @@ def test_a_checkpoint_without_a_tokenizer_can_be_kept_but_not_asked(jaxlm, tmp_p
     assert (code, "has no tokenizer" in out) == (0, True)
     code, _, err = jaxlm("generate", f"--run={tmp_path / 'run'}", "--prompt=a")
     assert (code, "--tokenizer=PATH" in err) == (2, True)
+    for source in (tmp_path / "run", GOLDEN / "llama"):
+        cfg = run.resolve({"init_from": str(source), "data": {"sources": {"a": {"path": "embedded:topics"}}}})
+        with pytest.raises(
+            UserError, match="has no tokenizer: set tokenizer.path to the one that its weights"
+        ):
+            origin_tokenizer(cfg)
 
 
 @pytest.mark.parametrize(

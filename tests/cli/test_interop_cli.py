@@ -16,7 +16,9 @@ from small_tokenizers import gpt2
 from jaxlm import processes, run_interop
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.interop import safetensors
+from jaxlm.interop.hub import fetch
 from jaxlm.models import sizes
+from jaxlm.origin import find_origin
 
 MODEL = dataclasses.replace(sizes.size("tiny-qwen3"), num_layers=2, vocab_size=416)
 
@@ -387,7 +389,9 @@ def hub(source, tmp_path, monkeypatch):
     # The variables $HF_HOME and $HF_HUB_OFFLINE are read when the package is imported.
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return commit
+    fetch.cache_clear()
+    yield commit
+    fetch.cache_clear()
 
 
 @pytest.mark.parametrize("revision", ["", "@main", "@commit"])
@@ -403,28 +407,45 @@ def test_a_name_on_the_hub_is_read_from_its_cache(revision, hub, jaxlm, source, 
     ).read_bytes()
 
 
-def test_a_config_fetches_no_weights(hub, jaxlm, plain, monkeypatch):
+def test_the_hub_is_asked_once_for_a_config_and_once_for_the_weights_of_that_commit(
+    hub, jaxlm, plain, monkeypatch
+):
     import huggingface_hub
 
     asked = []
     real = huggingface_hub.snapshot_download
 
     def recorded(*args, **options):
-        asked.append(options["allow_patterns"])
+        asked.append((options["revision"], [p for p in options["allow_patterns"] if "safetensors" in p]))
         return real(*args, **options)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", recorded)
     assert jaxlm("config", plain, "--config.init_from=owner/tiny")[0] == 0
-    assert len(asked) == 1
-    assert "config.json" in asked[0]
-    assert not any("safetensors" in pattern for pattern in asked[0])
+    find_origin("owner/tiny")
+    assert asked == [(None, [])]
+    for _ in range(2):
+        find_origin("owner/tiny", weights=True)
+    assert asked[1:] == [(hub, ["*.safetensors", "*.safetensors.index.json"])]
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_check(hub, fails, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def refused(*args, **options):
+        raise ConnectionError("Connection refused")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    message = fails("import-hf", "owner/tiny", tmp_path / "run")
+    assert "owner/tiny could not be fetched from the Hugging Face hub (ConnectionError: Connection" in message
+    assert "Check its name, the network, and $HF_TOKEN" in message
 
 
 def test_a_model_that_is_not_in_the_cache_says_what_to_check(hub, fails, tmp_path):
     for name in ("owner/other", "owner/tiny@other"):
         message = fails("import-hf", name, tmp_path / "run")
-        assert f"{name} could not be fetched from the Hugging Face hub" in message
-        assert "Check its name, the network, and $HF_TOKEN" in message
+        assert f"{name} is not in the cache of the Hugging Face hub (" in message
+        assert "HF_HUB_OFFLINE forbids to fetch it" in message
     assert not (tmp_path / "run").exists()
 
 
