@@ -187,7 +187,7 @@ def test_a_run_starts_from_the_weights_goes_on_without_their_source_and_is_expor
     train(source, workdir, train__num_steps=5, checkpoint__every_steps=5, **keys)
     assert run_lib.load_run(workdir).step == 5
     run_interop.export_hf(workdir, tmp_path / "out", say=lambda line: None)
-    content = artifact.verify(tmp_path / "out")
+    content, _ = artifact.verify(tmp_path / "out")
     assert content["origin"] == {"source": str(source), "model_type": "llama"}
     assert (content["step"], content["tokens"]) == (5, run_lib.load_run(workdir).meta.tokens)
     assert 0 < content["tokens"] <= 5 * 8 * 16

@@ -357,6 +357,10 @@ def test_export_is_for_one_process(fails, run, tmp_path, monkeypatch):
 
 def test_verify_names_what_changed(fails, jaxlm, run, tmp_path):
     jaxlm("export-hf", f"--run={run}", tmp_path / "out")
+    (tmp_path / "out" / ".gitattributes").write_text("*.safetensors filter=lfs")
+    code, said, _ = jaxlm("artifact", "verify", tmp_path / "out")
+    assert code == 0
+    assert said.splitlines()[1:] == ["Not compared, since the hub added it: .gitattributes"]
     with open(tmp_path / "out" / "README.md", "a") as file:
         file.write("and it is very good")
     assert "README.md has" in fails("artifact", "verify", tmp_path / "out")
