@@ -86,7 +86,7 @@ def test_import_says_what_was_mapped_and_where_it_is(jaxlm, source, tmp_path):
     assert out.splitlines()[-1].startswith(f"{tmp_path}/run: checkpoint 0, and its tokenizer of 400 ids (")
 
 
-def test_what_was_imported_can_be_asked(jaxlm, run):
+def test_what_was_imported_can_be_asked(jaxlm, source, run):
     code, out, _ = jaxlm("generate", f"--run={run}", "--prompt=the lion", "--max-new-tokens=4", "--seed=1")
     assert code == 0
     assert out.startswith("the lion")
@@ -96,6 +96,28 @@ def test_what_was_imported_can_be_asked(jaxlm, run):
     code, out, _ = jaxlm("inspect", f"--run={run}")
     assert code == 0
     assert "params/embedding" in out
+    assert f"{source} (qwen3)" in out
+
+
+def test_what_has_no_tokenizer_can_be_kept_but_not_asked(fails, jaxlm, source, tmp_path):
+    write_checkpoint(tmp_path / "source", MODEL, tokenizer=False)
+    code, out, _ = jaxlm("import-hf", tmp_path / "source", tmp_path / "run")
+    assert (code, "has no tokenizer" in out) == (0, True)
+    assert "--tokenizer=PATH" in fails("generate", f"--run={tmp_path / 'run'}", "--prompt=a")
+    assert jaxlm("export-hf", f"--run={tmp_path / 'run'}", tmp_path / "out")[0] == 0
+    assert "tokenizer.json" not in names(tmp_path / "out")
+    code, out, _ = jaxlm("import-hf", tmp_path / "source", tmp_path / "with", f"--tokenizer={source}")
+    assert (code, "its tokenizer of 400 ids" in out) == (0, True)
+
+
+def test_a_model_leaves_as_the_family_it_came_from_though_another_could_say_it(jaxlm, tmp_path):
+    names = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
+    model = dataclasses.replace(sizes.size("tiny-llama"), num_layers=2, vocab_size=416)
+    write_checkpoint(tmp_path / "source", model, **names)
+    assert jaxlm("import-hf", tmp_path / "source", tmp_path / "run")[0] == 0
+    assert jaxlm("export-hf", f"--run={tmp_path / 'run'}", tmp_path / "out")[0] == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_bytes())
+    assert {key: config[key] for key in names} == names
 
 
 def test_what_was_imported_is_exported_to_the_same_weights_config_and_tokenizer(jaxlm, source, run, tmp_path):
@@ -110,11 +132,9 @@ def test_what_was_imported_is_exported_to_the_same_weights_config_and_tokenizer(
         assert (out / name).read_bytes() == content
     theirs = json.loads((source / "config.json").read_bytes())
     ours = json.loads((out / "config.json").read_bytes())
-    ids = {key: ours[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     assert ours == theirs | {"torch_dtype": "bfloat16"} | ids
-    assert json.loads((out / "generation_config.json").read_bytes()) == {
-        k: v for k, v in ids.items() if v is not None
-    }
+    assert json.loads((out / "generation_config.json").read_bytes()) == ids
     code, said, _ = jaxlm("artifact", "verify", out)
     assert code == 0
     assert "as exported (step 0)" in said
@@ -367,8 +387,8 @@ def test_verify_names_what_changed(fails, jaxlm, run, tmp_path):
     assert "artifact.json cannot be read" in fails("artifact", "verify", tmp_path)
 
 
-def test_config_names_what_contradicts_the_source(fails, plain, source):
-    message = fails("config", plain, f"--config.init_from={source}", "--config.model.num_layers=9")
+def test_config_names_what_contradicts_the_source(fails, source):
+    message = fails("config", f"--config=continue_training:{source}", "--config.model.num_layers=9")
     assert f"model.num_layers=9, but the weights of init_from={source} have 2" in message
 
 
