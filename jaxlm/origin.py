@@ -153,13 +153,18 @@ def with_origin(cfg: RunConfig, workdir: str | os.PathLike | None = None) -> Run
 
 
 def source_tokenizer(folder: Path, path: str | None = None) -> Tokenizer | None:
-    """The tokenizer at `path`, else that of a checkpoint; None where it has neither of the files that jaxlm reads."""
-    from jaxlm.data.hf_files import TOKENIZER_JSON
-    from jaxlm.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+    """The tokenizer at `path`, else that of a checkpoint; None where it has no files of one that jaxlm reads."""
+    from jaxlm.data.tokenizer import load_tokenizer
 
-    if path is None and not any((folder / name).exists() for name in (TOKENIZER_JSON, TOKENIZER_FILE)):
-        return None
-    return load_tokenizer(path or folder)
+    return load_tokenizer(path or folder) if path or _has_tokenizer(folder) else None
+
+
+def _has_tokenizer(folder: epath.PathLike) -> bool:
+    from jaxlm.data.hf_files import TOKENIZER_JSON, is_old_gpt2
+    from jaxlm.data.tokenizer import TOKENIZER_FILE
+
+    names = (TOKENIZER_JSON, TOKENIZER_FILE)
+    return any((epath.Path(folder) / name).exists() for name in names) or is_old_gpt2(folder)
 
 
 class Start(NamedTuple):
@@ -227,6 +232,8 @@ def origin_tokenizer(cfg: RunConfig, workdir: epath.PathLike | None = None) -> e
 
     Args:
       workdir: its own copy, where there is one, serves when the origin is gone.
+
+    Errors: UserError when the weights have none.
     """
     if cfg.init_from is None or cfg.tokenizer.path is not None:
         return None
@@ -235,4 +242,9 @@ def origin_tokenizer(cfg: RunConfig, workdir: epath.PathLike | None = None) -> e
     if workdir is not None and (saved := saved_tokenizer(workdir)).exists():
         return saved
     origin = find_origin(cfg.init_from)
-    return saved_tokenizer(origin.folder) if origin.is_run else origin.folder
+    found = saved_tokenizer(origin.folder) if origin.is_run else origin.folder
+    if not (found.exists() if origin.is_run else _has_tokenizer(found)):
+        raise UserError(
+            f"init_from={cfg.init_from} has no tokenizer: set tokenizer.path to the one that its weights belong to."
+        )
+    return found

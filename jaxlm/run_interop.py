@@ -56,12 +56,14 @@ def import_hf(
     from jaxlm.interop.hf_import import mapping_table, open_source
 
     processes.from_first(lambda: _check_empty(out))  # before it writes there, whatever the others are at
-    origin = find_origin(source, weights=True)
-    if origin.is_run:
-        raise UserError(f"{source} is a run of jaxlm already: give it to --run or init_from as it is.")
-    found = open_source(local_folder(origin.folder))
-    tokenizer = source_tokenizer(found.folder, tokenizer_path)
-    cfg = imported_config(found, tokenizer)
+    with processes.together():
+        origin = find_origin(source, weights=True)
+        if origin.is_run:
+            raise UserError(f"{source} is a run of jaxlm already: give it to --run or init_from as it is.")
+        found = open_source(local_folder(origin.folder))
+        tokenizer = source_tokenizer(found.folder, tokenizer_path)
+        cfg = imported_config(found, tokenizer)
+    say = say if processes.is_first() else lambda line: None
     for line in [*(f"note: {note}" for note in found.notes), found.describe(), *mapping_table(found)]:
         say(line)
     params = _read_sharded(found, cfg, mesh)

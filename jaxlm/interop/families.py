@@ -150,8 +150,8 @@ class Family(NamedTuple):
         written: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
         for key in self.keys:
             value = getattr(said if key.ours in NO_MATHEMATICS else model, key.ours)
-            # transformers 5 checks types: query_pre_attn_scalar must be an int.
-            is_int = type(key.default) is int and isinstance(value, float) and value.is_integer()
+            # transformers 5 checks types: query_pre_attn_scalar must be an int. `differences` finds a lost fraction.
+            is_int = type(key.default) is int and isinstance(value, float)
             written[key.theirs] = int(value) if is_int else value
         for aspect in self.aspects:
             written |= aspect.write(model)
@@ -387,14 +387,16 @@ FAMILIES: tuple[Family, ...] = (
         "gemma3_text",
         "Gemma3ForCausalLM",
         keys=with_defaults(
-            _GEMMA2_KEYS, vocab_size=262_208, max_seq_len=131_072, attention_softcap=None, logits_softcap=None
+            tuple(key for key in _GEMMA2_KEYS if key.ours != "attention_softcap"),
+            vocab_size=262_208, max_seq_len=131_072, logits_softcap=None,
         ),
         fixed=_GEMMA | dict(post_norm=True, qk_norm=True, activation="geglu"),
         aspects=(
             rope(1_000_000.0, 10_000.0),
             window_by_pattern(4096, 6),
             _CAUSAL,
-            only(hidden_activation=("gelu_pytorch_tanh",)),
+            # Its config has a cap on attention's logits, too, which transformers does not apply.
+            only(hidden_activation=("gelu_pytorch_tanh",), attn_logit_softcapping=(None,)),
         ),
         rows=_GEMMA2_ROWS,
         # From 4B on the checkpoints hold a vision tower, too; its names changed with transformers 4.52.

@@ -116,7 +116,8 @@ def params_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     from jaxlm.models.build import build
 
     lm = build(model, model.max_seq_len or 1, platform="cpu")
-    shapes = jax.eval_shape(lm.init, jax.random.key(0))
+    # The key is made inside: one outside is an array, and opens the devices, where processes wait for each other.
+    shapes = jax.eval_shape(lambda: lm.init(jax.random.key(0)))
     return {name: tuple(leaf.shape) for name, leaf in named_arrays(shapes).items()}
 
 

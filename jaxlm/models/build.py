@@ -152,7 +152,8 @@ def logical_axes(init_boxed: Callable[[jax.Array], PyTree]) -> PyTree:
 
     return jax.tree_util.tree_map_with_path(
         unbox,
-        jax.eval_shape(init_boxed, jax.random.key(0)),
+        # Made inside, the key opens no device: a config can be looked at before processes are connected.
+        jax.eval_shape(lambda: init_boxed(jax.random.key(0))),
         is_leaf=lambda x: isinstance(x, nn.Partitioned),
     )
 
