@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE", help="held-out records")
     parser.add_argument("--columns", help="column map of --data (default: that of the training)")
     parser.add_argument("--max-records", type=int, help="of --data, from its beginning (default: all)")
-    parser.add_argument("--rules", metavar="FILE", help="YAML of rules that answers have to keep (extra: eval)")
+    parser.add_argument(
+        "--rules", metavar="FILE", help="YAML of rules that answers have to keep (extra: eval)"
+    )
     parser.add_argument("--records", metavar="FILE", help="JSONL to write every answer and its scores to")
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, help="of an answer (default: 256); a longer one is cut"
@@ -201,7 +203,9 @@ def lines(report: InstructionReport, model: str, dropped: Mapping[str, int]) -> 
     yield f"model               {model}"
     left_out = [f"{number:,} dropped: {reason.replace('_', ' ')}" for reason, number in dropped.items()]
     if report.too_long:
-        left_out.append(f"{len(report.too_long):,} longer than the model's positions, first {report.too_long[0]}")
+        left_out.append(
+            f"{len(report.too_long):,} longer than the model's positions, first {report.too_long[0]}"
+        )
     yield "; ".join([f"records             {report.num_records:,}", *left_out])
     yield f"exact match         {report.exact_match:.4f}"
     yield f"token F1            {report.token_f1:.4f}"

@@ -19,7 +19,9 @@ def run_template(workdir: str | os.PathLike, tokenizer: Tokenizer, objective: st
     Errors: UserError where there is neither: the model has learnt no dialogues.
     """
     if objective == "classify":
-        raise UserError(f"--run={workdir} is a classifier, which writes nothing: ask it with `jaxlm predict`.")
+        raise UserError(
+            f"--run={workdir} is a classifier, which writes nothing: ask it with `jaxlm predict`."
+        )
     template = saved_chat(workdir, tokenizer)
     if template is None and tokenizer.chat_template is None:
         raise UserError(

@@ -87,7 +87,8 @@ def _each_line(file: InputFile, tally: Tally) -> Iterator[Record | BadRecord]:
             yield Record(value, name, "line", number)
         else:
             yield BadRecord(
-                {}, f"{name}, line {number:,}: a record has to be an object with named fields, not {kind_of(value)}."
+                {},
+                f"{name}, line {number:,}: a record has to be an object with named fields, not {kind_of(value)}.",
             )
 
 
@@ -159,7 +160,9 @@ def read_answered(
     dropped: Counter[str] = Counter()
     opened: ColumnMap | None = None
     tally = Tally()
-    for record in (record for file in find_records(path, tally) for record in read_records(file, "strict", tally)):
+    for record in (
+        record for file in find_records(path, tally) for record in read_records(file, "strict", tally)
+    ):
         opened = opened or open_columns(columns, "instruct", record)
         try:
             turns = dialogue(record, opened, Counter())
@@ -222,7 +225,8 @@ def answer_questions(
       system: for dialogues that have no system message of their own.
     """
     asked = [
-        (q.error, q.fields) if isinstance(q, BadRecord) else (q.where, q.fields, q.messages) for q in questions
+        (q.error, q.fields) if isinstance(q, BadRecord) else (q.where, q.fields, q.messages)
+        for q in questions
     ]
     settings = {
         **settings, **sampling, "template": template.text, "stop_ids": template.stop_ids, "stop": list(stop),
