@@ -115,7 +115,7 @@ def _label(store: ExampleStore, example: int) -> str:
     if store.manifest["task"] is None:
         return ""
     label = store.label_of(example)
-    return f"  label: {label:g}" if isinstance(label, float) else f"  label: {', '.join(label) or '(none)'}"
+    return f"  label: {(', '.join(label) or '(none)') if isinstance(label, list) else f'{label:g}'}"
 
 
 def counts(store: ExampleStore) -> Iterator[str]:

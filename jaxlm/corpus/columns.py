@@ -100,8 +100,8 @@ def open_columns(spec: str, objective: str, first: Record) -> ColumnMap:
             f"{name}: {', '.join(ColumnMap(name, texts).needed)}" for name, texts in known.items()
         )
         raise UserError(
-            f"{first.where}: no column map of objective={objective} fits the columns {some_of(first.fields)}. There are "
-            f"{maps}. Write a map of your own: columns='{_example(objective)}'."
+            f"{first.where}: no column map of objective={objective} fits the columns {some_of(first.fields)}. "
+            f"There are {maps}. Write a map of your own: columns='{_example(objective)}'."
         )
     if spec in known:
         return ColumnMap(spec, known[spec])
@@ -240,7 +240,8 @@ def _turns(record: Record, columns: ColumnMap) -> list[Message]:
         if not legal[role]:
             follows = f"follows one of {before}" if before else "comes first"
             raise UserError(
-                f"{place}: a message of {role} {follows}. A dialogue is: system, if any; then user and assistant in turn."
+                f"{place}: a message of {role} {follows}. A dialogue is: system, if any; then "
+                "user and assistant in turn."
             )
         messages.append(Message(role, _valid(content, record, name)))
     if not any(message.role == "assistant" for message in messages):

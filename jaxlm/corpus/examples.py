@@ -87,7 +87,8 @@ def ensure_examples(
 
     Errors: UserError that names the source, and file, line and field where a record is wrong.
     """
-    assert split in SPLITS and (objective == "classify" or chat is not None)
+    assert split in SPLITS
+    assert objective == "classify" or chat is not None
     own = split == "eval" and source.eval_path is not None
     path = source.eval_path if own and source.eval_path else source.path
     key_name = f"data.sources.{name}.{'eval_path' if own else 'path'}"
@@ -223,8 +224,8 @@ class _Build:
     def _drop(self, record: Record, reason: str, tally: Tally) -> None:
         if self.objective == "instruct" and self.cfg.instruct.strict:
             raise UserError(
-                f"{record.where}: nothing to learn ({reason.replace('_', ' ')}), which instruct.strict=True refuses. Mend "
-                "the record, or raise data.seq_len if it was truncated."
+                f"{record.where}: nothing to learn ({reason.replace('_', ' ')}), which instruct.strict=True refuses. "
+                "Mend the record, or raise data.seq_len if it was truncated."
             )
         tally.dropped[reason] += 1
 
@@ -346,11 +347,11 @@ def _write_arrays(
         arrays["trained"].add(mask)
         arrays["ends"].add([tokens])
         arrays["places"].add([files.setdefault((record.file, record.unit), len(files)), record.number])
-        if isinstance(example.labels, float):
-            flat.append(example.labels)
-        else:
+        if isinstance(example.labels, list):
             flat += [names.setdefault(label, len(names)) for label in example.labels]
             counts.update(example.labels)
+        else:
+            flat.append(example.labels)
         arrays["label_ends"].add([len(flat)])
     ordered = sort_labels(names)
     order = {names[label]: place for place, label in enumerate(ordered)}

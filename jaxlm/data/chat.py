@@ -50,7 +50,7 @@ ALPACA = """\
 {{- '### Instruction:\\n' + (message.instruction or message.content) + '\\n\\n' }}
 {%- if message.input %}{{ '### Input:\\n' + message.input + '\\n\\n' }}{% endif %}
 {%- else %}
-{{- '### Response:\\n' + message.content + eos_token }}
+{{- '### Response:\\n' + message.content + (eos_token or '') }}
 {%- if not loop.last %}{{ '\\n\\n' }}{% endif %}
 {%- endif %}
 {%- endfor %}
@@ -345,11 +345,11 @@ def saved_chat(folder: epath.PathLike, tokenizer: Tokenizer) -> ChatTemplate | N
         return None
     try:
         content = json.loads(path.read_bytes())
-        name, text, stop_ids = content["name"], content["template"], content["stop_ids"]
-        good = isinstance(name, str) and isinstance(text, str) and all(isinstance(i, int) for i in stop_ids)
+        name, text, stop_ids = str(content["name"]), content["template"], content["stop_ids"]
+        good = isinstance(text, str) and all(0 <= i < tokenizer.vocab_size for i in stop_ids)
     except (*JSON_ERRORS, KeyError, TypeError):
-        good = False
-    if not good or not all(0 <= i < tokenizer.vocab_size for i in stop_ids):
+        name, text, stop_ids, good = "", "", (), False
+    if not good:
         raise UserError(f"{path} is damaged, or belongs to another tokenizer: copy it again from its run.")
     return ChatTemplate(name, text, tokenizer, stop_ids)
 
@@ -406,7 +406,7 @@ class _Worker:
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", os.path.abspath(chat_worker.__file__)],
+            [sys.executable, "-I", os.path.abspath(chat_worker.__file__), str(chat_worker.SECONDS)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True,
         )  # fmt: skip
         self._owner = os.getpid()
@@ -415,7 +415,9 @@ class _Worker:
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()

@@ -3,7 +3,7 @@
 A template is a program that comes with a tokenizer, from anybody. Jinja's sandbox keeps it from the machine, and
 this process keeps it from going on for ever: whatever it does, loops or one huge operation, counts.
 
-    python chat_worker.py       a line of JSON in, a line of JSON out
+    python chat_worker.py SECONDS       a line of JSON in, a line of JSON out
     {"template": ..., "variables": {...}}                       once; -> {}
     {"jobs": [[messages, add_generation_prompt], ...]}          -> {"texts": [...], "spans": [[[start, end], ...], ...]}
 
@@ -23,6 +23,7 @@ import sys
 from typing import Any
 
 import jinja2
+import jinja2.nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -101,7 +102,7 @@ def render(template: jinja2.Template, variables: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def main() -> None:
+def main(seconds: float) -> None:
     """Answers lines until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     with contextlib.suppress(ValueError, OSError):
@@ -110,7 +111,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     template, variables = jinja2.Template(""), {}
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             request = json.loads(line)
             if "template" in request:
@@ -142,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(float(sys.argv[1]))

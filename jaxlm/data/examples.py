@@ -110,8 +110,8 @@ class ExampleStore:
             example = int(np.searchsorted(self._label_ends, place, side="right"))
             name = self.manifest["labels"][self._labels[place]]
             raise UserError(
-                f"{self.where(example)}: the label {name!r} is none of {', '.join(map(repr, names))}: no example to train "
-                "on has it, or classify.labels leaves it out. Mend the record, or add the label."
+                f"{self.where(example)}: the label {name!r} is none of {', '.join(map(repr, names))}: no example to "
+                "train on has it, or classify.labels leaves it out. Mend the record, or add the label."
             )
         if task == "single_label":
             return found
