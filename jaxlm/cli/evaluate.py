@@ -221,7 +221,7 @@ def lines(report: InstructionReport, model: str, dropped: Mapping[str, int]) -> 
         f"({loss['num_answer_tokens']:,} tokens of answers)"
     )
     yield (
-        f"length              {report.mean_tokens:.1f} tokens, {report.mean_reference_tokens:.1f} in the records' answers"
+        f"length              {report.mean_tokens:.1f} tokens, {report.mean_reference_tokens:.1f} of the answers wanted"
     )
     yield f"stopped by itself   {report.stop_rate:.1%} within {report.max_new_tokens} tokens"
     for rule in report.rules:
@@ -230,7 +230,8 @@ def lines(report: InstructionReport, model: str, dropped: Mapping[str, int]) -> 
             continue
         yield f"rule                {rule.name}: {rule.num_passed:,} of {rule.num_records:,} ({rule.pass_rate:.1%})"
         for example in rule.examples:
-            yield f"  {short(example['instruction'], 60)} -> {short(example['answer'])}: {'; '.join(example['reasons'])}"
+            reasons = "; ".join(example["reasons"])
+            yield f"  {short(example['instruction'], 60)} -> {short(example['answer'])}: {reasons}"
     if (same := report.consistency) is not None:
         found = same.as_dict()
         yield (

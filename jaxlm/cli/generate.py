@@ -5,9 +5,9 @@ jaxlm generate --run=runs/assistant --chat --prompt="Name three lions."
 jaxlm generate --run=runs/assistant --input=questions.jsonl --output=answers.jsonl --temperature=0
 
 A --prompt is continued as it is; with --chat it is a message, put into the template the run was trained with.
---input has records as they are trained on (an answer may be missing), and is always put into that template. --output has
-a line for each record, in order: its fields, response, finish_reason (eos, stop: ended by the model; length: cut) and
-num_tokens; or error, for a line that could not be read. The same command continues a run that was killed.
+--input has records as they are trained on (an answer may be missing), and is always put into that template. --output
+has a line for each record, in order: its fields, response, finish_reason (eos, stop: ended by the model; length: cut)
+and num_tokens; or error, for a line that could not be read. The same command continues a run that was killed.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ class Conversation:
             ids = self._template.prompt([*self._system, *turns])
         if len(ids) >= self._context_tokens:
             raise UserError(
-                f"the message takes {len(ids)} tokens of the {self._context_tokens} that the model reads, and leaves no "
-                "room for an answer: shorten it."
+                f"the message takes {len(ids)} tokens of the {self._context_tokens} that the model reads, and leaves "
+                "no room for an answer: shorten it."
             )
         said: list[str] = []
 

@@ -67,7 +67,7 @@ class BadRecord(NamedTuple):
 
 
 def each_record(path: str) -> Iterator[Record | BadRecord]:
-    """The records below a path. A line of JSONL that holds none is yielded as such; other files are whole or refused."""
+    """The records below a path. A line of JSONL that holds none is yielded as such; other files are refused."""
     tally = Tally()
     for file in find_records(path, tally):
         yield from _each_line(file, tally) if file.format == "jsonl" else read_records(file, "strict", tally)
@@ -247,8 +247,8 @@ def answer_questions(
             return f"{question.where}: {error}"
         if limit is not None and len(ids) + max_new_tokens > limit:
             return (
-                f"{question.where}: {len(ids)} tokens and {max_new_tokens} new ones are beyond the {limit} positions of "
-                "the model."
+                f"{question.where}: {len(ids)} tokens and {max_new_tokens} new ones are beyond the {limit} positions "
+                "of the model."
             )
         return ids
 

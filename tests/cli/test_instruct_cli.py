@@ -18,7 +18,10 @@ from jaxlm.infer.text import continue_ids
 from jaxlm.models.build import build
 from jaxlm.train.config import CheckpointConfig
 
-OWN = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|eot|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+OWN = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 STORED = OWN.replace(": ", " says ")
 
 

@@ -1,4 +1,4 @@
-"""Promises of the evaluation of instructions: losses as sums over tokens, metrics of the answers, groups of rewordings."""
+"""Promises of the evaluation of instructions: losses are sums over tokens, answers are compared, groups are counted."""
 
 import json
 
