@@ -15,7 +15,7 @@
         max_words: 30
         max_chars: 200
 
-Everything a rule asks for has to hold. Patterns are searched for anywhere in the answer, without the blanks at its ends.
+Everything a rule asks for has to hold. Patterns are searched for anywhere in the answer, without blanks at its ends.
 """
 
 from __future__ import annotations
