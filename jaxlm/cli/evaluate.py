@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE", help="held-out records")
     parser.add_argument("--columns", help="column map of --data (default: that of the training)")
     parser.add_argument("--max-records", type=int, help="of --data, from its beginning (default: all)")
-    parser.add_argument("--rules", metavar="FILE", help="YAML of rules that answers have to keep (extra: eval)")
+    parser.add_argument(
+        "--rules", metavar="FILE", help="YAML of rules that answers have to keep (extra: eval)"
+    )
     parser.add_argument("--records", metavar="FILE", help="JSONL to write every answer and its scores to")
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, help="of an answer (default: 256); a longer one is cut"
@@ -201,7 +203,9 @@ def lines(report: InstructionReport, model: str, dropped: Mapping[str, int]) -> 
     yield f"model               {model}"
     left_out = [f"{number:,} dropped: {reason.replace('_', ' ')}" for reason, number in dropped.items()]
     if report.too_long:
-        left_out.append(f"{len(report.too_long):,} longer than the model's positions, first {report.too_long[0]}")
+        left_out.append(
+            f"{len(report.too_long):,} longer than the model's positions, first {report.too_long[0]}"
+        )
     yield "; ".join([f"records             {report.num_records:,}", *left_out])
     yield f"exact match         {report.exact_match:.4f}"
     yield f"token F1            {report.token_f1:.4f}"
@@ -217,7 +221,7 @@ def lines(report: InstructionReport, model: str, dropped: Mapping[str, int]) -> 
         f"({loss['num_answer_tokens']:,} tokens of answers)"
     )
     yield (
-        f"length              {report.mean_tokens:.1f} tokens, {report.mean_reference_tokens:.1f} in the records' answers"
+        f"length              {report.mean_tokens:.1f} tokens, {report.mean_reference_tokens:.1f} of the answers wanted"
     )
     yield f"stopped by itself   {report.stop_rate:.1%} within {report.max_new_tokens} tokens"
     for rule in report.rules:
@@ -226,7 +230,8 @@ def lines(report: InstructionReport, model: str, dropped: Mapping[str, int]) -> 
             continue
         yield f"rule                {rule.name}: {rule.num_passed:,} of {rule.num_records:,} ({rule.pass_rate:.1%})"
         for example in rule.examples:
-            yield f"  {short(example['instruction'], 60)} -> {short(example['answer'])}: {'; '.join(example['reasons'])}"
+            reasons = "; ".join(example["reasons"])
+            yield f"  {short(example['instruction'], 60)} -> {short(example['answer'])}: {reasons}"
     if (same := report.consistency) is not None:
         found = same.as_dict()
         yield (

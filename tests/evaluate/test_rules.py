@@ -109,7 +109,7 @@ def test_a_rule_is_about_the_records_whose_instruction_matches(rules):
         ("rules: [{name: n, forbidden_words: ['!!']}]", "rule 1 (n), forbidden_words=['!!'] must be"),
         ("rules: [{name: n, script: Bengal}]", "rule 1 (n), script: name='Bengal' is no script; did you mean Bengali?"),
         ("rules: [{name: n, script: {name: Latin, min_share: 80}}]", "min_share=80 must be in (0, 1]"),
-        ("rules: [{name: n, json_schema: {type: objekt}}]", "rule 1 (n), json_schema is no JSON schema"),
+        ("rules: [{name: n, json_schema: {type: text}}]", "rule 1 (n), json_schema is no JSON schema"),
         ("rules: [{name: n, json_schema: no.json}]", "no.json does not exist: give a JSON schema for "),
         ("rules: [{name: n, json_schema: rules.yaml}]", "rules.yaml is not JSON"),
         ("rules: !!python/object:os.system {}", "rules.yaml is not YAML"),
