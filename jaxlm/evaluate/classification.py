@@ -154,7 +154,12 @@ def single_label_scores(
     hits_C = np.diagonal(confusion_CC)
     support_C, predicted_C = confusion_CC.sum(axis=1), confusion_CC.sum(axis=0)
     classes = [
-        {"label": name, **precision_recall_f1(*counts), "support": int(counts[2]), "num_predicted": int(counts[1])}
+        {
+            "label": name,
+            **precision_recall_f1(*counts),
+            "support": int(counts[2]),
+            "num_predicted": int(counts[1]),
+        }
         for name, *counts in zip(names, hits_C, predicted_C, support_C, strict=True)
     ]
     found = calibration(np.exp(log_probs_NC), labels_N)
@@ -243,7 +248,11 @@ def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float | None:
 
 
 def scores_of(
-    task: str, logits_NC: np.ndarray, labels: np.ndarray, names: Sequence[str], temperature: float | None = None
+    task: str,
+    logits_NC: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    temperature: float | None = None,
 ) -> Scores:
     """The scores of a task; labels as of `ExampleStore.labels`."""
     if task == "single_label":

@@ -59,7 +59,13 @@ def classifier_of(loaded: Any) -> Classifier:
             "damaged, or was not written by a classification. Try another step."
         )
     return Classifier(
-        loaded.lm, loaded.params, loaded.tokenizer, cfg.classify.task, cfg.classify.pooling, names, cfg.data.seq_len
+        loaded.lm,
+        loaded.params,
+        loaded.tokenizer,
+        cfg.classify.task,
+        cfg.classify.pooling,
+        names,
+        cfg.data.seq_len,
     )
 
 
@@ -71,7 +77,9 @@ def text_ids(classifier: Classifier, texts: Sequence[str]) -> list[list[int]]:
 
 def text_batch(rows: Sequence[Sequence[int]], pooling: str, num_rows: int, width: int) -> Batch:
     """A batch to classify (docs/design/0006-fine-tuning.md), without labels; missing rows are none."""
-    batch: Batch = {name: np.zeros((num_rows, width), np.int32) for name in ("tokens", "segments", "positions")}
+    batch: Batch = {
+        name: np.zeros((num_rows, width), np.int32) for name in ("tokens", "segments", "positions")
+    }
     batch["weights"] = np.zeros((num_rows, width), np.float32)
     for i, row in enumerate(rows):
         batch["tokens"][i, : len(row)] = row
