@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -177,15 +178,18 @@ class Start(NamedTuple):
     """The same, for the checkpoints of the run: `source`, and `model_type` where Hugging Face's is known."""
 
 
-def read_origin(source: str, lm: LM, mesh: Mesh | None, tokenizer_sha256: str) -> Start:
+def read_origin(
+    source: str, lm: LM, mesh: Mesh | None, tokenizer_sha256: str, labels: Sequence[str] | None = None
+) -> Start:
     """The weights of `init_from` for this model, spread over the mesh.
 
     A classifier takes those of a language model, without its head; its own is then missing in what is returned.
 
     Args:
       mesh: None: the first device.
+      labels: of a classifier: one that it starts from must have the same, in the same order.
 
-    Errors: UserError when the weights do not fit, or belong to another tokenizer.
+    Errors: UserError when the weights do not fit, or belong to another tokenizer or to other labels.
     """
     from jaxlm.run_weights import abstract_params, restore_model
     from jaxlm.train.tuning import EVERYTHING, HEADS
@@ -198,6 +202,8 @@ def read_origin(source: str, lm: LM, mesh: Mesh | None, tokenizer_sha256: str) -
         theirs, tune = build(origin.model, 1), load_config(origin.folder / CONFIG_FILE).tune
         params, meta = restore_model(origin.folder, theirs, tune, mesh, tokenizer_sha256=tokenizer_sha256)
         params = {name: group for name, group in params.items() if name in lm.axes}
+        if origin.model.num_classes is not None:
+            _check_labels(source, meta.extra.get("labels"), labels)
         model_type = meta.extra.get("origin", {}).get("model_type")
         return Start(params, f"weights of step {meta.step} of {source}", _facts(source, model_type))
     from jaxlm.checkpoint import named_arrays
@@ -214,6 +220,8 @@ def read_origin(source: str, lm: LM, mesh: Mesh | None, tokenizer_sha256: str) -
     abstract = abstract_params(lm, EVERYTHING, mesh)[0]
     if origin.model.num_classes is None:
         abstract = {name: group for name, group in abstract.items() if name not in HEADS}
+    if found.classes is not None:
+        _check_labels(source, found.classes.names, labels)
     if "head" not in abstract:
         head = next(row.theirs for row in found.family.rows if row.ours == "head")
         found.places.pop(head, None)
@@ -221,6 +229,15 @@ def read_origin(source: str, lm: LM, mesh: Mesh | None, tokenizer_sha256: str) -
     check_tensors(found, {path: tuple(leaf.shape) for path, leaf in named_arrays(abstract).items()})
     facts = _facts(source, found.family.model_type)
     return Start(read_params(found, abstract), f"weights of {found.describe()}", facts)
+
+
+def _check_labels(source: str, theirs: Sequence[str] | None, ours: Sequence[str] | None) -> None:
+    if theirs is not None and ours is not None and list(theirs) != list(ours):
+        raise UserError(
+            f"init_from={source} is a classifier of {', '.join(theirs)}, but this run has the labels "
+            f"{', '.join(ours)}: its head would mean others. Set classify.labels to the first, in that order, or start "
+            "from the language model that it was trained from."
+        )
 
 
 def _facts(source: str, model_type: str | None) -> dict[str, Any]:

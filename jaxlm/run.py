@@ -186,7 +186,9 @@ def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: 
 
     fresh = fresh_parts(state.params)
     state = state._replace(params=None)  # so that the random weights are gone before the others come
-    params, words, facts = read_origin(cfg.init_from, pieces.lm, pieces.mesh, data.tokenizer.sha256)
+    params, words, facts = read_origin(
+        cfg.init_from, pieces.lm, pieces.mesh, data.tokenizer.sha256, data.labels
+    )
     trained, frozen = tuning.split(with_parts(params, fresh))
     del params
     trained = jax.device_put(trained, pieces.steps.shardings.params)
