@@ -12,8 +12,8 @@ length, the share of answers that the model ended by itself; rules (the help of 
 `group`, how often rewordings of one question get one answer.
 
 --data of a classifier: accuracy, precision, recall and F1 of every label, the confusion matrix, ROC-AUC of two labels,
-calibration error (and with the temperature that --calibrate-on=validation.jsonl fits); beside them the majority's label,
-and with --baseline=RUN what a language model says that names the labels.
+calibration error (and with the temperature that --calibrate-on=validation.jsonl fits); beside them the majority's
+label, and with --baseline=RUN what a language model says that names the labels.
 
 A file of rules (each is about all records, or those whose instruction matches `when`):
 
