@@ -15,6 +15,7 @@ from jaxlm.cli import main as cli
 from jaxlm.interop.families import family_for
 from jaxlm.interop.hf_export import export_weights
 from jaxlm.models.build import build
+from jaxlm.models.config import ModelConfig
 from jaxlm.models.sizes import size
 
 GOLDEN = Path(__file__).parent / "interop" / "golden"
