@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,11 +19,14 @@ from etils import epath
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.sizes import RUN_FIELDS
 from jaxlm.paths import is_local
-from jaxlm.types import JSON_ERRORS, Params, PyTree, UserError
+from jaxlm.types import JSON_ERRORS, Params, UserError
 from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jaxlm.data.tokenizer import Tokenizer
+    from jaxlm.models.build import LM
     from jaxlm.runconfig import RunConfig
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -92,16 +96,14 @@ def _is_hugging_face(path: epath.Path) -> bool:
 
 def _model_of_run(folder: epath.Path) -> ModelConfig:
     from jaxlm.checkpoint import Checkpoints
+    from jaxlm.run_weights import with_saved_sizes
     from jaxlm.runconfig import load_config
 
     checkpoints = Checkpoints(folder / CHECKPOINTS)
-    if (step := checkpoints.latest_step()) is None:
+    if checkpoints.latest_step() is None:
         raise UserError(f"{folder} holds no checkpoint yet: wait for its first, or give another run.")
     cfg = load_config(folder / CONFIG_FILE)
-    model = cfg.model
-    if model.vocab_size is None:
-        embedding = checkpoints.read_meta(step).arrays["params/embedding"]
-        model = dataclasses.replace(model, vocab_size=embedding.shape[0])
+    model = with_saved_sizes(cfg.model, checkpoints)
     if model.positions == "learned" and model.max_seq_len is None:
         model = dataclasses.replace(model, max_seq_len=cfg.data.seq_len)
     return model
@@ -117,7 +119,7 @@ def fill_model(model: ModelConfig, origin: ModelConfig, source: str) -> ModelCon
     for field in dataclasses.fields(ModelConfig):
         name, value = field.name, getattr(model, field.name)
         chosen = name in FREE_FIELDS and name not in bound and value != getattr(default, name)
-        if name in RUN_FIELDS or chosen:
+        if name in RUN_FIELDS or chosen or name == "num_classes":
             filled[name] = value
         elif value not in (getattr(default, name), filled[name], _said(origin, name)):
             raise UserError(
@@ -152,13 +154,18 @@ def with_origin(cfg: RunConfig, workdir: str | os.PathLike | None = None) -> Run
 
 
 def source_tokenizer(folder: Path, path: str | None = None) -> Tokenizer | None:
-    """The tokenizer at `path`, else that of a checkpoint; None where it has neither of the files that jaxlm reads."""
-    from jaxlm.data.hf_files import TOKENIZER_JSON
-    from jaxlm.data.tokenizer import TOKENIZER_FILE, load_tokenizer
+    """The tokenizer at `path`, else that of a checkpoint; None where it has no files of one that jaxlm reads."""
+    from jaxlm.data.tokenizer import load_tokenizer
 
-    if path is None and not any((folder / name).exists() for name in (TOKENIZER_JSON, TOKENIZER_FILE)):
-        return None
-    return load_tokenizer(path or folder)
+    return load_tokenizer(path or folder) if path or _has_tokenizer(folder) else None
+
+
+def _has_tokenizer(folder: epath.PathLike) -> bool:
+    from jaxlm.data.hf_files import TOKENIZER_JSON, is_old_gpt2
+    from jaxlm.data.tokenizer import TOKENIZER_FILE
+
+    names = (TOKENIZER_JSON, TOKENIZER_FILE)
+    return any((epath.Path(folder) / name).exists() for name in names) or is_old_gpt2(folder)
 
 
 class Start(NamedTuple):
@@ -171,17 +178,32 @@ class Start(NamedTuple):
     """The same, for the checkpoints of the run: `source`, and `model_type` where Hugging Face's is known."""
 
 
-def read_origin(source: str, abstract: PyTree, tokenizer_sha256: str) -> Start:
-    """The weights of `init_from`, placed as `abstract` says.
+def read_origin(
+    source: str, lm: LM, mesh: Mesh | None, tokenizer_sha256: str, labels: Sequence[str] | None = None
+) -> Start:
+    """The weights of `init_from` for this model, spread over the mesh.
 
-    Errors: UserError when the weights do not fit, or belong to another tokenizer.
+    A classifier takes those of a language model, without its head; its own is then missing in what is returned.
+
+    Args:
+      mesh: None: the first device.
+      labels: of a classifier: one that it starts from must have the same, in the same order.
+
+    Errors: UserError when the weights do not fit, or belong to another tokenizer or to other labels.
     """
+    from jaxlm.run_weights import abstract_params, restore_model
+    from jaxlm.train.tuning import EVERYTHING, HEADS
+
     origin = find_origin(source, weights=True)
     if origin.is_run:
-        from jaxlm.checkpoint import Checkpoints
+        from jaxlm.models.build import build
+        from jaxlm.runconfig import load_config
 
-        checkpoints = Checkpoints(origin.folder / CHECKPOINTS)
-        params, meta = checkpoints.restore_params(abstract, tokenizer_sha256=tokenizer_sha256)
+        theirs, tune = build(origin.model, 1), load_config(origin.folder / CONFIG_FILE).tune
+        params, meta = restore_model(origin.folder, theirs, tune, mesh, tokenizer_sha256=tokenizer_sha256)
+        params = {name: group for name, group in params.items() if name in lm.axes}
+        if origin.model.num_classes is not None:
+            _check_labels(source, meta.extra.get("labels"), labels)
         model_type = meta.extra.get("origin", {}).get("model_type")
         return Start(params, f"weights of step {meta.step} of {source}", _facts(source, model_type))
     from jaxlm.checkpoint import named_arrays
@@ -195,10 +217,27 @@ def read_origin(source: str, abstract: PyTree, tokenizer_sha256: str) -> Start:
             f"{tokenizer_sha256[:12]} (SHA-256): the same ids would mean other text. Leave tokenizer.path unset, and "
             "give the text itself in data.sources, so that it is tokenised anew."
         )
+    abstract = abstract_params(lm, EVERYTHING, mesh)[0]
+    if origin.model.num_classes is None:
+        abstract = {name: group for name, group in abstract.items() if name not in HEADS}
+    if found.classes is not None:
+        _check_labels(source, found.classes.names, labels)
+    if "head" not in abstract:
+        head = next(row.theirs for row in found.family.rows if row.ours == "head")
+        found.places.pop(head, None)
     # Of the run's model; with that of its own config.json `open_source` has compared it.
     check_tensors(found, {path: tuple(leaf.shape) for path, leaf in named_arrays(abstract).items()})
     facts = _facts(source, found.family.model_type)
     return Start(read_params(found, abstract), f"weights of {found.describe()}", facts)
+
+
+def _check_labels(source: str, theirs: Sequence[str] | None, ours: Sequence[str] | None) -> None:
+    if theirs is not None and ours is not None and list(theirs) != list(ours):
+        raise UserError(
+            f"init_from={source} is a classifier of {', '.join(theirs)}, but this run has the labels "
+            f"{', '.join(ours)}: its head would mean others. Set classify.labels to the first, in that order, or start "
+            "from the language model that it was trained from."
+        )
 
 
 def _facts(source: str, model_type: str | None) -> dict[str, Any]:
@@ -210,6 +249,8 @@ def origin_tokenizer(cfg: RunConfig, workdir: epath.PathLike | None = None) -> e
 
     Args:
       workdir: its own copy, where there is one, serves when the origin is gone.
+
+    Errors: UserError when the weights have none.
     """
     if cfg.init_from is None or cfg.tokenizer.path is not None:
         return None
@@ -218,4 +259,9 @@ def origin_tokenizer(cfg: RunConfig, workdir: epath.PathLike | None = None) -> e
     if workdir is not None and (saved := saved_tokenizer(workdir)).exists():
         return saved
     origin = find_origin(cfg.init_from)
-    return saved_tokenizer(origin.folder) if origin.is_run else origin.folder
+    found = saved_tokenizer(origin.folder) if origin.is_run else origin.folder
+    if not (found.exists() if origin.is_run else _has_tokenizer(found)):
+        raise UserError(
+            f"init_from={cfg.init_from} has no tokenizer: set tokenizer.path to the one that its weights belong to."
+        )
+    return found

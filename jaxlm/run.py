@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,9 +17,19 @@ from etils import epath
 
 from jaxlm import processes
 from jaxlm.config import flatten
+from jaxlm.run_data import (
+    OpenData,
+    class_weights,
+    make_rows,
+    open_data,
+    open_data_together,
+    with_classes,
+    with_vocabulary,
+)
 from jaxlm.runconfig import (
     MAY_CHANGE,
     RunConfig,
+    check_start,
     default_config,
     load_config,
     parse,
@@ -38,11 +46,11 @@ if TYPE_CHECKING:
     from jaxlm.checkpoint_meta import Meta
     from jaxlm.data.mixture import Plan
     from jaxlm.data.pipeline import Rows
-    from jaxlm.data.shards import TokenStore
     from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.models.build import LM
     from jaxlm.parallel.distributed import Cluster
     from jaxlm.train.step import TrainState
+    from jaxlm.train.tuning import Tuning
 
 __all__ = [
     "MAY_CHANGE", "RunConfig", "default_config", "load_config", "load_run", "open_data", "parse", "resolve",
@@ -63,78 +71,6 @@ def use_compile_cache() -> str:
     return folder
 
 
-class OpenData(NamedTuple):
-    """A run's tokenizer and its tokenised sources."""
-
-    tokenizer: Tokenizer
-    train: dict[str, TokenStore]
-    eval: dict[str, TokenStore]
-    """Held-out splits; a source without held-out text is missing."""
-
-    @property
-    def corpus_sha256(self) -> dict[str, str]:
-        """Source -> hash of its manifest."""
-        return {name: store.manifest["sha256"] for name, store in self.train.items()}
-
-
-def open_data(cfg: RunConfig, workdir: str | os.PathLike | None = None, *, quiet: bool = False) -> OpenData:
-    """Opens every source, tokenised into the cache on first use, with the run's tokenizer.
-
-    That is the one the config names, else that of the weights it starts from, else one trained on first use.
-    """
-    from jaxlm.corpus.sources import check_sources, ensure_corpus, ensure_tokenizer
-    from jaxlm.data.shards import TokenStore
-    from jaxlm.origin import origin_tokenizer
-
-    say: Callable[[str], None] = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr))
-    check_sources(cfg.data, say=say)
-    tokenizer_config = cfg.tokenizer
-    if (inherited := origin_tokenizer(cfg, workdir)) is not None:
-        tokenizer_config = dataclasses.replace(tokenizer_config, path=os.fspath(inherited))
-    tokenizer = ensure_tokenizer(tokenizer_config, cfg.data, say=say)
-    train_stores, eval_stores = {}, {}
-    for name, source in cfg.data.sources.items():
-        folder = ensure_corpus(source, cfg.data, tokenizer, say=say)
-        if source.weight_tokens > 0:
-            train_stores[name] = TokenStore(folder, "train", expected_tokenizer_sha256=tokenizer.sha256)
-        if cfg.data.eval_fraction > 0:
-            held_out = TokenStore(folder, "eval", expected_tokenizer_sha256=tokenizer.sha256)
-            if held_out.num_tokens > 1:
-                eval_stores[name] = held_out
-            elif cfg.train.eval_batches:
-                say(
-                    f"note: data.sources.{name} has no held-out text and is not evaluated: {folder} was built "
-                    "without (see `jaxlm corpus build --eval-fraction`)."
-                )
-    return OpenData(tokenizer, train_stores, eval_stores)
-
-
-def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:
-    """Fills in model.vocab_size. Errors: UserError when the model has fewer rows than the tokenizer has ids."""
-    size = cfg.model.vocab_size or tokenizer.vocab_size
-    if size < tokenizer.vocab_size:
-        raise UserError(
-            f"model.vocab_size={size} is smaller than the tokenizer's {tokenizer.vocab_size}: every token needs a "
-            "row. Leave model.vocab_size unset, or raise it."
-        )
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=size))
-
-
-def open_data_together(cfg: RunConfig, workdir: str | os.PathLike) -> OpenData:
-    """`open_data` on all processes: the first one fills the cache, then the others read it.
-
-    Where they share no file system the others then tokenise for themselves, and must come to the same tokens.
-    """
-    with processes.together():
-        data = open_data(cfg, workdir) if processes.is_first() else None
-    with processes.together():
-        data = data or open_data(cfg, workdir, quiet=True)
-    processes.check_same(
-        "The data", {"tokenizer_sha256": data.tokenizer.sha256, "corpus_sha256": data.corpus_sha256}
-    )
-    return data
-
-
 class Pieces(NamedTuple):
     """What a run is made of, before its first step."""
 
@@ -142,10 +78,15 @@ class Pieces(NamedTuple):
     steps: Any
     mesh: Any
     sizes: dict[str, int]
+    tuning: Tuning
 
 
-def build_pieces(cfg: RunConfig) -> Pieces:
-    """Model, optimizer and steps, compiled on first use, on a mesh over all devices."""
+def build_pieces(cfg: RunConfig, class_weights: tuple[float, ...] | None = None) -> Pieces:
+    """Model, optimizer and steps, compiled on first use, on a mesh over all devices.
+
+    Args:
+      class_weights: of the labels of a classification; None: all 1.
+    """
     import jax
 
     from jaxlm.models.build import build
@@ -154,13 +95,26 @@ def build_pieces(cfg: RunConfig) -> Pieces:
     from jaxlm.parallel.sharding import batch_sharding, make_constrain, make_spread
     from jaxlm.train.optimizer import make_optimizer, make_schedule
     from jaxlm.train.step import compile_steps, make_eval_step, make_train_step
+    from jaxlm.train.tuning import Tuning
 
     sizes = resolve_mesh(cfg, jax.device_count())
     mesh = make_mesh(sizes)
-    lm = build(cfg.model, cfg.data.seq_len, constrain=make_constrain(mesh), spread=make_spread(mesh))
+    lm = build(
+        cfg.model,
+        cfg.data.seq_len,
+        constrain=make_constrain(mesh),
+        spread=make_spread(mesh),
+        lora_dropout=cfg.tune.lora_dropout if cfg.tune.train == "lora" else 0.0,
+    )
+    tuning = Tuning(cfg.tune)
     # The loss counts tokens over the whole batch; the config counts those of one device.
     chunk_tokens = cfg.train.loss_chunk_tokens * sizes["data"] * sizes["fsdp"] * sizes["expert"]
-    loss = OBJECTIVES[cfg.objective].make_loss(lm, z_loss=cfg.train.z_loss, chunk_tokens=chunk_tokens)
+    options: dict[str, Any] = {"z_loss": cfg.train.z_loss, "chunk_tokens": chunk_tokens}
+    if cfg.objective == "classify":
+        task, smoothing = cfg.classify.task, cfg.classify.label_smoothing
+        options = {"task": task, "label_smoothing": smoothing, "class_weights": class_weights}
+        options["num_classes"] = cfg.model.num_classes
+    loss = OBJECTIVES[cfg.objective].make_loss(lm, **options)
     tx = make_optimizer(cfg.optimizer)
     rows = batch_sharding(mesh)
 
@@ -173,11 +127,12 @@ def build_pieces(cfg: RunConfig) -> Pieces:
         make_schedule(cfg.optimizer, cfg.train.num_steps),
         cfg.train,
         clip_norm=cfg.optimizer.clip_norm,
-        dropout_seed=cfg.seed if cfg.model.dropout else None,
+        dropout_seed=cfg.seed if cfg.model.dropout or cfg.tune.lora_dropout else None,
         constrain_batch=constrain_batch if mesh.size > 1 else lambda batch: batch,
+        tuning=tuning,
     )
-    steps = compile_steps(lm, tx, train_step, make_eval_step(loss), mesh)
-    return Pieces(lm, steps, mesh, sizes)
+    steps = compile_steps(lm, tx, train_step, make_eval_step(loss, tuning), mesh, tuning=tuning)
+    return Pieces(lm, steps, mesh, sizes, tuning)
 
 
 def abstract_state(pieces: Pieces, cfg: RunConfig) -> Any:
@@ -202,34 +157,52 @@ class Start(NamedTuple):
     """Where the weights come from."""
     origin: dict[str, Any] | None
     """The same, for its checkpoints, where they were there before the run."""
+    frozen: Params
+    """The weights that are not trained; empty where all are."""
 
 
 def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: OpenData) -> Start:
     """One order: resume this run; else start from the weights that init_from names; else initialise."""
     import jax
 
+    from jaxlm.run_weights import abstract_params, restore_frozen, save_frozen
+
+    workdir, tuning = checkpoints.directory.parent, pieces.tuning
     abstract = abstract_state(pieces, cfg)
     if processes.from_first(checkpoints.latest_step) is not None:
         state, meta = checkpoints.restore(
             abstract, tokenizer_sha256=data.tokenizer.sha256, corpus_sha256=data.corpus_sha256
         )
         words = f"resumed from step {meta.step} in {checkpoints.directory}"
-        return Start(state, meta, words, meta.extra.get("origin"))
+        frozen = {}
+        if tuning.freezes:
+            frozen = restore_frozen(workdir, abstract_params(pieces.lm, tuning, pieces.mesh)[1])
+        return Start(state, meta, words, meta.extra.get("origin"), frozen)
     state = pieces.steps.init(jax.random.key(cfg.seed))
     if cfg.init_from is None:
-        return Start(state, None, f"initialised from seed {cfg.seed}", None)
+        return Start(state, None, f"initialised from seed {cfg.seed}", None, {})
     from jaxlm.origin import read_origin
+    from jaxlm.train.tuning import fresh_parts, with_parts
 
+    fresh = fresh_parts(state.params)
     state = state._replace(params=None)  # so that the random weights are gone before the others come
-    params, words, facts = read_origin(cfg.init_from, abstract.params, data.tokenizer.sha256)
-    return Start(state._replace(params=params), None, words, facts)
+    params, words, facts = read_origin(
+        cfg.init_from, pieces.lm, pieces.mesh, data.tokenizer.sha256, data.labels
+    )
+    trained, frozen = tuning.split(with_parts(params, fresh))
+    del params
+    trained = jax.device_put(trained, pieces.steps.shardings.params)
+    if tuning.freezes:
+        frozen = jax.device_put(frozen, pieces.steps.frozen_shardings)
+        save_frozen(workdir, frozen, data.tokenizer.sha256)
+    return Start(state._replace(params=trained), None, words, facts, frozen)
 
 
 class Run(NamedTuple):
     """A run that is ready to start: its data open, its model built."""
 
     config: RunConfig
-    """With the vocabulary filled in."""
+    """With the vocabulary and the number of labels filled in."""
     folder: epath.Path
     data: OpenData
     rows: Rows
@@ -239,15 +212,14 @@ class Run(NamedTuple):
 
 def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
     """Opens the data, plans which tokens are read, and builds the model; on all processes together."""
-    from jaxlm.data.pipeline import Rows
-
     data = open_data_together(cfg, folder)
     with processes.together():
-        cfg = with_vocabulary(cfg, data.tokenizer)
-        rows = Rows(cfg.data, data.train, cfg.seed)
+        cfg = with_classes(with_vocabulary(cfg, data.tokenizer), data.labels)
+        rows = make_rows(cfg, data)
         plan = rows.plan(cfg.train.num_steps)
+        weights = class_weights(cfg, data)
     use_compile_cache()
-    return Run(cfg, folder, data, rows, plan, build_pieces(cfg))
+    return Run(cfg, folder, data, rows, plan, build_pieces(cfg, weights))
 
 
 def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
@@ -264,14 +236,15 @@ def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
     num_tokens, per_token = num_steps * B * T, flops_per_token(cfg.model, T)
     memory = predict(cfg, sizes, mesh.size, platform=jax.default_backend())
     count = count_params(cfg.model, T)
+    at_most = " at most" if cfg.data.packing == "pad" else ""
     active = f" ({count.active:,} for each token)" if count.idle_experts else ""
     facts = {
         "model": f"{count.total:,} parameters{active}, {cfg.model.num_layers} layers, {cfg.model.dtype}",
         "processes": joined,
         "mesh": " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         + f" on {mesh.size} {mesh.devices.flat[0].device_kind} device(s)",
-        "batch": f"{B} x {T} = {B * T:,} tokens a step, {cfg.train.num_microbatches} microbatch(es)",
-        "steps": f"{first_step:,} to {num_steps:,}; {num_tokens:,} tokens in all",
+        "batch": f"{B} x {T} = {B * T:,} tokens a step{at_most}, {cfg.train.num_microbatches} microbatch(es)",
+        "steps": f"{first_step:,} to {num_steps:,}; {num_tokens:,} tokens in all{at_most}",
         "predicted": f"{per_token.total * num_tokens:.3g} FLOPs, {memory.total / 2**30:.2f} GiB a device",
     }
     if peak := run_peak_flops_per_s(run):
@@ -289,6 +262,7 @@ def train(cfg: RunConfig, workdir: str | os.PathLike, cluster: Cluster | None = 
     """
     from jaxlm.parallel import distributed
 
+    check_start(cfg)
     started = time.perf_counter()
     joined = distributed.connect(cluster or distributed.Cluster())
     folder = epath.Path(workdir)
@@ -319,9 +293,14 @@ def _train(
     num_steps = run.plan.num_steps
     report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(run.config))
     with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
-        state, meta, words, origin = start_state(run.config, run.pieces, checkpoints, run.data)
+        state, meta, words, origin, frozen = start_state(run.config, run.pieces, checkpoints, run.data)
+        run = run._replace(pieces=run.pieces._replace(steps=run.pieces.steps.bind(frozen)))
         if processes.is_first():  # and not before it is known to be that of the checkpoints
             run.data.tokenizer.save(folder)
+            if run.data.chat is not None:
+                from jaxlm.data.chat import save_chat
+
+                save_chat(folder, run.data.chat)
         first_step = int(state.step)
         if meta is not None and first_step >= num_steps:
             report.say(
@@ -393,11 +372,11 @@ def load_weights(
     """
     folder = _run_folder(workdir)
     cfg = load_config(folder / CONFIG_FILE)
-    import jax
 
     use_compile_cache()
     from jaxlm.checkpoint import Checkpoints
     from jaxlm.models.build import build
+    from jaxlm.run_weights import restore_model, with_saved_sizes
 
     if tokenizer is not None:
         cfg = with_vocabulary(cfg, tokenizer)
@@ -406,10 +385,12 @@ def load_weights(
         raise UserError(
             f"--run={folder} has no checkpoint yet: the first is saved at step {cfg.checkpoint.every_steps}."
         )
+    cfg = dataclasses.replace(cfg, model=with_saved_sizes(cfg.model, checkpoints))
     lm = build(cfg.model, cfg.data.seq_len)
-    shapes = jax.eval_shape(lm.init, jax.random.key(0))
     sha256 = "" if tokenizer is None else tokenizer.sha256
-    params, meta = checkpoints.restore_params(shapes, step=step, tokenizer_sha256=sha256, as_stored=as_stored)
+    params, meta = restore_model(
+        folder, lm, cfg.tune, step=step, tokenizer_sha256=sha256, as_stored=as_stored
+    )
     return LoadedWeights(cfg, lm, params, meta)
 
 

@@ -11,13 +11,14 @@ import numpy as np
 
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.checkpoint_meta import Meta
-from jaxlm.data.pipeline import Batches, make_eval_batches
-from jaxlm.data.shards import TokenStore
+from jaxlm.data.packing import ExampleReader, TokenReader
+from jaxlm.data.padding import PadPacking
+from jaxlm.data.pipeline import Batches, make_eval_batches, make_record_eval_batches
 from jaxlm.parallel.sharding import local_rows, place_batch
 from jaxlm.plan.flops import flops_per_token
 from jaxlm.plan.hardware import peak_flops_per_s
 from jaxlm.report.run_report import RunReport
-from jaxlm.runconfig import RunConfig
+from jaxlm.run_data import labelled
 from jaxlm.train.hooks import Evaluate, Hook, LogSteps, Profile, Save, StopOnSignal, Stopped
 from jaxlm.train.loop import fit
 from jaxlm.train.step import TrainState
@@ -116,7 +117,7 @@ def make_evaluate(run: Run, report: RunReport, log: LogSteps) -> Evaluate | None
     row_ids = local_rows(run.pieces.mesh, cfg.data.global_batch_size)
     return Evaluate(
         run.pieces.steps.evaluate,
-        {name: held_out_batches(cfg, store, row_ids) for name, store in run.data.eval.items()},
+        {name: held_out_batches(run, store, row_ids) for name, store in run.data.eval.items()},
         report,
         every=cfg.train.eval_every_steps,
         num_steps=run.plan.num_steps,
@@ -126,18 +127,24 @@ def make_evaluate(run: Run, report: RunReport, log: LogSteps) -> Evaluate | None
     )
 
 
-def held_out_batches(cfg: RunConfig, store: TokenStore, row_ids: np.ndarray) -> Callable:
+def held_out_batches(run: Run, store: TokenReader, row_ids: np.ndarray) -> Callable:
     """bytes_per_id -> (this process's rows, bytes of text that the whole batch's targets stand for), in order."""
+    cfg = run.config
+    size: dict[str, Any] = dict(batch_size=cfg.data.global_batch_size, num_batches=cfg.train.eval_batches)
+    padding = None
+    if isinstance(store, ExampleReader):
+        padding = PadPacking(store, cfg.data.seq_len, labelled(cfg, run.data))
 
     def batches(bytes_per_id):
-        everyone = make_eval_batches(
-            store,
-            seq_len=cfg.data.seq_len,
-            batch_size=cfg.data.global_batch_size,
-            num_batches=cfg.train.eval_batches,
+        everyone = (
+            make_eval_batches(store, seq_len=cfg.data.seq_len, **size)
+            if padding is None
+            else make_record_eval_batches(padding, **size)
         )
         for whole in everyone:
-            num_bytes = float((bytes_per_id[whole["targets"]] * (whole["weights"] > 0)).sum())
+            num_bytes = 0.0
+            if "targets" in whole:
+                num_bytes = float((bytes_per_id[whole["targets"]] * (whole["weights"] > 0)).sum())
             yield {name: value[row_ids] for name, value in whole.items()}, num_bytes
 
     return batches
@@ -154,6 +161,10 @@ def make_save(
 ) -> SaveState:
     """The function that saves a state with all that a checkpoint says about it; began, origin as of `make_hooks`."""
 
+    notes: dict[str, Any] = {"origin": origin} if origin else {}
+    if run.data.labels is not None:
+        notes["labels"] = list(run.data.labels)
+
     def save(step: int, state: Any, scores: Scores | None) -> None:
         log.flush()  # so that the event log is never behind a checkpoint
         meta = Meta(
@@ -165,7 +176,7 @@ def make_save(
             epochs=run.plan.epochs_at(step),
             wall_time_s=time.perf_counter() - began,
             eval_loss=scores.get("eval/loss") if scores else None,
-            extra={"scores": scores or {}} | ({"origin": origin} if origin else {}),
+            extra={"scores": scores or {}} | notes,
         )
         checkpoints.save(state, meta)
         report.event("save", step=step)

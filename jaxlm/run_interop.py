@@ -24,7 +24,7 @@ from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE
 if TYPE_CHECKING:
     from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.interop.families import Family
-    from jaxlm.interop.hf_import import Source
+    from jaxlm.interop.hf_import import Classes, Source
     from jaxlm.parallel.config import MeshConfig
     from jaxlm.run import LoadedWeights
     from jaxlm.runconfig import RunConfig
@@ -56,12 +56,14 @@ def import_hf(
     from jaxlm.interop.hf_import import mapping_table, open_source
 
     processes.from_first(lambda: _check_empty(out))  # before it writes there, whatever the others are at
-    origin = find_origin(source, weights=True)
-    if origin.is_run:
-        raise UserError(f"{source} is a run of jaxlm already: give it to --run or init_from as it is.")
-    found = open_source(local_folder(origin.folder))
-    tokenizer = source_tokenizer(found.folder, tokenizer_path)
-    cfg = imported_config(found, tokenizer)
+    with processes.together():
+        origin = find_origin(source, weights=True)
+        if origin.is_run:
+            raise UserError(f"{source} is a run of jaxlm already: give it to --run or init_from as it is.")
+        found = open_source(local_folder(origin.folder))
+        tokenizer = source_tokenizer(found.folder, tokenizer_path)
+        cfg = imported_config(found, tokenizer)
+    say = say if processes.is_first() else lambda line: None
     for line in [*(f"note: {note}" for note in found.notes), found.describe(), *mapping_table(found)]:
         say(line)
     params = _read_sharded(found, cfg, mesh)
@@ -78,7 +80,7 @@ def import_hf(
 
 def imported_config(source: Source, tokenizer: Tokenizer | None) -> RunConfig:
     """The config of a run that has trained nothing: its model, and the context it was made for."""
-    from jaxlm.data.config import DataConfig
+    from jaxlm.data.config import ClassifyConfig, DataConfig
     from jaxlm.runconfig import RunConfig
 
     model = source.model
@@ -87,7 +89,10 @@ def imported_config(source: Source, tokenizer: Tokenizer | None) -> RunConfig:
             f"{source.folder}: its tokenizer has {tokenizer.vocab_size:,} ids, but its embedding only "
             f"{model.vocab_size:,} rows: they belong to different models."
         )
-    return RunConfig(model=model, data=DataConfig(seq_len=model.max_seq_len or 2048))
+    cfg = RunConfig(model=model, data=DataConfig(seq_len=model.max_seq_len or 2048))
+    if source.classes is None:
+        return cfg
+    return dataclasses.replace(cfg, objective="classify", classify=ClassifyConfig(task=source.classes.task))
 
 
 def _read_sharded(source: Source, cfg: RunConfig, mesh_config: MeshConfig | None) -> Params:
@@ -131,7 +136,9 @@ def _save_run(
     from jaxlm.data.files import make_folder
     from jaxlm.runconfig import save_config
 
-    extra = {"origin": {"source": name, "model_type": source.family.model_type}}
+    extra: dict[str, Any] = {"origin": {"source": name, "model_type": source.family.model_type}}
+    if source.classes is not None:
+        extra["labels"] = list(source.classes.names)
     sha256 = "" if tokenizer is None else tokenizer.sha256
     meta = Meta(0, config=dataclasses.asdict(cfg), tokenizer_sha256=sha256, extra=extra)
     try:
@@ -188,15 +195,18 @@ def export_hf(
     _check_empty(target)
     tokenizer = run_tokenizer(run)
     loaded = load_weights(run, tokenizer, step, as_stored=True)
-    family = _family_of(loaded)
+    family, classes = _family_of(loaded), _classes_of(loaded)
+    architecture = family.architecture_of(loaded.config.model)
     arrays = named_arrays(loaded.params)
     partial = target.parent / f"{target.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         make_folder(partial)
         shard_bytes = max_shard_bytes or MAX_SHARD_BYTES
         hashes = export_weights(partial, family, arrays, dtype=dtype, max_shard_bytes=shard_bytes)
-        facts = _facts(loaded, dtype or str(arrays["embedding"].dtype), family.architecture, target.name)
-        _write_around(partial, loaded, tokenizer, facts, family)
+        facts = _facts(loaded, dtype or str(arrays["embedding"].dtype), architecture, target.name)
+        if classes is not None:
+            facts |= {"labels": list(classes.names), "task": classes.task}
+        _write_around(partial, loaded, tokenizer, facts, family, classes)
         artifact.seal(partial, facts, hashes)
         if target.exists():
             target.rmdir()
@@ -210,7 +220,7 @@ def export_hf(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     say(
-        f"{target}: {family.architecture}, step {facts['step']:,}, {facts['num_params']:,} parameters in "
+        f"{target}: {architecture}, step {facts['step']:,}, {facts['num_params']:,} parameters in "
         f"{facts['dtype']}; check it with `jaxlm artifact verify {target}`"
     )
     if family.model_type == "qwen2" and isinstance(tokenizer, SentencePieceTokenizer):
@@ -235,6 +245,21 @@ def _family_of(loaded: LoadedWeights) -> Family:
         if family.model_type == known and not family.differences(loaded.config.model):
             return family
     return family_for(loaded.config.model)
+
+
+def _classes_of(loaded: LoadedWeights) -> Classes | None:
+    """What a classifier's outputs mean. Errors: UserError for one that transformers has no architecture for."""
+    from jaxlm.interop.hf_import import Classes
+
+    if loaded.config.model.num_classes is None:
+        return None
+    classify = loaded.config.classify
+    if classify.pooling != "last":
+        raise UserError(
+            f"The run has classify.pooling={classify.pooling!r}, and transformers' classifiers read the last token: "
+            "exported, it would be another model. Train it with classify.pooling='last' to export it."
+        )
+    return Classes(classify.task, tuple(loaded.meta.extra.get("labels") or ()))
 
 
 def _facts(loaded: LoadedWeights, dtype: str, architecture: str, name: str) -> dict[str, Any]:
@@ -265,7 +290,12 @@ def _facts(loaded: LoadedWeights, dtype: str, architecture: str, name: str) -> d
 
 
 def _write_around(
-    folder: Path, loaded: LoadedWeights, tokenizer: Tokenizer | None, facts: Mapping[str, Any], family: Family
+    folder: Path,
+    loaded: LoadedWeights,
+    tokenizer: Tokenizer | None,
+    facts: Mapping[str, Any],
+    family: Family,
+    classes: Classes | None,
 ) -> None:
     """Everything but the weights: configs, tokenizer, model card."""
     from jaxlm.interop.hf_export import hf_config
@@ -280,6 +310,7 @@ def _write_around(
         bos_id=None if tokenizer is None else tokenizer.bos_id,
         eos_ids=() if tokenizer is None else tokenizer.stop_ids,
         pad_id=None if tokenizer is None else tokenizer.pad_id,
+        classes=classes,
     )
     files = {} if tokenizer is None else dict(export_tokenizer(tokenizer))
     files["config.json"] = _json(config)
@@ -288,7 +319,8 @@ def _write_around(
         for key in ("bos_token_id", "eos_token_id", "pad_token_id")
         if config[key] is not None
     }
-    files.setdefault("generation_config.json", _json(ids))
+    if classes is None:
+        files.setdefault("generation_config.json", _json(ids))
     files["README.md"] = model_card(facts).encode()
     for name, content in files.items():
         (folder / name).write_bytes(content)

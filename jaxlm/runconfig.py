@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -99,13 +99,68 @@ def resolve(config: ConfigDict | Mapping[str, Any], workdir: str | os.PathLike |
         from jaxlm.origin import with_origin
 
         cfg = with_origin(cfg, workdir)
+    cfg = _with_packing(cfg)
     _check_data(cfg)
+    _check_objective(cfg)
     _check_steps(cfg)
     _check_lengths(cfg)
     known = {axis: size for axis, size in cfg.mesh.sizes.items() if size != -1}
     _check_batch(cfg, known)
     _check_widths(cfg, known)
     return cfg
+
+
+def _with_packing(cfg: RunConfig) -> RunConfig:
+    """Fills in data.packing. Errors: UserError for one that the objective cannot use."""
+    packings = {"pretrain": ("concat", "best_fit"), "instruct": ("best_fit", "pad"), "classify": ("pad",)}
+    usable, packing = packings[cfg.objective], cfg.data.packing
+    if packing is None:
+        return replace(cfg, data=replace(cfg.data, packing=usable[0]))
+    if packing not in usable:
+        raise UserError(
+            f"data.packing={packing!r} is not for objective={cfg.objective!r}, which takes "
+            f"{' or '.join(map(repr, usable))}: leave it unset."
+        )
+    return cfg
+
+
+def _check_objective(cfg: RunConfig) -> None:
+    """Sections and keys that the objective would ignore, or cannot do without."""
+    for section, objective in (("instruct", "instruct"), ("classify", "classify")):
+        changed = diff(type(getattr(cfg, section))(), getattr(cfg, section))
+        if changed and cfg.objective != objective:
+            raise UserError(
+                f"{section}.{changed[0].key}={changed[0].b!r} would be ignored: objective={cfg.objective!r}. Try "
+                f"objective={objective!r}."
+            )
+    if cfg.model.num_classes is not None and cfg.objective != "classify":
+        raise UserError(
+            f"model.num_classes={cfg.model.num_classes} is of a classifier, but objective={cfg.objective!r}. Try "
+            "objective='classify', or start from a language model."
+        )
+    if cfg.objective == "classify" and cfg.train.z_loss:
+        raise UserError(
+            f"train.z_loss={cfg.train.z_loss} would be ignored: objective='classify'. Try z_loss=0.0."
+        )
+    if cfg.tune.train == "head" and cfg.objective != "classify":
+        raise UserError(
+            f"tune.train='head' is the head of a classifier, but objective={cfg.objective!r}. Try tune.train="
+            "'last_blocks' or 'lora'."
+        )
+    if cfg.tune.train == "last_blocks" and cfg.tune.num_blocks >= cfg.model.num_layers:
+        raise UserError(
+            f"tune.num_blocks={cfg.tune.num_blocks} must be below model.num_layers={cfg.model.num_layers}: something "
+            "has to be frozen. Try tune.train='all'."
+        )
+
+
+def check_start(cfg: RunConfig) -> None:
+    """What a training needs beyond a plan of it. Errors: UserError."""
+    if cfg.tune.train != "all" and cfg.init_from is None:
+        raise UserError(
+            f"tune.train={cfg.tune.train!r} freezes weights that init_from brings, and init_from is unset: random ones "
+            "would stay random. Set init_from, or try tune.train='all'."
+        )
 
 
 def _check_data(cfg: RunConfig) -> None:
@@ -121,7 +176,8 @@ def _check_data(cfg: RunConfig) -> None:
             "data.sources: every weight_tokens is 0, so no source would be read. Give one of them a positive "
             f"weight ({', '.join(sources)})."
         )
-    if cfg.train.eval_batches and not cfg.data.eval_fraction:
+    held_out = cfg.data.eval_fraction or any(source.eval_path for source in sources.values())
+    if cfg.train.eval_batches and not held_out:
         raise UserError(
             f"train.eval_batches={cfg.train.eval_batches} needs held-out text, but data.eval_fraction=0.0. "
             "Try eval_fraction=0.02, or eval_batches=0 for no evaluation."
@@ -255,8 +311,8 @@ def load_config(path: str | os.PathLike) -> RunConfig:
 def restart_differences(saved: RunConfig | Mapping[str, Any], new: RunConfig) -> list[Difference]:
     """(key, saved value, new value) of every key that makes `new` another run than the one in the workdir.
 
-    Keys of MAY_CHANGE are left out. So is model.vocab_size where one side leaves it to the tokenizer: its
-    hash is compared elsewhere.
+    Keys of MAY_CHANGE are left out. So are model.vocab_size and num_classes where one side leaves them to the
+    tokenizer and the data: their hashes are compared elsewhere.
     """
     if not isinstance(saved, RunConfig):
         saved = from_config_dict(RunConfig, saved)
@@ -264,5 +320,5 @@ def restart_differences(saved: RunConfig | Mapping[str, Any], new: RunConfig) ->
         difference
         for difference in diff(saved, new)
         if not any(fnmatchcase(difference.key, pattern) for pattern in MAY_CHANGE)
-        and not (difference.key == "model.vocab_size" and None in difference[1:])
+        and not (difference.key in ("model.vocab_size", "model.num_classes") and None in difference[1:])
     ]

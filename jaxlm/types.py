@@ -7,7 +7,7 @@
 | N, K; H    | query heads, KV heads; head width         | num_heads, num_kv_heads; head_dim | heads, kv_heads |
 | E; J       | experts of a layer; of a token            | num_experts; num_experts_per_token | experts; -     |
 | G          | query heads per KV head, N // K           | -                               | -                 |
-| L, C       | layers, classes                           | num_layers, -                   | layers, classes   |
+| L, C       | layers, classes                           | num_layers, num_classes         | layers, classes   |
 
 Letters describe the logical shape: the same on one chip and on a thousand. *Dim* is for tensors, *axis* for meshes.
 """
@@ -27,6 +27,8 @@ Batch = dict[str, Any]
 
 tokens: int32 ids. targets: int32, the token after it. weights: float32, 1 where the target is trained on, else 0.
 segments: int32, 1.. for the documents of a row, 0 for padding. positions: int32, restarts at 0 in each segment.
+To classify texts, `labels` ([B] int32, or [B, C] float32) stands in place of targets, and weights say what each state
+counts in the pooled state of its text.
 `fingerprint` [B] uint32 identifies the row (its tokens and its place), summed into the step's batch hash.
 `source` [B] int32 is the index of the row's source in the mixture.
 """

@@ -16,6 +16,8 @@ from jaxlm.runconfig import RunConfig, load_config, restart_differences, save_co
 from jaxlm.types import UserError
 
 CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
+FROZEN = "frozen"
+"""The weights that a run does not train, where there are any; in the form of checkpoint 0."""
 LOCK_FILE = "run.lock"
 
 

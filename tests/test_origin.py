@@ -187,11 +187,14 @@ def test_a_run_starts_from_the_weights_goes_on_without_their_source_and_is_expor
     train(source, workdir, train__num_steps=5, checkpoint__every_steps=5, **keys)
     assert run_lib.load_run(workdir).step == 5
     run_interop.export_hf(workdir, tmp_path / "out", say=lambda line: None)
-    content = artifact.verify(tmp_path / "out")
+    content, _ = artifact.verify(tmp_path / "out")
     assert content["origin"] == {"source": str(source), "model_type": "llama"}
     assert (content["step"], content["tokens"]) == (5, run_lib.load_run(workdir).meta.tokens)
     assert 0 < content["tokens"] <= 5 * 8 * 16
     assert content["sources"]["text"]["path"] == "embedded:licences"
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in ("embedded:licences", str(source), "100.0 %", content["tokenizer_sha256"], "bits_per_byte"):
+        assert said in card
     assert_same_bits(load(tmp_path / "out"), run_lib.load_run(workdir).params)
     for name, file in gpt2().items():
         assert (tmp_path / "out" / name).read_bytes() == file
@@ -219,6 +222,19 @@ def test_another_tokenizer_than_that_of_the_weights_is_refused(hugging_face, imp
         UserError, match="was trained with the tokenizer .* the same ids would mean other text"
     ):
         train(imported, tmp_path / "two", tokenizer__path=str(other))
+
+
+def test_weights_without_a_tokenizer_ask_for_one_and_take_it(hugging_face, tmp_path):
+    source = write_checkpoint(tmp_path / "hf", MODEL, tokenizer=False)
+    run_interop.import_hf(str(source), tmp_path / "run", say=lambda line: None)
+    for place in (source, tmp_path / "run"):
+        with pytest.raises(
+            UserError, match="has no tokenizer: set tokenizer.path to the one that its weights"
+        ):
+            train(place, tmp_path / "work")
+        train(
+            place, tmp_path / f"work of {place.name}", tokenizer__path=str(hugging_face), train__num_steps=1
+        )
 
 
 def test_the_same_tokenizer_may_be_named(hugging_face, tmp_path):

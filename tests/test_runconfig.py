@@ -24,19 +24,19 @@ def test_the_default_config_is_the_dataclass_and_needs_only_a_source():
         resolve(cfg)
     cfg.data.sources.mine = {"path": "x"}
     resolved = resolve(cfg)
-    assert [d.key for d in diff(RunConfig(), resolved)] == [
-        f"data.sources.mine.{name}"
-        for name in (
-            "path",
-            "weight_tokens",
-            "on_exhausted",
-            "max_epochs",
-            "text_key",
-            "document",
-            "columns",
-            "eval_path",
-        )
-    ]
+    source = (
+        "path",
+        "weight_tokens",
+        "on_exhausted",
+        "max_epochs",
+        "text_key",
+        "document",
+        "columns",
+        "eval_path",
+    )
+    expected = {"data.packing"} | {f"data.sources.mine.{name}" for name in source}
+    assert {difference.key for difference in diff(RunConfig(), resolved)} == expected
+    assert resolved.data.packing == "concat"
 
 
 def test_the_names_of_objectives_are_those_of_the_table():
@@ -44,13 +44,16 @@ def test_the_names_of_objectives_are_those_of_the_table():
 
 
 def test_the_number_of_keys_stays_small():
-    assert len(list(iterate_keys(RunConfig))) <= 86
+    assert len(list(iterate_keys(RunConfig))) <= 106
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["objective=pretrian"], "objective='pretrian' is not one of pretrain; did you mean 'pretrain'?"),
+        (
+            ["objective=pretrian"],
+            "objective='pretrian' is not one of pretrain, instruct, classify; did you mean 'pretrain'?",
+        ),
         (["seed=-1"], "seed=-1 must be in [0, 2**32)."),
         (
             [f"data.sources.{name}.weight_tokens=0" for name in ("topics", "docstrings", "licences")],

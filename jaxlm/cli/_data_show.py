@@ -65,28 +65,10 @@ def _open(cfg: RunConfig, split: str) -> tuple[dict[str, ExampleStore], Tokenize
             "jaxlm data show needs objective=instruct or classify: pretrain reads documents, all of which are trained "
             "on. See `jaxlm data plan`."
         )
-    import dataclasses
+    from jaxlm.run import open_data
 
-    from jaxlm.corpus.examples import ensure_examples
-    from jaxlm.corpus.sources import ensure_tokenizer
-    from jaxlm.data.chat import open_template
-    from jaxlm.data.examples import ExampleStore
-    from jaxlm.origin import origin_tokenizer
-
-    tokenizer_config = cfg.tokenizer
-    if (inherited := origin_tokenizer(cfg, None)) is not None:
-        tokenizer_config = dataclasses.replace(tokenizer_config, path=os.fspath(inherited))
-    tokenizer = ensure_tokenizer(tokenizer_config, cfg.data, say=_say)
-    chat = open_template(tokenizer, cfg.instruct.template) if cfg.objective == "instruct" else None
-    stores = {
-        name: ExampleStore(ensure_examples(name, source, cfg, cfg.objective, tokenizer, chat, split, _say))
-        for name, source in cfg.data.sources.items()
-    }
-    return stores, tokenizer
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    opened = open_data(cfg)
+    return (opened.train if split == "train" else opened.eval), opened.tokenizer
 
 
 def stretches(store: ExampleStore, tokenizer: Tokenizer, example: int) -> list[Stretch]:

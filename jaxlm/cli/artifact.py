@@ -25,7 +25,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         raise UserError(f"{config_argv[0]}: artifact takes no config.")
     from jaxlm.interop.artifact import verify
 
-    content = verify(args.folder)
+    content, of_hub = verify(args.folder)
     if args.json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
@@ -33,4 +33,6 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         print(
             f"{args.folder}: {len(content['files'])} files, {total:,} bytes, as exported (step {content['step']:,})"
         )
+        if of_hub:
+            print(f"Not compared, since the hub added it: {', '.join(of_hub)}")
     return 0

@@ -57,11 +57,9 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         _check_processes(args.processes, cfg.data.global_batch_size)
         if (args.start + args.num_steps) * cfg.data.global_batch_size >= MAX_ROWS:
             raise UserError(f"--start={args.start} is beyond the last row that can be numbered: lower it.")
-    from jaxlm.data.pipeline import Rows
-
     start = time.perf_counter()
     opened = run.open_data(cfg, quiet=args.action == "hash")  # its lines can be compared as they are
-    rows = Rows(cfg.data, opened.train, cfg.seed)
+    rows = run.make_rows(cfg, opened)
     if args.action == "plan":
         return _plan(rows, cfg.train.num_steps)
     if args.action == "hash":

@@ -27,12 +27,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from jaxlm.cli._evaluate_classifier import FLAGS, add_classifier_arguments, evaluate_labels
 from jaxlm.cli.generate import show_progress, trained_columns
 from jaxlm.types import UserError
 
 if TYPE_CHECKING:
     from jaxlm.evaluate.instruction import InstructionReport
     from jaxlm.run import LoadedRun
+
+OF_ANSWERS = ("rules", "records", "template")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template", help="for a run that has none stored, to compare with: alpaca, chat or a Jinja file"
     )
+    add_classifier_arguments(parser)
     parser.add_argument("text", nargs="*", metavar="FILE", help="UTF-8 text")
 
 
@@ -79,8 +83,8 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         raise UserError(f"{config_argv[0]}: evaluate takes its config from --run.")
     if args.data is not None:
         return evaluate_records(args)
-    for flag in ("columns", "max_records", "rules", "records", "template"):
-        if getattr(args, flag) is not None:
+    for flag in ("columns", "max_records", *OF_ANSWERS, *FLAGS):
+        if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} is about records: give some (--data=FILE).")
     if args.json not in (None, "-"):  # of `--json text.txt`
         args.text.insert(0, args.json)
@@ -129,7 +133,14 @@ def evaluate_records(args: argparse.Namespace) -> int:
     from jaxlm import run
 
     loaded = run.load_run(args.run, args.step)
-    return evaluate_answers(args, loaded)
+    is_classifier = loaded.config.objective == "classify"
+    for flag in OF_ANSWERS if is_classifier else FLAGS:
+        if getattr(args, flag):
+            raise UserError(
+                f"--{flag.replace('_', '-')} is about {'answers' if is_classifier else 'labels'}, and --run={args.run} "
+                f"has objective={loaded.config.objective}: leave it out."
+            )
+    return evaluate_labels(args, loaded) if is_classifier else evaluate_answers(args, loaded)
 
 
 def evaluate_answers(args: argparse.Namespace, loaded: LoadedRun) -> int:

@@ -256,10 +256,7 @@ def labelled(record: Record, columns: ColumnMap, task: str) -> tuple[str, list[s
 
     A pair of texts is one text, a newline between them. Numbers and truth values are labels by name: 1 is "1".
     """
-    roles = ("text",) if "text" in columns.texts else ("text_a", "text_b")
-    text = "\n".join(_text(record, columns, role) for role in roles)
-    if not text.strip():
-        raise Dropped("empty_text")
+    text = text_of(record, columns)
     (name,) = [column for column, _ in _COLUMN.findall(columns.texts["label"])]
     value, place = _value(record, name, columns), f"{record.where}, field {name!r}"
     if task == "regression":
@@ -271,6 +268,31 @@ def labelled(record: Record, columns: ColumnMap, task: str) -> tuple[str, list[s
             )
         return text, list(dict.fromkeys(_label(one, place) for one in value))
     return text, [_label(value, place)]
+
+
+def text_of(record: Record, columns: ColumnMap) -> str:
+    """The text of a record to classify; raises Dropped where it is empty."""
+    roles = ("text",) if "text" in columns.texts else ("text_a", "text_b")
+    text = "\n".join(_text(record, columns, role) for role in roles)
+    if not text.strip():
+        raise Dropped("empty_text")
+    return text
+
+
+def open_unlabelled(spec: str, first: Record) -> ColumnMap:
+    """The map of texts to classify: as `open_columns`, but nothing of a label is needed."""
+
+    def without_label(columns: ColumnMap) -> ColumnMap:
+        return ColumnMap(columns.name, {r: text for r, text in columns.texts.items() if r != "label"})
+
+    if spec == "auto":
+        for name, texts in MAPS["classify"].items():
+            found = without_label(ColumnMap(name, texts))
+            if set(found.needed) <= set(first.fields):
+                return found
+    elif "=" in spec and not spec.lstrip().startswith("{") and "label=" not in spec:
+        spec += ",label=label"
+    return without_label(open_columns(spec, "classify", first))
 
 
 def _label(value: Any, place: str) -> str:

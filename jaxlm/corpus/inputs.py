@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from jaxlm.corpus import embedded
+from jaxlm.corpus import embedded, embedded_records
 from jaxlm.corpus.text import ReadOptions, Tally
 from jaxlm.data.files import reachable
 from jaxlm.data.manifest import is_corpus
@@ -110,7 +110,10 @@ def find_inputs(paths: Sequence[str], tally: Tally, kinds: Kinds = TEXTS) -> lis
 
 
 def _expand(path: str, tally: Tally, kinds: Kinds) -> Iterator[InputFile]:
-    if embedded.is_embedded(path) and kinds is TEXTS:
+    if embedded.is_embedded(path) and kinds is RECORDS:
+        yield InputFile(path, path, "embedded", "", embedded_records.about_bytes(path))
+        return
+    if embedded.is_embedded(path):
         yield InputFile(path, path, "embedded", "", embedded.about_bytes(path))
         return
     root = reachable(path)
@@ -261,7 +264,8 @@ def fingerprint(files: Sequence[InputFile]) -> list[tuple[str, int, str]]:
 
 def _content_hash(file: InputFile) -> str:
     if file.format == "embedded":
-        return embedded.fingerprint(file.path)
+        of_records = embedded_records.is_records(file.path)
+        return (embedded_records if of_records else embedded).fingerprint(file.path)
     if not is_local(file.path):
         # Hashing would mean downloading all of it once more; an object's time changes with its content.
         return f"modified {epath.Path(file.path).stat().mtime}"

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from jaxlm.corpus import embedded_records
 from jaxlm.corpus.inputs import RECORDS, InputFile, Part, find_inputs, printable
 from jaxlm.corpus.readers import (
     BATCH_ROWS,
@@ -108,6 +109,7 @@ def read_records(file: InputFile, invalid_utf8: str, tally: Tally) -> Iterator[R
         "csv": _read_csv,
         "tsv": _read_csv,
         "parquet": _read_parquet,
+        "embedded": _read_embedded,
     }
     if file.num_bytes == 0:
         tally.dropped["empty_file"] += 1
@@ -122,6 +124,11 @@ def _record(value: Any, file: InputFile, unit: str, number: int) -> Record:
             f"{record.where}: a record has to be an object with named fields, found {kind_of(value)}."
         )
     return record
+
+
+def _read_embedded(file: InputFile, options: ReadOptions, tally: Tally) -> Iterator[Record]:
+    for number, fields in enumerate(embedded_records.records(file.path), 1):
+        yield Record(fields, file.path, "record", number)
 
 
 def _whole(file: InputFile) -> Part:

@@ -170,7 +170,8 @@ class ClassifyConfig:
             for name, value in (("labels", self.labels), ("class_weights", self.class_weights)):
                 if value is not None:
                     raise UserError(
-                        f"classify.{name}={value!r} would be ignored: classify.task='regression' has no labels. Unset it."
+                        f"classify.{name}={value!r} would be ignored: classify.task='regression' has no labels. Unset "
+                        "it."
                     )
             if self.label_smoothing:
                 raise UserError(

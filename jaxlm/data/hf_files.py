@@ -21,12 +21,14 @@ SPECIAL_MAP = "special_tokens_map.json"
 ADDED = "added_tokens.json"
 GENERATION = "generation_config.json"
 MODEL = "tokenizer.model"
+VOCAB, MERGES = "vocab.json", "merges.txt"
 NAMES = (
     TOKENIZER_JSON, CONFIG, SPECIAL_MAP, ADDED, "chat_template.jinja", "chat_template.json", GENERATION, MODEL,
-    "vocab.json", "merges.txt",
+    VOCAB, MERGES,
 )  # fmt: skip
 """The files of a tokenizer; only the first is necessary. All are kept as they are."""
-LARGE = (TOKENIZER_JSON, MODEL, "vocab.json", "merges.txt")
+GPT2_END = "<|endoftext|>"
+LARGE = (TOKENIZER_JSON, MODEL, VOCAB, MERGES)
 MAX_BYTES = {True: 256 << 20, False: 16 << 20}
 """Of the files in LARGE, and of the others; the largest tokenizer.json of a known model has 35 MB."""
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -67,6 +69,62 @@ def read_tokenizer_files(
             )
         files[name] = read_file(path, f"a {name} file")
     return files
+
+
+def is_old_gpt2(folder: epath.PathLike) -> bool:
+    """Whether the folder has GPT-2's tokenizer as vocab.json and merges.txt alone, as before there was tokenizer.json.
+
+    Models of other types have such files, too, and cut a text otherwise before they merge (Qwen, RoBERTa).
+    """
+    folder = epath.Path(folder)
+    if (folder / TOKENIZER_JSON).exists() or not all((folder / name).exists() for name in (VOCAB, MERGES)):
+        return False
+    files = {
+        name: (folder / name).read_bytes() for name in (CONFIG, "config.json") if (folder / name).exists()
+    }
+    named = read_object(files, CONFIG).get("tokenizer_class")
+    if named is not None:
+        return named in ("GPT2Tokenizer", "GPT2TokenizerFast")
+    return read_object(files, "config.json").get("model_type") == "gpt2"
+
+
+def with_gpt2_json(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The same files and a tokenizer.json, as GPT2Tokenizer of transformers makes it from vocab.json and merges.txt."""
+    vocab, config = read_object(files, VOCAB), read_object(files, CONFIG)
+    lines = files[MERGES].decode("utf-8", "replace").split("\n")
+    merges = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    if wrong := [merge for merge in merges if len(merge) != 2]:
+        raise UserError(
+            f"{MERGES}: {' '.join(wrong[0])!r:.60} is not two tokens: it is damaged. Copy it again."
+        )
+    prefix = bool(config.get("add_prefix_space"))
+    special = [GPT2_END] if GPT2_END in vocab else []
+    bos = content_of(config.get("bos_token", GPT2_END), "bos_token", CONFIG)
+    spec: dict[str, Any] = {
+        "version": "1.0",
+        "added_tokens": [{"id": vocab[token], "content": token, **_flags({}, True)} for token in special],
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": prefix,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }
+    if config.get("add_bos_token") and bos in vocab:
+        text = {"Sequence": {"id": "A", "type_id": 0}}
+        spec["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, text],
+            "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
+        }
+    made = {**files, TOKENIZER_JSON: json.dumps(spec, ensure_ascii=False).encode()}
+    if special and SPECIAL_MAP not in files:  # what the class assumes where nothing is said
+        named = {key: GPT2_END for key in ("bos_token", "eos_token", "unk_token") if key not in config}
+        made[SPECIAL_MAP] = json.dumps(named).encode()
+    return made
 
 
 def read_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

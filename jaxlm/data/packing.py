@@ -5,6 +5,9 @@ A row holds T inputs and, for each, the target that follows it. Two packings wit
   ConcatPacking   documents end to end, cut every T tokens. No index at all.
   BestFitPacking  documents whole where they fit (Ding et al. 2024, arXiv:2404.10830). An index on disk.
 
+Of dialogues, only the answers' tokens have weight 1, and BestFitPacking cuts none: they are no longer than a row.
+`padding.py` has a third packing: one example a row.
+
 Both promise: in an epoch every token that has a predecessor in its own document is the target of weight 1
 exactly once, so the weights sum to `num_tokens - num_documents`; no token is predicted from another document.
 """
@@ -18,9 +21,9 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +49,18 @@ class TokenReader(Protocol):
     def read_rows(self, starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]: ...
 
 
+@runtime_checkable
+class ExampleReader(TokenReader, Protocol):
+    """A store of examples (`jaxlm.data.examples.ExampleStore`), of whose tokens only some are trained on."""
+
+    @property
+    def num_trained(self) -> int: ...
+
+    def read_trained(self, starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]: ...
+
+    def labels(self, names: Sequence[str]) -> np.ndarray: ...
+
+
 class Packing(Protocol):
     """Rows of one source."""
 
@@ -59,14 +74,15 @@ class Packing(Protocol):
 def open_packing(
     kind: str, store: TokenReader, seq_len: int, *, name: str, cache: str | os.PathLike | None = None
 ) -> Packing:
-    """The packing of a source to train on: refuses one that is smaller than a single sequence.
+    """The packing of a source of documents or dialogues: refuses one that is smaller than a single sequence.
 
     Args:
       kind: `concat` or `best_fit`.
       name: the source's name, for messages.
       cache: folder for the index of `best_fit`; None keeps it in memory.
     """
-    if store.num_tokens <= seq_len:
+    is_text = not isinstance(store, ExampleReader)
+    if is_text and store.num_tokens <= seq_len:
         raise UserError(
             f"data.sources.{name} has {store.num_tokens:,} training tokens, fewer than one sequence: "
             f"data.seq_len={seq_len} needs {seq_len + 1} (the last target too). Lower data.seq_len, add text "
@@ -131,7 +147,10 @@ class BestFitPacking:
     def __init__(self, store: TokenReader, seq_len: int, cache: str | os.PathLike | None = None):
         check_documents(store)
         self.seq_len = seq_len
-        self.num_tokens_per_epoch = store.num_tokens - store.num_documents
+        self._examples = store if isinstance(store, ExampleReader) else None
+        self.num_tokens_per_epoch = (
+            store.num_tokens - store.num_documents if self._examples is None else self._examples.num_trained
+        )
         self._store = store
         if cache is None:
             blocks = [
@@ -164,8 +183,12 @@ class BestFitPacking:
         tokens_RT, targets_RT = np.zeros((R, T), np.int32), np.zeros((R, T), np.int32)
         tokens_RT.ravel()[into] = read[from_]
         targets_RT.ravel()[into] = read[from_ + 1]
+        weights_RT = np.ones((R, T), np.float32)
+        if self._examples is not None:
+            trained = self._examples.read_trained(self._starts[piece] + 1, lengths)
+            weights_RT.ravel()[into] = np.concatenate([np.zeros(0, bool), *trained])
         used_R = np.add.reduceat(lengths, row_first)
-        return _batch(tokens_RT, targets_RT, np.ones((R, T), np.float32), begins, used_R)
+        return _batch(tokens_RT, targets_RT, weights_RT, begins, used_R)
 
 
 def _batch(tokens_RT, targets_RT, weights_RT, begins: np.ndarray, used_R: np.ndarray) -> Batch:

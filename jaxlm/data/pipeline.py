@@ -33,9 +33,10 @@ from jaxlm.data.mixture import (
     permute,
     seed_key,
 )
-from jaxlm.data.packing import ConcatPacking, TokenReader, open_packing
+from jaxlm.data.packing import ConcatPacking, ExampleReader, TokenReader, open_packing
+from jaxlm.data.padding import Labelled, PadPacking, group_by_length
 from jaxlm.paths import is_local
-from jaxlm.types import Batch
+from jaxlm.types import Batch, UserError
 
 if TYPE_CHECKING:
     import grain
@@ -57,18 +58,28 @@ class Rows:
     Args:
       stores: the training split of every source with a positive weight, by name; others are not touched.
       seed: of the run.
+      labelled: of texts with labels.
     """
 
-    def __init__(self, data: DataConfig, stores: Mapping[str, TokenReader], seed: int):
+    def __init__(
+        self, data: DataConfig, stores: Mapping[str, TokenReader], seed: int, labelled: Labelled | None = None
+    ):
         self.data = data
         self.seed = seed
         shares, _ = normalise_weights({name: source.weight_tokens for name, source in data.sources.items()})
+        kind, folder = data.packing or "concat", index_folder(data)
         self._packings = tuple(
-            open_packing(data.packing, stores[name], data.seq_len, name=name, cache=index_folder(data))
-            for name in shares
+            open_packing(kind, stores[name], data.seq_len, name=name, cache=folder)
+            for name in (shares if kind != "pad" else ())
         )
-        sizes = {n: SourceSize(p.num_rows, p.num_tokens_per_epoch) for n, p in zip(shares, self._packings)}
+        self._padding = tuple(
+            open_padding(stores[name], data.seq_len, labelled, name=name)
+            for name in (shares if kind == "pad" else ())
+        )
+        packings = self._padding or self._packings
+        sizes = {n: SourceSize(p.num_rows, p.num_tokens_per_epoch) for n, p in zip(shares, packings)}
         self.mixture = Mixture(shares, sizes, seed)
+        self._window = functools.lru_cache(maxsize=4)(self._make_window)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,15 +100,51 @@ class Rows:
         """Rows `row_ids` (None: all, in order) of the global batch of this step."""
         B = self.data.global_batch_size
         row_ids = np.arange(B) if row_ids is None else np.asarray(row_ids, np.int64)
-        source, row = self.mixture.lookup(step * B + row_ids)
-        batch = _empty(len(row_ids), self.data.seq_len)
+        source, row, width = self._rows_of(step, row_ids)
+        batch = self._padding[0].empty(len(row_ids), width) if self._padding else _empty(len(row_ids), width)
         for number in np.unique(source).tolist():
             here = np.flatnonzero(source == number)
-            for key, field in self._packings[number].rows(row[here]).items():
+            if self._padding:
+                rows = self._padding[number].rows(row[here], width)
+            else:
+                rows = self._packings[number].rows(row[here])
+            for key, field in rows.items():
                 batch[key][here] = field
         batch["source"] = source.astype(np.int32)
         batch["fingerprint"] = fingerprint(batch, row_ids)
         return batch
+
+    def _rows_of(self, step: int, row_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """(source number and row of it for each of `row_ids` of this step's batch; width of the batch)."""
+        if not self._padding:
+            return *self.mixture.lookup(step * self.data.global_batch_size + row_ids), self.data.seq_len
+        number, place = divmod(step, self.data.length_window_steps)
+        source, row, widths = self._window(number)
+        return source[place, row_ids], row[place, row_ids], widths[place]
+
+    def _make_window(self, number: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """int64 [W, B] source numbers and rows of the batches of a window, and their widths."""
+        W, B = self.data.length_window_steps, self.data.global_batch_size
+        source, row = self.mixture.lookup(np.arange(number * W * B, (number + 1) * W * B))
+        lengths = np.zeros(W * B, np.int64)
+        for i, packing in enumerate(self._padding):
+            here = np.flatnonzero(source == i)
+            lengths[here] = packing.lengths[row[here]]
+        order = group_by_length(lengths, B, self.seed, number)
+        widths = [packing.width(int(longest)) for longest in lengths[order].max(axis=1)]
+        return source[order], row[order], widths
+
+
+def open_padding(store: TokenReader, seq_len: int, labelled: Labelled | None, *, name: str) -> PadPacking:
+    """One record a row. Errors: UserError for a source without any that is trained on."""
+    assert isinstance(store, ExampleReader)
+    packing = PadPacking(store, seq_len, labelled)
+    if packing.num_tokens_per_epoch == 0:
+        raise UserError(
+            f"data.sources.{name}: nothing in its {store.num_documents:,} records is trained on. `jaxlm data show` "
+            "prints what was read of them, and what was dropped."
+        )
+    return packing
 
 
 class Batches(Iterator[Batch]):
@@ -219,22 +266,56 @@ def make_eval_batches(
         yield batch
 
 
+def make_record_eval_batches(
+    packing: PadPacking,
+    *,
+    batch_size: int,
+    num_batches: int,
+    source: int = 0,
+    row_ids: np.ndarray | None = None,
+) -> Iterator[Batch]:
+    """Batches of one source's held-out records: the same rows in the same order at every call and in every run.
+
+    Which records they are is scattered and fixed, as in `make_eval_batches`; those of similar length share a batch. The
+    last batch is filled up with rows of padding.
+    """
+    num_rows = min(num_batches * batch_size, packing.num_rows)
+    chosen = permute(np.arange(num_rows), packing.num_rows, seed_key("eval"))
+    chosen = chosen[np.argsort(packing.lengths[chosen], kind="stable")]
+    row_ids = np.arange(batch_size) if row_ids is None else np.asarray(row_ids, np.int64)
+    for first in range(0, num_rows, batch_size):
+        rows = chosen[first : first + batch_size]
+        width = packing.width(int(packing.lengths[rows].max()))
+        batch = packing.empty(len(row_ids), width)
+        real = np.flatnonzero(row_ids < len(rows))
+        for key, field in packing.rows(rows[row_ids[real]], width).items():
+            batch[key][real] = field
+        batch["source"] = np.full(len(row_ids), source, np.int32)
+        batch["fingerprint"] = fingerprint(batch, row_ids)
+        yield batch
+
+
 def _empty(num_rows: int, seq_len: int) -> Batch:
     return {key: np.zeros((num_rows, seq_len), dtype) for key, dtype in DTYPES.items()}
 
 
 def fingerprint(batch: Batch, row_ids: np.ndarray) -> np.ndarray:
-    """uint32 [b]: identifies each row by its tokens, targets, weights, segments and place in the batch.
+    """uint32 [b]: identifies each row by its tokens, targets or labels, weights, segments and place in the batch.
 
     Summed over the rows of all processes, mod 2^32, it identifies the global batch (`batch_hash`), however
     the rows are shared out.
 
     Source: Lemire and Kaser 2014, Strongly universal string hashing is fast, arXiv:1202.4961.
     """
-    ids_RT = batch["tokens"].astype(np.uint64) | (batch["targets"].astype(np.uint64) << np.uint64(32))
+    ids_RT = batch["tokens"].astype(np.uint64)
+    if "targets" in batch:
+        ids_RT |= batch["targets"].astype(np.uint64) << np.uint64(32)
     mask_RT = batch["segments"].astype(np.uint64) << np.uint64(1) | (batch["weights"] > 0)
     by_ids_T, by_mask_T = _multipliers(ids_RT.shape[1])
     hash_R = (ids_RT * by_ids_T + mask_RT * by_mask_T).sum(axis=1, dtype=np.uint64)
+    if "labels" in batch:
+        bits_RC = batch["labels"].reshape(len(hash_R), -1).view(np.uint32).astype(np.uint64)
+        hash_R += mix64((bits_RC * _multipliers(bits_RC.shape[1])[0]).sum(axis=1, dtype=np.uint64))
     place_R = mix64(np.asarray(row_ids).astype(np.uint64) + np.uint64(1))
     return (mix64(hash_R + place_R) >> np.uint64(32)).astype(np.uint32)
 

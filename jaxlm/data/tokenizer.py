@@ -421,6 +421,8 @@ def _load_folder(folder: epath.Path) -> Tokenizer:
     files = hf_files.read_tokenizer_files(folder)
     if hf_files.TOKENIZER_JSON in files:
         return HFTokenizer(files)
+    if hf_files.is_old_gpt2(folder):
+        return HFTokenizer(hf_files.with_gpt2_json(files))
     if TOKENIZER_FILE not in files:
         raise UserError(
             f"the folder holds neither {hf_files.TOKENIZER_JSON} nor {TOKENIZER_FILE}: give a folder with one of them, "

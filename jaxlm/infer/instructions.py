@@ -6,13 +6,14 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxlm.corpus.columns import MAPS, ColumnMap, Dropped, dialogue, open_columns
-from jaxlm.corpus.inputs import InputFile, Part, printable
+from jaxlm.corpus.inputs import Part, printable
 from jaxlm.corpus.readers import kind_of, read_lines
 from jaxlm.corpus.records import Record, find_records, read_records
 from jaxlm.corpus.text import Tally
@@ -67,15 +68,24 @@ class BadRecord(NamedTuple):
 
 
 def each_record(path: str) -> Iterator[Record | BadRecord]:
-    """The records below a path. A line of JSONL that holds none is yielded as such; other files are refused."""
+    """The records below a path; - is stdin, JSONL.
+
+    A line of JSONL that holds none is yielded as such; other files are whole or refused.
+    """
+    if path == "-":
+        yield from _each_line(enumerate(sys.stdin.buffer, 1), "stdin")
+        return
     tally = Tally()
     for file in find_records(path, tally):
-        yield from _each_line(file, tally) if file.format == "jsonl" else read_records(file, "strict", tally)
+        if file.format == "jsonl":
+            lines = read_lines(Part(file, 0, file.num_bytes, file.num_bytes), tally)
+            yield from _each_line(lines, printable(file.path))
+        else:
+            yield from read_records(file, "strict", tally)
 
 
-def _each_line(file: InputFile, tally: Tally) -> Iterator[Record | BadRecord]:
-    name = printable(file.path)
-    for number, line in read_lines(Part(file, 0, file.num_bytes, file.num_bytes), tally):
+def _each_line(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[Record | BadRecord]:
+    for number, line in lines:
         if not line.strip():
             continue
         try:

@@ -13,6 +13,8 @@ from jaxlm.types import JSON_ERRORS, UserError
 
 ARTIFACT_FILE = "artifact.json"
 FORMAT = 1
+HUB_FILES = (".gitattributes", ".cache/huggingface/", ".git/")
+"""What comes into a folder when it goes through the Hugging Face hub: uploaded, downloaded or cloned."""
 
 
 def file_sha256(path: os.PathLike | str) -> str:
@@ -52,6 +54,11 @@ def _names(folder: Path) -> list[str]:
     return sorted({path.relative_to(folder).as_posix() for path in paths} - {ARTIFACT_FILE})
 
 
+def _of_hub(name: str) -> str | None:
+    """Which of HUB_FILES a file is, or is in."""
+    return next((k for k in HUB_FILES if name == k or k.endswith("/") and name.startswith(k)), None)
+
+
 def _change(path: Path, num_bytes: int, sha256: str) -> str:
     """What is not as it was in a file; "" where all is."""
     try:
@@ -64,10 +71,10 @@ def _change(path: Path, num_bytes: int, sha256: str) -> str:
         return f"cannot be read ({error.strerror or error})"
 
 
-def verify(folder: os.PathLike | str) -> dict[str, Any]:
-    """The content of artifact.json, after every byte of the folder was compared with it.
+def verify(folder: os.PathLike | str) -> tuple[dict[str, Any], list[str]]:
+    """(content of artifact.json, after every byte of the folder was compared with it; which of HUB_FILES are there).
 
-    Errors: UserError that names all files that were changed, are missing or were added.
+    Errors: UserError that names all files that were changed, are missing or were added, but for those of the hub.
     """
     folder = Path(folder)
     path = folder / ARTIFACT_FILE
@@ -88,7 +95,8 @@ def verify(folder: os.PathLike | str) -> dict[str, Any]:
         raise UserError(f"{path} was changed: it is not what `jaxlm export-hf` wrote. Export again.")
     found = set(_names(folder))
     wrong = [f"{name} is missing" for name in sorted(set(files) - found)]
-    wrong += [f"{name} was added" for name in sorted(found - set(files))]
+    added = sorted(found - set(files))
+    wrong += [f"{name} was added" for name in added if not _of_hub(name)]
     wrong += [
         f"{name} {reason}"
         for name in sorted(found & set(files))
@@ -96,4 +104,4 @@ def verify(folder: os.PathLike | str) -> dict[str, Any]:
     ]
     if wrong:
         raise UserError(f"{folder} is not what was exported: {'; '.join(wrong)}. Export or fetch it again.")
-    return content
+    return content, sorted({known for name in added if (known := _of_hub(name))})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,9 @@ from jaxlm.interop.hf_config import (
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.sizes import RUN_FIELDS
 from jaxlm.types import UserError
+
+CLASSIFIER = "score.weight"
+"""The head of a classifier, beside the model in every family."""
 
 NO_MATHEMATICS = ("max_seq_len", "balance_loss", "router_z_loss")
 """Fields that say nothing about the logits of a model without a position table."""
@@ -117,11 +120,26 @@ class Family(NamedTuple):
     """(beginning, instead): other names of the same tensors."""
     aliases: tuple[str, ...] = ()
     """Other model types with the same config and weights."""
+    classifier: str | None = None
+    """Architecture with a head for classes, where its name does not follow from `architecture`."""
+
+    def architecture_of(self, model: ModelConfig) -> str:
+        """What transformers calls the model with its head."""
+        if model.num_classes is None:
+            return self.architecture
+        plain = self.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+        return self.classifier or f"{plain}ForSequenceClassification"
+
+    @property
+    def all_rows(self) -> tuple[Row, ...]:
+        """With the head of a classifier."""
+        return (*self.rows, Row("classifier", CLASSIFIER, "linear"))
 
     def read(self, hf: HFConfig) -> ModelConfig:
         """config.json -> ModelConfig. Errors: UserError for an option that jaxlm's decoder does not have."""
         fields: dict[str, Any] = dict(self.fixed)
         hf.must_be("quantization_config", None)
+        fields["num_classes"] = num_labels(hf)
         for key in self.keys:
             fields[key.ours] = hf.get(key.theirs, key.default)
             checked_leaf(f"{hf.where}: {key.theirs}", fields[key.ours], specs(ModelConfig)[key.ours])
@@ -147,11 +165,16 @@ class Family(NamedTuple):
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """ModelConfig -> the keys of config.json that say what the model is."""
         said, model = model, canonical(model)
-        written: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
+        written: dict[str, Any] = {
+            "architectures": [self.architecture_of(model)],
+            "model_type": self.model_type,
+        }
+        if model.num_classes is not None:
+            written |= labels_config([f"LABEL_{i}" for i in range(model.num_classes)])
         for key in self.keys:
             value = getattr(said if key.ours in NO_MATHEMATICS else model, key.ours)
-            # transformers 5 checks types: query_pre_attn_scalar must be an int.
-            is_int = type(key.default) is int and isinstance(value, float) and value.is_integer()
+            # transformers 5 checks types: query_pre_attn_scalar must be an int. `differences` finds a lost fraction.
+            is_int = type(key.default) is int and isinstance(value, float)
             written[key.theirs] = int(value) if is_int else value
         for aspect in self.aspects:
             written |= aspect.write(model)
@@ -165,6 +188,23 @@ class Family(NamedTuple):
             again = {}
         wanted = dataclasses.asdict(canonical(model))
         return {name: value for name, value in wanted.items() if name not in again or again[name] != value}
+
+
+def num_labels(hf: HFConfig) -> int | None:
+    """Outputs of a classifier's head; None for a language model."""
+    names = hf.get("architectures")
+    if not (isinstance(names, list) and names and str(names[0]).endswith("ForSequenceClassification")):
+        return None
+    labels = hf.get("id2label")
+    return len(labels) if isinstance(labels, dict) and labels else hf.get("num_labels", 2)
+
+
+def labels_config(names: Sequence[str]) -> dict[str, Any]:
+    """The keys of config.json that name the outputs of a classifier's head."""
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
 
 
 def canonical(model: ModelConfig) -> ModelConfig:
@@ -387,14 +427,16 @@ FAMILIES: tuple[Family, ...] = (
         "gemma3_text",
         "Gemma3ForCausalLM",
         keys=with_defaults(
-            _GEMMA2_KEYS, vocab_size=262_208, max_seq_len=131_072, attention_softcap=None, logits_softcap=None
+            tuple(key for key in _GEMMA2_KEYS if key.ours != "attention_softcap"),
+            vocab_size=262_208, max_seq_len=131_072, logits_softcap=None,
         ),
         fixed=_GEMMA | dict(post_norm=True, qk_norm=True, activation="geglu"),
         aspects=(
             rope(1_000_000.0, 10_000.0),
             window_by_pattern(4096, 6),
             _CAUSAL,
-            only(hidden_activation=("gelu_pytorch_tanh",)),
+            # Its config has a cap on attention's logits, too, which transformers does not apply.
+            only(hidden_activation=("gelu_pytorch_tanh",), attn_logit_softcapping=(None,)),
         ),
         rows=_GEMMA2_ROWS,
         # From 4B on the checkpoints hold a vision tower, too; its names changed with transformers 4.52.
@@ -405,6 +447,7 @@ FAMILIES: tuple[Family, ...] = (
             ("model.language_model.", "model."),
         ),
         aliases=("gemma3",),
+        classifier="Gemma3TextForSequenceClassification",
     ),
     Family(
         "mixtral",

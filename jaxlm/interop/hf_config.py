@@ -49,7 +49,7 @@ class HFConfig:
         """Errors: UserError where the key is there with another value than these."""
         value = self.get(key, allowed[0])
         if value not in allowed:
-            raise self.refuse(key, value, f"jaxlm's decoder has only {' or '.join(map(repr, allowed))}")
+            raise self.refuse(key, value, f"jaxlm reads only {' or '.join(map(repr, allowed))}")
 
     @property
     def unknown(self) -> dict[str, Any]:

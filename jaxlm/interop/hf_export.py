@@ -1,4 +1,4 @@
-"""Params of jaxlm's decoder -> a folder that `AutoModelForCausalLM.from_pretrained` loads as it is."""
+"""Params of jaxlm's decoder -> a folder that `from_pretrained` of transformers' Auto classes loads as it is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxlm.interop.families import Family, Row
-from jaxlm.interop.hf_import import used_rows
+from jaxlm.interop.families import Family, Row, labels_config
+from jaxlm.interop.hf_import import TASKS, Classes, used_rows
 from jaxlm.interop.safetensors import MAX_SHARD_BYTES, Spec, write_folder
 from jaxlm.models.config import ModelConfig
 from jaxlm.types import UserError
@@ -46,7 +46,7 @@ class Exporter:
         for parts in self._parts.values():
             parts.sort(key=lambda part: part[1].part)
         # As the layers follow each other, so that a reader who streams meets them in order.
-        order = [row.theirs for row in family.rows]
+        order = [row.theirs for row in family.all_rows]
         self.specs = dict(sorted(self.specs.items(), key=lambda item: self._place(item[0], order)))
 
     def _place(self, name: str, order: Sequence[str]) -> tuple[int, ...]:
@@ -110,6 +110,7 @@ def hf_config(
     bos_id: int | None,
     eos_ids: Sequence[int],
     pad_id: int | None,
+    classes: Classes | None = None,
 ) -> dict[str, Any]:
     """The config.json of an exported model.
 
@@ -119,8 +120,14 @@ def hf_config(
     Args:
       context_tokens: of the texts it was trained on: may be longer than those of the weights it started from.
       eos_ids: all ids that end a text; one of them is written as a number, several as a list.
+      pad_id: a classifier of transformers reads the last token that is not this one.
+      classes: of a classifier.
     """
     config = family.write(model)
+    if classes is not None:
+        config |= {"problem_type": TASKS[classes.task]} | (
+            labels_config(classes.names) if classes.names else {}
+        )
     context_key = next(key.theirs for key in family.keys if key.ours == "max_seq_len")
     config[context_key] = max(config.get(context_key) or 0, context_tokens)
     eos: int | list[int] | None = None if not eos_ids else eos_ids[0] if len(eos_ids) == 1 else list(eos_ids)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxlm.data.files import read_file
-from jaxlm.interop.families import Family, Row, family_of
+from jaxlm.interop.families import CLASSIFIER, Family, Row, family_of
 from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.safetensors import Spec, Tensors
 from jaxlm.models.config import ModelConfig
@@ -34,6 +34,48 @@ CONFIG_FILE = "config.json"
 NUM_THREADS = min(8, os.cpu_count() or 1)
 """That read and turn tensors; more would wait for the memory."""
 FLOATS = ("float32", "bfloat16", "float16", "float64")
+
+
+TASKS = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+"""classify.task -> problem_type of a config.json."""
+
+
+class Classes(NamedTuple):
+    """What a classifier's outputs mean."""
+
+    task: str
+    names: tuple[str, ...]
+    """Of the labels; empty for a regression."""
+
+
+def read_classes(folder: Path, num_classes: int) -> Classes:
+    """From config.json: problem_type and id2label; without the former what transformers would take.
+
+    Errors: UserError where they do not fit the number of outputs.
+    """
+    values = json.loads((folder / CONFIG_FILE).read_bytes())
+    said = values.get("problem_type")
+    guessed = "regression" if num_classes == 1 else "single_label_classification"
+    task = next((ours for ours, theirs in TASKS.items() if theirs == (said or guessed)), None)
+    if task is None:
+        raise UserError(
+            f"{folder / CONFIG_FILE} has problem_type={said!r}: jaxlm knows {', '.join(TASKS.values())}."
+        )
+    if task == "regression":
+        if num_classes != 1:
+            raise UserError(
+                f"{folder / CONFIG_FILE}: a regression to {num_classes} numbers: jaxlm predicts one."
+            )
+        return Classes(task, ())
+    labels = values.get("id2label") or {}
+    names = tuple(str(labels.get(str(i), f"LABEL_{i}")) for i in range(num_classes))
+    if len(set(names)) < num_classes:
+        raise UserError(f"{folder / CONFIG_FILE}: two labels of id2label have one name: {', '.join(names)}.")
+    return Classes(task, names)
 
 
 class Source(NamedTuple):
@@ -49,6 +91,8 @@ class Source(NamedTuple):
     """Path -> shape of every weight of the model."""
     notes: tuple[str, ...]
     """What was left out or not understood, one line each."""
+    classes: Classes | None = None
+    """Of a classifier."""
 
     def describe(self) -> str:
         """One line for the first screen."""
@@ -102,7 +146,8 @@ def open_source(folder: os.PathLike | str) -> Source:
     places, left_out = place_tensors(family, tensors.specs)
     if left_out:
         notes += (f"{len(left_out):,} tensors of other parts were left out ({left_out[0]}, ...).",)
-    source = Source(folder, family, model, tensors, places, params_shapes(model), notes)
+    classes = None if model.num_classes is None else read_classes(folder, model.num_classes)
+    source = Source(folder, family, model, tensors, places, params_shapes(model), notes, classes)
     check_head(source)
     check_tensors(source, source.shapes)
     return source
@@ -116,7 +161,8 @@ def params_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     from jaxlm.models.build import build
 
     lm = build(model, model.max_seq_len or 1, platform="cpu")
-    shapes = jax.eval_shape(lm.init, jax.random.key(0))
+    # The key is made inside: one outside is an array, and opens the devices, where processes wait for each other.
+    shapes = jax.eval_shape(lambda: lm.init(jax.random.key(0)))
     return {name: tuple(leaf.shape) for name, leaf in named_arrays(shapes).items()}
 
 
@@ -137,7 +183,8 @@ def place_tensors(family: Family, specs: dict[str, Spec]) -> tuple[dict[str, str
             )
         places[known] = name
     if not any(name.startswith(family.prefix) for name in places):  # saved from the model without its head
-        places = {n if n.startswith("lm_head.") else family.prefix + n: at for n, at in places.items()}
+        heads = ("lm_head.", CLASSIFIER)
+        places = {n if n.startswith(heads) else family.prefix + n: at for n, at in places.items()}
     return places, left_out
 
 
@@ -167,7 +214,7 @@ def _same_bytes(a: np.ndarray, b: np.ndarray, piece: int = 1 << 24) -> bool:
 
 def used_rows(family: Family, shapes: dict[str, tuple[int, ...]]) -> dict[str, Row]:
     """Path -> row of every weight the model has. Errors: UserError where the family has no place for one."""
-    rows = {row.ours: row for row in family.rows}
+    rows = {row.ours: row for row in family.all_rows}
     for path in shapes:
         if path not in rows:
             raise UserError(f"{family.model_type} has no tensor for the weight {path} of this model.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from jaxlm.types import UserError
@@ -16,9 +17,11 @@ IGNORED = ("consolidated*", "original/*", "*/*")
 """The same weights once more, in the layout of their makers."""
 
 
+@functools.cache
 def fetch(name: str, *, weights: bool) -> Path:
     """The folder of `owner/model` or `owner/model@revision`, fetched where the cache does not have it.
 
+    The hub is asked once in the life of a process: config, tokenizer and weights of a run are those of one commit.
     $HF_TOKEN opens gated models; with $HF_HUB_OFFLINE=1 only the cache is used.
 
     Args:
@@ -27,13 +30,15 @@ def fetch(name: str, *, weights: bool) -> Path:
     Errors: UserError when the package is missing, the model does not exist, or the hub cannot be reached.
     """
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
     except ImportError:
         raise UserError(
             f"{name} is no folder here; a model of the Hugging Face hub needs a package that is not installed. Install "
             "it: pip install 'jaxlm[hf]'."
         ) from None
     repository, _, revision = name.partition("@")
+    if weights:
+        revision = fetch(name, weights=False).name
     try:
         folder = snapshot_download(
             repository,
@@ -42,6 +47,11 @@ def fetch(name: str, *, weights: bool) -> Path:
             ignore_patterns=list(IGNORED),
         )
     except Exception as error:  # of the network, of the hub, of the cache: each has its own
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(
+                f"{name} is not in the cache of the Hugging Face hub ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE "
+                "forbids to fetch it. Check its name, unset HF_HUB_OFFLINE, or give a folder of this machine."
+            ) from None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{name} could not be fetched from the Hugging Face hub ({type(error).__name__}: {reason}). Check its "

@@ -43,19 +43,29 @@ def _evaluation(scores: Mapping[str, float]) -> str:
     )
 
 
+def _labels(facts: Mapping[str, Any]) -> str:
+    """Of a classifier: what its outputs mean."""
+    if not facts["labels"]:
+        return "\nIts only output is a number.\n"
+    rows = [(str(i), name) for i, name in enumerate(facts["labels"])]
+    return f"\n## Labels\n\n{facts['task']}\n\n{_table(('output', 'label'), rows)}\n"
+
+
 def model_card(facts: Mapping[str, Any]) -> str:
     """Markdown with the front matter of the hub.
 
     Args:
       facts: name, architecture, num_params, dtype, step, tokens, epochs, sources (name -> path, weight_tokens),
-        corpus_sha256, tokenizer_sha256, scores, config, origin, jaxlm.
+        corpus_sha256, tokenizer_sha256, scores, config, origin, jaxlm; of a classifier task and labels.
     """
     origin = facts["origin"]
     start = "random weights" if not origin else f"the weights of {origin['source']}"
+    is_classifier = "labels" in facts
+    auto = "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
     config = json.dumps(facts["config"], indent=2, ensure_ascii=False)
     return f"""---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {"text-classification" if is_classifier else "text-generation"}
 tags:
 - jaxlm
 ---
@@ -66,12 +76,12 @@ tags:
 from {start}.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{facts["name"]}")
-model = AutoModelForCausalLM.from_pretrained("{facts["name"]}")
+model = {auto}.from_pretrained("{facts["name"]}")
 ```
-
+{_labels(facts) if is_classifier else ""}
 ## Data
 
 {_data(facts)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.models.attention_chunked import attend_chunked
 from jaxlm.models.config import ModelConfig
-from jaxlm.models.layers import Constrain, Norm, normal, project, residual_stddev, softcap, weight
+from jaxlm.models.layers import Constrain, Norm, adapter, normal, project, residual_stddev, softcap, weight
 from jaxlm.models.masks import NEG_INF, causal_mask, is_seen
 
 
@@ -155,10 +156,12 @@ class Attention(nn.Module):
     kind: str
     kernel: str
     constrain: Constrain
+    lora_dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x_BTD, places: Places, cache: Cache | None = None, layer=0):
         config = self.config
+        lora = functools.partial(adapter, self, dropout=self.lora_dropout)
         D, N, K, H = config.embed_dim, config.num_heads, config.kv_heads, config.head_width
         qkv_bias = config.bias in ("qkv", "all")
 
@@ -167,7 +170,7 @@ class Attention(nn.Module):
             b = None
             if qkv_bias:
                 b = weight(self, f"{name}_bias", (num, H), (axis, "head_dim"), nn.initializers.zeros)
-            return self.constrain(project(x_BTD, w, b), "batch", "length", axis, "head_dim")
+            return self.constrain(project(x_BTD, w, b, lora=lora(name)), "batch", "length", axis, "head_dim")
 
         q_BTNH, k_BTKH, v_BTKH = heads("q", N, "heads"), heads("k", K, "kv_heads"), heads("v", K, "kv_heads")
         if config.qk_norm:
@@ -199,4 +202,4 @@ class Attention(nn.Module):
         b_o = None
         if config.bias == "all":
             b_o = weight(self, "o_bias", (D,), ("embed",), nn.initializers.zeros)
-        return project(o_BTNH, w_o, b_o, num_in=2), cache
+        return project(o_BTNH, w_o, b_o, num_in=2, lora=lora("o")), cache

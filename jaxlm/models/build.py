@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxlm.models.attention import Cache, init_cache, pick_attention
 from jaxlm.models.config import ModelConfig
-from jaxlm.models.decoder import Block, Ends, head_logits, make_places, run_blocks
+from jaxlm.models.decoder import Block, Ends, class_logits, collections, head_logits, make_places, run_blocks
 from jaxlm.models.layers import Constrain, dropout
 from jaxlm.models.moe import RouterSums, Spread, no_router_sums
 from jaxlm.types import Batch, Params, PyTree, UserError
@@ -24,7 +24,7 @@ class LM(NamedTuple):
     hidden: Callable[..., jax.Array]
     """hidden(params, batch, dropout_key=None) -> x_BTD after the final norm."""
     head: Callable[[Params, jax.Array], jax.Array]
-    """head(params, x_...D) -> logits_...V in float32; params may be just the groups in `head_keys`."""
+    """head(params, x_...D) -> logits_...V (of a classifier, ...C) in float32; params may be just `head_keys`."""
     axes: PyTree
     """Shaped like params; a leaf is a tuple of logical axes, such as ("layers", "embed", "mlp")."""
     head_keys: tuple[str, ...]
@@ -55,14 +55,23 @@ class Modules(NamedTuple):
     blocks: dict[str, Block]
     """By kind of layer, of which all have the same weights."""
     constrain: Constrain
+    has_dropout: bool
 
 
 def make_modules(
-    config: ModelConfig, num_positions: int, kernel: str, constrain: Constrain, spread: Spread | None = None
+    config: ModelConfig,
+    num_positions: int,
+    kernel: str,
+    constrain: Constrain,
+    spread: Spread | None = None,
+    lora_dropout: float = 0.0,
 ) -> Modules:
     """Modules whose activations live where `constrain` and `spread` say."""
-    blocks = {kind: Block(config, kind, kernel, constrain, spread) for kind in set(config.layer_kinds)}
-    return Modules(config, Ends(config, num_positions, constrain), blocks, constrain)
+    blocks = {
+        kind: Block(config, kind, kernel, constrain, spread, lora_dropout) for kind in set(config.layer_kinds)
+    }
+    has_dropout = config.dropout > 0 or lora_dropout > 0
+    return Modules(config, Ends(config, num_positions, constrain), blocks, constrain, has_dropout)
 
 
 def build(
@@ -72,6 +81,7 @@ def build(
     platform: str | None = None,
     constrain: Constrain = no_constraint,
     spread: Spread | None = None,
+    lora_dropout: float = 0.0,
 ) -> LM:
     """Makes the model's functions; no weight is made yet.
 
@@ -81,21 +91,25 @@ def build(
       platform: cpu, gpu or tpu, for `attention="auto"`; unset: the default backend.
       constrain: where activations live on a mesh, by logical axes.
       spread: the mesh that experts are spread over; None: one device.
+      lora_dropout: on the input of adapters, where params["layers"]["lora"] holds some.
     """
     if config.vocab_size is None:
         raise UserError("model.vocab_size is unset: take the tokenizer's vocabulary size.")
     kernel = pick_attention(config.attention, platform or jax.default_backend())
     num_positions = config.max_seq_len or seq_len
-    modules = make_modules(config, num_positions, kernel, constrain, spread)
+    modules = make_modules(config, num_positions, kernel, constrain, spread, lora_dropout)
     # Initialisation and sampling see batches too small for the mesh's batch axes, so nothing is prescribed there.
     free_modules = make_modules(config, num_positions, kernel, no_constraint)
     init_boxed = make_init(free_modules)
     head_key = "embedding" if config.tie_embeddings else "head"
+    head_key = head_key if config.num_classes is None else "classifier"
 
     def init(key: jax.Array) -> Params:
         return nn.meta.unbox(init_boxed(key))
 
     def head(params: Params, x_XD: jax.Array) -> jax.Array:
+        if config.num_classes is not None:
+            return class_logits(params[head_key], x_XD)
         return head_logits(config, params[head_key], x_XD)
 
     def make_cache(batch_size: int, max_len: int) -> Cache:
@@ -138,7 +152,8 @@ def logical_axes(init_boxed: Callable[[jax.Array], PyTree]) -> PyTree:
 
     return jax.tree_util.tree_map_with_path(
         unbox,
-        jax.eval_shape(init_boxed, jax.random.key(0)),
+        # Made inside, the key opens no device: a config can be looked at before processes are connected.
+        jax.eval_shape(lambda: init_boxed(jax.random.key(0))),
         is_leaf=lambda x: isinstance(x, nn.Partitioned),
     )
 
@@ -164,11 +179,13 @@ def make_hidden_with_router(modules: Modules) -> Callable[..., tuple[jax.Array, 
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         places = make_places(config, positions_BT, segments_BT)
-        keys = (None, None) if dropout_key is None or config.dropout == 0 else jax.random.split(dropout_key)
+        has_key = dropout_key is not None and modules.has_dropout
+        keys = jax.random.split(dropout_key) if has_key else (None, None)
 
         def apply_block(kind, layer_params, x_BTD, key, sums, layer):
             block = modules.blocks[kind]
-            done: Any = block.apply({"params": layer_params}, x_BTD, places, key, None, layer)
+            rngs = None if key is None else {"lora": key}
+            done: Any = block.apply(collections(layer_params), x_BTD, places, key, None, layer, rngs=rngs)
             x_BTD, _, own = done
             return x_BTD, jax.tree.map(jnp.add, sums, own)
 
@@ -190,7 +207,7 @@ def make_extend(modules: Modules) -> Callable[..., tuple[jax.Array, Cache]]:
 
         def apply_block(kind, layer_params, x_BTD, key, cache, layer):
             block = modules.blocks[kind]
-            return block.apply({"params": layer_params}, x_BTD, places, None, cache, layer)[:2]
+            return block.apply(collections(layer_params), x_BTD, places, None, cache, layer)[:2]
 
         x_BTD = embed(modules, params, tokens_BT, positions_BT, None)
         x_BTD, cache = run_blocks(config, apply_block, params["layers"], x_BTD, None, cache)

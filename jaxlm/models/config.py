@@ -96,8 +96,9 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
         for name in (
-            "vocab_size", "num_classes", "num_kv_heads", "head_dim", "mlp_dim", "num_experts", "max_seq_len", "sliding_window",
-            "rope_original_len", "attention_softcap", "logits_softcap", "query_scale_dim", "rope_local_theta",
+            "vocab_size", "num_classes", "num_kv_heads", "head_dim", "mlp_dim", "num_experts", "max_seq_len",
+            "sliding_window", "rope_original_len", "attention_softcap", "logits_softcap", "query_scale_dim",
+            "rope_local_theta",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -29,6 +29,7 @@ class Block(nn.Module):
     kernel: str
     constrain: Constrain
     spread: Spread | None = None
+    lora_dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x_BTD, places: Places, dropout_key=None, cache: Cache | None = None, layer=0):
@@ -42,12 +43,14 @@ class Block(nn.Module):
             x_BTD = x_BTD + dropout(y_BTD, config.dropout, key)
             return self.constrain(x_BTD, "batch", "length", "embed")
 
-        attention = Attention(config, self.kind, self.kernel, self.constrain, name="attention")
+        attention = Attention(
+            config, self.kind, self.kernel, self.constrain, self.lora_dropout, name="attention"
+        )
         y_BTD, cache = attention(Norm(config, name="attention_norm")(x_BTD), places, cache, layer)
         x_BTD = add(x_BTD, y_BTD, "attention_post_norm", keys[0])
         y_BTD = Norm(config, name="mlp_norm")(x_BTD)
         if config.num_experts is None:
-            y_BTD = MLP(config, self.constrain, name="mlp")(y_BTD)
+            y_BTD = MLP(config, self.constrain, self.lora_dropout, name="mlp")(y_BTD)
         else:
             y_BTD, router = MoE(config, self.constrain, self.spread, name="moe")(
                 y_BTD, places.segments_BT, layer
@@ -70,7 +73,10 @@ class Ends(nn.Module):
             shape = (self.num_positions, D)
             self.position_table = weight(self, "positions", shape, ("positions", "embed"), normal())
         self.final_norm = Norm(config)
-        if not config.tie_embeddings:
+        if config.num_classes is not None:
+            shape = (D, config.num_classes)
+            self.classifier = weight(self, "classifier", shape, ("embed", "classes"), normal())
+        elif not config.tie_embeddings:
             self.head_kernel = weight(self, "head", (V, D), ("vocab", "embed"), normal())
 
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
@@ -104,6 +110,12 @@ def head_logits(config: ModelConfig, table_VD: jax.Array, x_XD: jax.Array) -> ja
     return softcap(logits_XV, config.logits_softcap)
 
 
+def class_logits(kernel_DC: jax.Array, x_XD: jax.Array) -> jax.Array:
+    """Pooled states [..., D] to logits [..., C], in float32."""
+    kernel_DC = kernel_DC.astype(jnp.float32)
+    return jnp.matmul(x_XD.astype(jnp.float32), kernel_DC, precision=jax.lax.Precision.HIGHEST)
+
+
 def remat_policy(name: str) -> Callable[..., bool] | None:
     """What the forward pass of a block keeps for the backward pass, by the name in `model.remat`."""
     policies = jax.checkpoint_policies
@@ -124,23 +136,53 @@ def unstack(stack, num_layers: int) -> list:
     return [treedef.unflatten([jnp.squeeze(parts[i], 0) for parts in split]) for i in range(num_layers)]
 
 
+COLLECTIONS = ("lora", "quantized")
+"""Groups of a block's weights that are there in fine-tuning: adapters, and matrices that are kept in fewer bits."""
+
+
+def collections(layer_params: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a block as Flax takes them."""
+    found = {name: layer_params[name] for name in COLLECTIONS if name in layer_params}
+    return {"params": {k: w for k, w in layer_params.items() if k not in found}, **found}
+
+
 def run_blocks(
     config: ModelConfig,
     apply_block,
-    stack,
+    layers,
     x_BTD,
     dropout_key=None,
     carried: Cache | RouterSums | None = None,
 ) -> tuple[Any, Any]:
     """Passes x through all blocks. apply_block(kind, params, x, key, carried, layer) -> (x, carried).
 
-    carried: what every block adds to: the KV cache in decoding, the sums of the routers in training.
+    Args:
+      layers: the stack of all layers; or a list of stacks, one after the other: of frozen layers and of those above
+        them that are trained, so that no gradient enters the former.
+      carried: what every block adds to: the KV cache in decoding, the sums of the routers in training.
+    """
+    first = 0
+    for stack in layers if isinstance(layers, list) else [layers]:
+        num = len(stack) if isinstance(stack, tuple) else jax.tree.leaves(stack)[0].shape[0]
+        x_BTD, carried = run_stack(config, apply_block, stack, (first, num), x_BTD, dropout_key, carried)
+        first += num
+    return x_BTD, carried
+
+
+def run_stack(
+    config: ModelConfig, apply_block, stack, place: tuple[int, int], x_BTD, dropout_key, carried
+) -> tuple[Any, Any]:
+    """`run_blocks` of one stack.
 
     With scan_layers the loop runs over whole periods of layer_pattern, so that each layer's kind is known to the
-    compiler; what is left over (26 layers of a pattern of 6) is unrolled. So is a stack that comes as a tuple of L
+    compiler; what is left over (26 layers of a pattern of 6) is unrolled. So is a stack that comes as a tuple of
     layers: decoding on a CPU takes them apart once instead of slicing the stack for every token.
+
+    Args:
+      place: its first layer, and how many it has.
     """
-    L, kinds, period = config.num_layers, config.layer_kinds, len(config.layer_pattern)
+    first, L = place
+    kinds, period = config.layer_kinds[first : first + L], len(config.layer_pattern)
 
     def step(i, kind, params, x_BTD, carried):
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
@@ -164,14 +206,14 @@ def run_blocks(
             (x_BTD, carried), (index, params) = carry, xs
             for j in range(period):
                 one = params if period == 1 else jax.tree.map(lambda w, j=j: w[j], params)
-                x_BTD, carried = step(index * period + j, kinds[j], one, x_BTD, carried)
+                x_BTD, carried = step(index * period + (first + j), kinds[j], one, x_BTD, carried)
             return (x_BTD, carried), None
 
         (x_BTD, carried), _ = jax.lax.scan(body, (x_BTD, carried), (jnp.arange(num_scanned), periods))
     if done < L:
         rest = jax.tree.map(lambda w: w[done:], stack) if done else stack
         for i, params in enumerate(rest if apart else unstack(rest, L - done), start=done):
-            x_BTD, carried = step(i, kinds[i], params, x_BTD, carried)
+            x_BTD, carried = step(first + i, kinds[i], params, x_BTD, carried)
     return x_BTD, carried
 
 

@@ -13,7 +13,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 
-def _product(a: jax.Array, b: jax.Array, a_dims: tuple[int, ...], b_dims: tuple[int, ...]) -> jax.Array:
+def product(a: jax.Array, b: jax.Array, a_dims: tuple[int, ...], b_dims: tuple[int, ...]) -> jax.Array:
     """Contracts a_dims of a with b_dims of b; accumulates and returns float32 (float64 where both are)."""
     accumulate = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
     return lax.dot_general(a, b, ((a_dims, b_dims), ((), ())), preferred_element_type=accumulate)
@@ -22,7 +22,7 @@ def _product(a: jax.Array, b: jax.Array, a_dims: tuple[int, ...], b_dims: tuple[
 def _weight_grad(x: jax.Array, g: jax.Array) -> jax.Array:
     """Sum over all leading dims of x[..., I] (outer) g[..., O] -> [I, O]."""
     lead = tuple(range(x.ndim - 1))
-    return _product(x, g, lead, lead)
+    return product(x, g, lead, lead)
 
 
 def _weight_grad_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
@@ -35,10 +35,10 @@ def _weight_grad_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
     num_in, num_rows = x.shape[-1], x.size // x.shape[-1]
     x_RI, g_RO = x.reshape(num_rows, num_in), g.reshape(num_rows, -1)
     if x.dtype != jnp.bfloat16 or num_rows % 2:
-        return _product(x_RI, g_RO, (0,), (0,))
+        return product(x_RI, g_RO, (0,), (0,))
     x_IR = lax.optimization_barrier(x_RI.T.reshape(num_in, 2, num_rows // 2)).reshape(num_in, num_rows)
     # A barrier behind the product too: a transposition of the result would be folded into its operands.
-    return lax.optimization_barrier(_product(x_IR, g_RO, (1,), (0,)))
+    return lax.optimization_barrier(product(x_IR, g_RO, (1,), (0,)))
 
 
 def _as_matrix(w: jax.Array, x: jax.Array) -> jax.Array:
@@ -47,7 +47,7 @@ def _as_matrix(w: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _forward(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    y = _product(x, _as_matrix(w, x), (x.ndim - 1,), (0,)).astype(dtype)
+    y = product(x, _as_matrix(w, x), (x.ndim - 1,), (0,)).astype(dtype)
     # remat "dots" goes by this name: a policy does not see the products inside a function with its own gradient.
     return checkpoint_name(y, "dense")
 
@@ -62,7 +62,7 @@ def _dense_fwd(x, w, dtype):
 def _dense_bwd(dtype, saved, g):
     x, w = saved
     g = g.astype(x.dtype)
-    dx = _product(g, _as_matrix(w, x), (g.ndim - 1,), (1,)).astype(x.dtype)
+    dx = product(g, _as_matrix(w, x), (g.ndim - 1,), (1,)).astype(x.dtype)
     dw = lax.platform_dependent(x, g, cpu=_weight_grad_cpu, default=_weight_grad)
     return dx, dw.reshape(w.shape).astype(w.dtype)
 

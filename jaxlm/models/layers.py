@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Protocol, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.dense import dense
+from jaxlm.models.quantized import dense_quantized
 
 INIT_STDDEV = 0.02
 """Of every weight matrix (GPT-2); projections back into the residual stream are smaller, see `residual_stddev`."""
@@ -23,10 +25,15 @@ class Constrain(Protocol):
     def __call__(self, x: jax.Array, *axes: str) -> jax.Array: ...
 
 
-def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init) -> jax.Array:
-    """Makes or fetches a float32 weight; the only door, so that no weight can lack its logical axes."""
+def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init) -> Any:
+    """Makes or fetches a float32 weight; the only door, so that no weight can lack its logical axes.
+
+    A matrix that is kept in fewer bits (collection `quantized`) comes as it is kept; only `project` knows it.
+    """
     if len(shape) != len(axes):
         raise AssertionError(f"{name}: {len(shape)} dims but {len(axes)} logical axes")
+    if module.has_variable("quantized", name):
+        return module.get_variable("quantized", name)
     return cast(jax.Array, module.param(name, nn.with_partitioning(init, axes), shape, jnp.float32))
 
 
@@ -68,11 +75,41 @@ class Norm(nn.Module):
         return y.astype(x.dtype)
 
 
-def project(x: jax.Array, w: jax.Array, bias: jax.Array | None, num_in: int = 1) -> jax.Array:
-    """x[..., in dims] @ w[in dims, out dims] (+ bias[out dims]): contracts the last `num_in` dims of x."""
-    in_shape, out_shape = w.shape[:num_in], w.shape[num_in:]
+class Adapter(NamedTuple):
+    """A low-rank addition to a matrix w: x w + (x a) b. Source: Hu et al. 2021, LoRA, arXiv:2106.09685."""
+
+    a: jax.Array
+    """[in dims, rank]"""
+    b: jax.Array
+    """[rank, out dims]; scaled already."""
+    dropout: float
+    key: jax.Array | None
+
+
+def adapter(module: nn.Module, name: str, dropout: float) -> Adapter | None:
+    """The adapter of a matrix (collection `lora`), where it has one; its dropout is keyed by the rng `lora`."""
+    if not module.has_variable("lora", name):
+        return None
+    key = module.make_rng("lora") if dropout and module.has_rng("lora") else None
+    return Adapter(**module.get_variable("lora", name), dropout=dropout, key=key)
+
+
+def project(
+    x: jax.Array, w: Any, bias: jax.Array | None, num_in: int = 1, lora: Adapter | None = None
+) -> jax.Array:
+    """x[..., in dims] @ w[in dims, out dims] (+ bias[out dims]): contracts the last `num_in` dims of x.
+
+    Args:
+      w: a matrix, or one that is kept in fewer bits; see `weight`.
+    """
     lead = x.shape[: x.ndim - num_in]
-    y = dense(x.reshape(*lead, math.prod(in_shape)), w)
+    x_XI = x.reshape(*lead, math.prod(x.shape[x.ndim - num_in :]))
+    if isinstance(w, Mapping):
+        out_shape, y = w["values"].shape[num_in:], dense_quantized(x_XI, dict(w), num_in)
+    else:
+        out_shape, y = w.shape[num_in:], dense(x_XI, w)
+    if lora is not None:
+        y = y + dense(dense(dropout(x_XI, lora.dropout, lora.key), lora.a), lora.b)
     y = y.reshape(*lead, *out_shape)
     return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * len(lead) + out_shape)
 
@@ -101,24 +138,27 @@ class MLP(nn.Module):
 
     config: ModelConfig
     constrain: Constrain
+    lora_dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config, D, F = self.config, self.config.embed_dim, self.config.mlp_width
+        lora = functools.partial(adapter, self, dropout=self.lora_dropout)
         zeros, has_bias = nn.initializers.zeros, config.bias == "all"
         w_up = weight(self, "up", (D, F), ("embed", "mlp"), normal())
         b_up = weight(self, "up_bias", (F,), ("mlp",), zeros) if has_bias else None
-        h_BTF = project(x_BTD, w_up, b_up)
+        h_BTF = project(x_BTD, w_up, b_up, lora=lora("up"))
         if config.gated:
             w_gate = weight(self, "gate", (D, F), ("embed", "mlp"), normal())
             b_gate = weight(self, "gate_bias", (F,), ("mlp",), zeros) if has_bias else None
-            h_BTF = activate(config.activation, project(x_BTD, w_gate, b_gate)) * h_BTF
+            gate_BTF = project(x_BTD, w_gate, b_gate, lora=lora("gate"))
+            h_BTF = activate(config.activation, gate_BTF) * h_BTF
         else:
             h_BTF = activate(config.activation, h_BTF)
         h_BTF = self.constrain(h_BTF, "batch", "length", "mlp")
         w_down = weight(self, "down", (F, D), ("mlp", "embed"), normal(residual_stddev(config)))
         b_down = weight(self, "down_bias", (D,), ("embed",), zeros) if has_bias else None
-        return project(h_BTF, w_down, b_down)
+        return project(h_BTF, w_down, b_down, lora=lora("down"))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxlm.objectives import next_token
+from jaxlm.objectives import classify, next_token
 from jaxlm.objectives.sums import Sums
 
 __all__ = ["OBJECTIVES", "Objective", "Sums"]
 
 
 class Objective(NamedTuple):
-    """make_loss(lm, z_loss=, chunk_tokens=) -> loss(params, batch, dropout_key) -> (scalar, Sums)."""
+    """make_loss(lm, **options) -> loss(params, batch, dropout_key) -> (scalar, Sums)."""
 
     make_loss: Callable[..., Callable]
 
 
-OBJECTIVES: dict[str, Objective] = {"pretrain": Objective(make_loss=next_token.make_loss)}
+OBJECTIVES: dict[str, Objective] = {
+    "pretrain": Objective(make_loss=next_token.make_loss),
+    "instruct": Objective(make_loss=next_token.make_loss),
+    "classify": Objective(make_loss=classify.make_loss),
+}

@@ -24,6 +24,8 @@ PARAMS: Table = {
     "layers": None,
     "positions": None,
     "classes": None,
+    "rank": None,
+    "packed": None,  # of a matrix in 4 bits: whole blocks
 }
 """Logical axis of a weight -> mesh axis."""
 

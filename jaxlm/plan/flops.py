@@ -169,7 +169,9 @@ def weights(model: ModelConfig, seq_len: int | None = None) -> list[Weight]:
     out.append(Weight("norms", "final_norm.scale", (D,), ("embed",)))
     if model.norm == "layernorm" and model.bias == "all":
         out.append(Weight("norms", "final_norm.bias", (D,), ("embed",)))
-    if not model.tie_embeddings:
+    if model.num_classes is not None:
+        out.append(Weight("head", "classifier", (D, model.num_classes), ("embed", "classes")))
+    elif not model.tie_embeddings:
         out.append(Weight("head", "head", (V, D), ("vocab", "embed")))
     return out
 
@@ -190,7 +192,10 @@ def matmul_params(model: ModelConfig) -> int:
     small to count.
     """
     everything = [w for w in weights(model, seq_len=1) if w.is_matrix]
-    return sum(w.active_params(model) for w in everything if w.part != "embedding" or model.tie_embeddings)
+    of_tokens = {"attention", "mlp", "experts"}
+    if model.num_classes is None:  # else the head is of a text, not of a token
+        of_tokens |= {"embedding" if model.tie_embeddings else "head"}
+    return sum(w.active_params(model) for w in everything if w.part in of_tokens)
 
 
 def mean_keys(kind: str, seq_len: int, window: int | None, *, causal_halved: bool) -> float:

@@ -83,6 +83,8 @@ PARAM_AXES: dict[str, str | None] = {
     "layers": None,
     "positions": None,
     "classes": None,
+    "rank": None,
+    "packed": None,
 }
 """Logical axis of a weight -> mesh axis: a copy of `jaxlm.parallel.sharding.PARAMS`, which imports JAX."""
 

@@ -135,7 +135,8 @@ def step_line(values: Mapping[str, float]) -> str:
 def eval_lines(values: Mapping[str, float]) -> list[str]:
     """One line per source, `  topics          loss 3.2123  perplexity 24.83  bits/byte 1.4211`."""
     sources: dict[str, list[str]] = {}
-    shown = {"loss": "loss {:.4f}", "perplexity": "perplexity {:,.2f}", "bits_per_byte": "bits/byte {:.4f}"}
+    shown = {"loss": "loss {:.4f}", "perplexity": "perplexity {:,.2f}", "bits_per_byte": "bits/byte {:.4f}",
+             "accuracy": "accuracy {:.4f}"}  # fmt: skip
     for key, value in values.items():
         group, _, rest = key.partition("/")
         source, _, metric = rest.rpartition("/")

@@ -92,7 +92,7 @@ class LogSteps:
         self._pending = []
         now, stall = time.perf_counter(), self._stall_s()
         elapsed = max(now - self._since[0], 1e-9)
-        tokens_per_s = sum(row["num_tokens"] for row in rows) / elapsed
+        tokens_per_s = sum(row.get("num_inputs", row["num_tokens"]) for row in rows) / elapsed
         extra = {
             "perf/step_time_s": elapsed / len(rows),
             "perf/tokens_per_s": tokens_per_s,
@@ -142,15 +142,21 @@ class Evaluate:
             self._skip_time(time.perf_counter() - start)
 
     def scores(self, params) -> dict[str, float]:
-        """`eval/<source>/loss`, `/perplexity`, `/bits_per_byte` per source, and `eval/loss` over all of them."""
+        """`eval/<source>/loss` per source and `eval/loss` over all of them, and what `source_scores` says."""
         scores, all_sums = {}, np.zeros(2)
         for name, make_batches in self._sources.items():
-            sums, num_bytes = np.zeros(2), 0.0
+            sums, texts, num_bytes, has_labels = np.zeros(2), np.zeros(2), 0.0, False
             for batch, batch_bytes in make_batches(self._bytes_per_id):
                 one = jax.device_get(self._evaluate(params, self._place(batch)))
                 sums += np.array([one.loss, one.weight], np.float64)
                 num_bytes += batch_bytes
-            scores |= source_scores(name, sums[0], sums[1], num_bytes)
+                if one.num_texts is not None:
+                    texts += np.array([one.num_texts, one.num_right or 0])
+                    has_labels = one.num_right is not None
+            if texts[0]:
+                scores |= text_scores(name, sums[0] / sums[1], *texts, has_labels)
+            else:
+                scores |= source_scores(name, sums[0], sums[1], num_bytes)
             all_sums += sums
         if all_sums[1]:
             scores["eval/loss"] = float(all_sums[0] / all_sums[1])
@@ -165,6 +171,14 @@ def source_scores(name: str, nats: float, num_tokens: float, num_bytes: float) -
         f"eval/{name}/perplexity": float(np.exp(min(loss, 700.0))),
         f"eval/{name}/bits_per_byte": float(nats / np.log(2) / num_bytes),
     }
+
+
+def text_scores(
+    name: str, loss: float, num_texts: float, num_right: float, has_labels: bool
+) -> dict[str, float]:
+    """Loss per text (of a regression, the mean squared error), and the share of texts that got their labels."""
+    scores = {f"eval/{name}/loss": float(loss)}
+    return scores | ({f"eval/{name}/accuracy": float(num_right / num_texts)} if has_labels else {})
 
 
 class Save:

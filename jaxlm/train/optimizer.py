@@ -10,7 +10,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from jaxlm.train.config import OptimizerConfig
 from jaxlm.types import PyTree
 
-_INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "up": 1, "gate": 1, "down": 1}
+INPUT_DIMS = {"q": 1, "k": 1, "v": 1, "o": 2, "up": 1, "gate": 1, "down": 1}
 """Weight matrices inside a block -> how many of their dims, after `layers`, are contracted with the input."""
 
 
@@ -63,10 +63,10 @@ def muon_dims(params: PyTree) -> PyTree:
     """
 
     def dims(path, leaf):
-        if path[0].key != "layers" or _name(path) not in _INPUT_AXES:
+        if path[0].key != "layers" or _name(path) not in INPUT_DIMS:
             return None
         first = 2 if path[1].key == "moe" else 1
-        split = first + _INPUT_AXES[_name(path)]
+        split = first + INPUT_DIMS[_name(path)]
         return MuonDimensionNumbers(tuple(range(first, split)), tuple(range(split, leaf.ndim)))
 
     return jax.tree_util.tree_map_with_path(dims, params)

@@ -16,9 +16,10 @@ from jaxlm.objectives import Sums
 from jaxlm.parallel.sharding import batch_sharding, param_shardings, shardings_like
 from jaxlm.train.config import TrainConfig
 from jaxlm.train.optimizer import global_norm
+from jaxlm.train.tuning import EVERYTHING, Tuning
 from jaxlm.types import Batch, Params, PyTree
 
-MODEL_KEYS = ("tokens", "targets", "weights", "segments", "positions")
+MODEL_KEYS = ("tokens", "targets", "weights", "segments", "positions", "labels")
 """What of a batch the model sees; `fingerprint` only goes into the metrics, `source` stays on the host."""
 
 NORM_MEMORY = 0.98
@@ -30,6 +31,7 @@ class TrainState(NamedTuple):
 
     step: jax.Array
     params: Params
+    """Those that are trained; see train/tuning.py."""
     opt_state: PyTree
     num_bad_in_row: jax.Array
     """Bad steps since the last good one."""
@@ -43,17 +45,21 @@ Metrics = dict[str, jax.Array]
 LossFn = Callable[..., tuple[jax.Array, Sums]]
 
 
-def init_state(lm: LM, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def init_state(
+    lm: LM, tx: optax.GradientTransformation, key: jax.Array, tuning: Tuning = EVERYTHING
+) -> TrainState:
     """Fresh weights and optimizer state at step 0."""
-    params = lm.init(key)
+    params = tuning.split(tuning.init(jax.random.fold_in(key, 1), lm.init(key)))[0]
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, tx.init(params), zero, zero, jnp.zeros((), jnp.float32))
 
 
-def state_shardings(lm: LM, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def state_shardings(
+    lm: LM, tx: optax.GradientTransformation, mesh: Mesh, tuning: Tuning = EVERYTHING
+) -> TrainState:
     """NamedShardings shaped like the TrainState: the optimizer's moments live where their weights live."""
-    shapes = jax.eval_shape(lambda key: init_state(lm, tx, key), jax.random.key(0))
-    params = param_shardings(lm.axes, mesh)
+    shapes = jax.eval_shape(lambda key: init_state(lm, tx, key, tuning), jax.random.key(0))
+    params = param_shardings(tuning.axes(lm.axes)[0], mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     counters = jax.tree.map(lambda _: replicated, shapes._replace(params=None, opt_state=None))
     return counters._replace(
@@ -149,8 +155,9 @@ def make_train_step(
     clip_norm: float | None,
     dropout_seed: int | None,
     constrain_batch: Callable[[Batch], Batch] = lambda batch: batch,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """step(state, batch) -> (state, metrics), pure.
+    tuning: Tuning = EVERYTHING,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """step(state, batch, frozen weights) -> (state, metrics), pure; without the third where nothing is frozen.
 
     Sums of losses and gradients run over the microbatches and are divided once, by the number of targets of the
     whole batch: the result does not depend on how the batch is cut, also where weights are uneven. A step whose
@@ -160,15 +167,18 @@ def make_train_step(
       dropout_seed: dropout is keyed by (seed, step, microbatch); None: no dropout.
       constrain_batch: keeps the rows of a microbatch spread over the mesh.
     """
-    sums_and_grads = make_sums_and_grads(loss, config.num_microbatches, constrain_batch)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
+        def loss_of_trained(params: Params, batch: Batch, key: jax.Array | None):
+            return loss(tuning.merge(params, frozen), batch, key)
+
+        sums_and_grads = make_sums_and_grads(loss_of_trained, config.num_microbatches, constrain_batch)
         key = None
         if dropout_seed is not None:
             key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
         model_batch = {name: batch[name] for name in MODEL_KEYS if name in batch}
         sums, grads = sums_and_grads(state.params, model_batch, key)
-        loss = sums.loss / sums.weight
+        mean_loss = sums.loss / sums.weight
         grad_norm = global_norm(grads) / sums.weight
         # Dividing by the weight and clipping are one factor on the gradient: no pass over memory of their own.
         scale = 1.0 / sums.weight
@@ -179,18 +189,22 @@ def make_train_step(
             jax.tree.map(lambda g: g * scale, grads), state.opt_state, state.params
         )
         params = jax.tree.map(lambda p, u: p + learning_rate * u, state.params, updates)
-        good = is_good_step(loss, grad_norm, state.mean_grad_norm, config.spike_factor)
+        good = is_good_step(mean_loss, grad_norm, state.mean_grad_norm, config.spike_factor)
         new_state = next_state(state, params, opt_state, grad_norm, good)
         metrics = {
-            "loss": loss,
+            "loss": mean_loss,
             "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(learning_rate, jnp.float32),
             "num_tokens": sums.weight,
             "num_bad_in_row": new_state.num_bad_in_row,
             "num_bad": new_state.num_bad,
         }
+        if sums.num_right is not None and sums.num_texts is not None:
+            metrics["accuracy"] = sums.num_right / sums.num_texts
         if sums.router is not None:
             metrics |= router_metrics(sums.router)
+        if "segments" in batch:
+            metrics["num_inputs"] = jnp.sum(batch["segments"] > 0)
         if "fingerprint" in batch:
             metrics["batch_hash"] = jnp.sum(batch["fingerprint"], dtype=jnp.uint32)
         return new_state, metrics
@@ -198,10 +212,11 @@ def make_train_step(
     return step
 
 
-def make_eval_step(loss: LossFn) -> Callable[[Params, Batch], Sums]:
-    """evaluate(params, batch) -> Sums, without dropout."""
+def make_eval_step(loss: LossFn, tuning: Tuning = EVERYTHING) -> Callable[..., Sums]:
+    """evaluate(params, batch, frozen weights) -> Sums, without dropout; the third as of `make_train_step`."""
 
-    def evaluate(params: Params, batch: Batch) -> Sums:
+    def evaluate(params: Params, batch: Batch, frozen: Params | None = None) -> Sums:
+        params = tuning.merge(params, frozen)
         sums = loss(params, {name: batch[name] for name in MODEL_KEYS if name in batch})[1]
         return sums._replace(router=None)
 
@@ -219,6 +234,19 @@ class Steps(NamedTuple):
     """evaluate(params, batch) -> Sums."""
     shardings: TrainState
     """Where each part of the state lives."""
+    frozen_shardings: PyTree
+    """And the weights that are not trained."""
+
+    def bind(self, frozen: Params) -> Steps:
+        """With the frozen weights, which `train` and `evaluate` need where there are any: an argument, so that they
+        are no constants of the compiled program; not donated, so that they stay."""
+        if not frozen:
+            return self
+        train, evaluate = self.train, self.evaluate
+        return self._replace(
+            train=lambda state, batch: train(state, batch, frozen),
+            evaluate=lambda params, batch: evaluate(params, batch, frozen),
+        )
 
 
 def compile_steps(
@@ -228,28 +256,34 @@ def compile_steps(
     eval_step: Callable,
     mesh: Mesh,
     *,
+    tuning: Tuning = EVERYTHING,
     compiler_options: dict[str, Any] | None = None,
 ) -> Steps:
     """The one place where steps are jitted: NamedShardings in and out, the state donated."""
-    shardings = state_shardings(lm, tx, mesh)
+    shardings = state_shardings(lm, tx, mesh, tuning)
+    frozen = param_shardings(tuning.axes(lm.axes)[1], mesh)
+    also = (frozen,) if tuning.freezes else ()
     rows = batch_sharding(mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     return Steps(
         init=jax.jit(
-            lambda key: init_state(lm, tx, key), out_shardings=shardings, compiler_options=compiler_options
+            lambda key: init_state(lm, tx, key, tuning),
+            out_shardings=shardings,
+            compiler_options=compiler_options,
         ),
         train=jax.jit(
             train_step,
-            in_shardings=(shardings, rows),
+            in_shardings=(shardings, rows, *also),
             out_shardings=(shardings, replicated),
             donate_argnums=0,
             compiler_options=compiler_options,
         ),
         evaluate=jax.jit(
             eval_step,
-            in_shardings=(shardings.params, rows),
+            in_shardings=(shardings.params, rows, *also),
             out_shardings=replicated,
             compiler_options=compiler_options,
         ),
         shardings=shardings,
+        frozen_shardings=frozen,
     )

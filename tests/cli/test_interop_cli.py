@@ -3,7 +3,10 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
+import socket
+import subprocess
 import sys
 
 import pytest
@@ -13,7 +16,9 @@ from small_tokenizers import gpt2
 from jaxlm import processes, run_interop
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.interop import safetensors
+from jaxlm.interop.hub import fetch
 from jaxlm.models import sizes
+from jaxlm.origin import find_origin
 
 MODEL = dataclasses.replace(sizes.size("tiny-qwen3"), num_layers=2, vocab_size=416)
 
@@ -81,7 +86,7 @@ def test_import_says_what_was_mapped_and_where_it_is(jaxlm, source, tmp_path):
     assert out.splitlines()[-1].startswith(f"{tmp_path}/run: checkpoint 0, and its tokenizer of 400 ids (")
 
 
-def test_what_was_imported_can_be_asked(jaxlm, run):
+def test_what_was_imported_can_be_asked(jaxlm, source, run):
     code, out, _ = jaxlm("generate", f"--run={run}", "--prompt=the lion", "--max-new-tokens=4", "--seed=1")
     assert code == 0
     assert out.startswith("the lion")
@@ -91,6 +96,28 @@ def test_what_was_imported_can_be_asked(jaxlm, run):
     code, out, _ = jaxlm("inspect", f"--run={run}")
     assert code == 0
     assert "params/embedding" in out
+    assert f"{source} (qwen3)" in out
+
+
+def test_what_has_no_tokenizer_can_be_kept_but_not_asked(fails, jaxlm, source, tmp_path):
+    write_checkpoint(tmp_path / "source", MODEL, tokenizer=False)
+    code, out, _ = jaxlm("import-hf", tmp_path / "source", tmp_path / "run")
+    assert (code, "has no tokenizer" in out) == (0, True)
+    assert "--tokenizer=PATH" in fails("generate", f"--run={tmp_path / 'run'}", "--prompt=a")
+    assert jaxlm("export-hf", f"--run={tmp_path / 'run'}", tmp_path / "out")[0] == 0
+    assert "tokenizer.json" not in names(tmp_path / "out")
+    code, out, _ = jaxlm("import-hf", tmp_path / "source", tmp_path / "with", f"--tokenizer={source}")
+    assert (code, "its tokenizer of 400 ids" in out) == (0, True)
+
+
+def test_a_model_leaves_as_the_family_it_came_from_though_another_could_say_it(jaxlm, tmp_path):
+    names = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
+    model = dataclasses.replace(sizes.size("tiny-llama"), num_layers=2, vocab_size=416)
+    write_checkpoint(tmp_path / "source", model, **names)
+    assert jaxlm("import-hf", tmp_path / "source", tmp_path / "run")[0] == 0
+    assert jaxlm("export-hf", f"--run={tmp_path / 'run'}", tmp_path / "out")[0] == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_bytes())
+    assert {key: config[key] for key in names} == names
 
 
 def test_what_was_imported_is_exported_to_the_same_weights_config_and_tokenizer(jaxlm, source, run, tmp_path):
@@ -105,11 +132,9 @@ def test_what_was_imported_is_exported_to_the_same_weights_config_and_tokenizer(
         assert (out / name).read_bytes() == content
     theirs = json.loads((source / "config.json").read_bytes())
     ours = json.loads((out / "config.json").read_bytes())
-    ids = {key: ours[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     assert ours == theirs | {"torch_dtype": "bfloat16"} | ids
-    assert json.loads((out / "generation_config.json").read_bytes()) == {
-        k: v for k, v in ids.items() if v is not None
-    }
+    assert json.loads((out / "generation_config.json").read_bytes()) == ids
     code, said, _ = jaxlm("artifact", "verify", out)
     assert code == 0
     assert "as exported (step 0)" in said
@@ -131,6 +156,14 @@ def test_dtype_and_shards_of_an_export_can_be_chosen(jaxlm, run, tmp_path):
     assert jaxlm("artifact", "verify", tmp_path / "out")[0] == 0
 
 
+def test_an_export_replaces_the_empty_folder_it_stands_in(jaxlm, run, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert jaxlm("export-hf", f"--run={run}", ".")[0] == 0
+    assert jaxlm("artifact", "verify", tmp_path / "here")[0] == 0
+    assert json.loads((tmp_path / "here" / "artifact.json").read_bytes())["name"] == "here"
+
+
 def test_an_export_may_go_where_one_stands(jaxlm, run, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -144,6 +177,48 @@ def test_a_mesh_spreads_the_reading_and_changes_nothing(jaxlm, source, run, tmp_
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         source / "model.safetensors"
     ).read_bytes()
+
+
+def by_two_processes(sources, out):
+    """(exit code, stdout, stderr) of two processes that import together, each from a source of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_NUM_PROCESSES": "2"}
+    flags["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "jaxlm", "import-hf", str(source), str(out)],
+            env=os.environ | flags | {"JAX_PROCESS_ID": str(index)},
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for index, source in enumerate(sources)
+    ]  # fmt: skip
+    try:
+        return [(p.wait(), out, err) for p in started for out, err in [p.communicate(timeout=50)]]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def test_two_processes_import_together(jaxlm, source, tmp_path):
+    (code, first, said), (other_code, second, other_said) = by_two_processes([source] * 2, tmp_path / "run")
+    assert (code, other_code) == (0, 0), (said, other_said)
+    assert "checkpoint 0" in first
+    assert "checkpoint 0" not in second
+    assert jaxlm("export-hf", f"--run={tmp_path}/run", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        source / "model.safetensors"
+    ).read_bytes()
+
+
+def test_what_is_wrong_at_one_process_ends_both_at_once(source, tmp_path):
+    shutil.copytree(source, tmp_path / "source")
+    (tmp_path / "source" / "model.safetensors").unlink()
+    for code, _, err in by_two_processes([source, tmp_path / "source"], tmp_path / "run"):
+        assert code == 2
+        assert f"{tmp_path}/source holds no safetensors file" in err
+    assert names(tmp_path) == ["source"]
 
 
 # Mistakes.
@@ -302,14 +377,18 @@ def test_export_is_for_one_process(fails, run, tmp_path, monkeypatch):
 
 def test_verify_names_what_changed(fails, jaxlm, run, tmp_path):
     jaxlm("export-hf", f"--run={run}", tmp_path / "out")
+    (tmp_path / "out" / ".gitattributes").write_text("*.safetensors filter=lfs")
+    code, said, _ = jaxlm("artifact", "verify", tmp_path / "out")
+    assert code == 0
+    assert said.splitlines()[1:] == ["Not compared, since the hub added it: .gitattributes"]
     with open(tmp_path / "out" / "README.md", "a") as file:
         file.write("and it is very good")
     assert "README.md has" in fails("artifact", "verify", tmp_path / "out")
     assert "artifact.json cannot be read" in fails("artifact", "verify", tmp_path)
 
 
-def test_config_names_what_contradicts_the_source(fails, plain, source):
-    message = fails("config", plain, f"--config.init_from={source}", "--config.model.num_layers=9")
+def test_config_names_what_contradicts_the_source(fails, source):
+    message = fails("config", f"--config=continue_training:{source}", "--config.model.num_layers=9")
     assert f"model.num_layers=9, but the weights of init_from={source} have 2" in message
 
 
@@ -334,7 +413,9 @@ def hub(source, tmp_path, monkeypatch):
     # The variables $HF_HOME and $HF_HUB_OFFLINE are read when the package is imported.
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return commit
+    fetch.cache_clear()
+    yield commit
+    fetch.cache_clear()
 
 
 @pytest.mark.parametrize("revision", ["", "@main", "@commit"])
@@ -350,28 +431,45 @@ def test_a_name_on_the_hub_is_read_from_its_cache(revision, hub, jaxlm, source, 
     ).read_bytes()
 
 
-def test_a_config_fetches_no_weights(hub, jaxlm, plain, monkeypatch):
+def test_the_hub_is_asked_once_for_a_config_and_once_for_the_weights_of_that_commit(
+    hub, jaxlm, plain, monkeypatch
+):
     import huggingface_hub
 
     asked = []
     real = huggingface_hub.snapshot_download
 
     def recorded(*args, **options):
-        asked.append(options["allow_patterns"])
+        asked.append((options["revision"], [p for p in options["allow_patterns"] if "safetensors" in p]))
         return real(*args, **options)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", recorded)
     assert jaxlm("config", plain, "--config.init_from=owner/tiny")[0] == 0
-    assert len(asked) == 1
-    assert "config.json" in asked[0]
-    assert not any("safetensors" in pattern for pattern in asked[0])
+    find_origin("owner/tiny")
+    assert asked == [(None, [])]
+    for _ in range(2):
+        find_origin("owner/tiny", weights=True)
+    assert asked[1:] == [(hub, ["*.safetensors", "*.safetensors.index.json"])]
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_check(hub, fails, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def refused(*args, **options):
+        raise ConnectionError("Connection refused")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    message = fails("import-hf", "owner/tiny", tmp_path / "run")
+    assert "owner/tiny could not be fetched from the Hugging Face hub (ConnectionError: Connection" in message
+    assert "Check its name, the network, and $HF_TOKEN" in message
 
 
 def test_a_model_that_is_not_in_the_cache_says_what_to_check(hub, fails, tmp_path):
     for name in ("owner/other", "owner/tiny@other"):
         message = fails("import-hf", name, tmp_path / "run")
-        assert f"{name} could not be fetched from the Hugging Face hub" in message
-        assert "Check its name, the network, and $HF_TOKEN" in message
+        assert f"{name} is not in the cache of the Hugging Face hub (" in message
+        assert "HF_HUB_OFFLINE forbids to fetch it" in message
     assert not (tmp_path / "run").exists()
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jaxlm.data.tokenizer import SentencePieceTokenizer, load_tokenizer, saved_tokenizer, train_tokenizer
 from jaxlm.data.tokenizer_hf import HFTokenizer
 from jaxlm.infer.text import encode_prompt
+from jaxlm.origin import source_tokenizer
 from jaxlm.types import UserError
 
 AWKWARD = [
@@ -418,6 +419,54 @@ def test_a_folder_with_a_sentencepiece_model_keeps_the_tokens_that_were_added_to
     del files["added_tokens.json"]
     files["chat_template.jinja"] = b"{{ x }}"
     assert load_tokenizer(write(tmp_path / "chat", files)).chat_template == "{{ x }}"
+
+
+def old_gpt2(**files):
+    """GPT-2 as it was before there was tokenizer.json."""
+    model = json.loads(small.gpt2()["tokenizer.json"])["model"]
+    merges = "".join(f"{a} {b}\n" for a, b in model["merges"])
+    more = {name.replace("__", "."): content for name, content in files.items()}
+    return {
+        "vocab.json": small.dumps(model["vocab"]),
+        "merges.txt": f"#version: 0.2\n{merges}".encode(),
+        "config.json": b'{"model_type": "gpt2"}',
+        **more,
+    }
+
+
+def test_a_gpt2_of_vocab_and_merges_is_that_of_its_tokenizer_json(tmp_path):
+    expected = HFTokenizer(small.gpt2())
+    files = old_gpt2(tokenizer_config__json=b'{"model_max_length": 1024}')
+    loaded = source_tokenizer(write(tmp_path / "old", files))
+    for text in [*small.TEXTS, " a  b\n\n c", "<|endoftext|>"]:
+        assert loaded.document(text) == expected.document(text)
+        assert loaded.encode_markup(text) == expected.encode_markup(text)
+        assert loaded.decode(loaded.encode(text)) == text
+    assert (loaded.bos_id, loaded.eos_id, loaded.stop_ids) == (0, 0, (0,))
+    (tmp_path / "run").mkdir()
+    loaded.save(tmp_path / "run")
+    assert load_tokenizer(tmp_path / "run").sha256 == loaded.sha256
+
+
+def test_bos_and_a_space_in_front_of_gpt2_are_what_its_config_says(tmp_path):
+    config = {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "add_prefix_space": True}
+    files = old_gpt2(tokenizer_config__json=small.dumps(config), config__json=b"{}")
+    loaded = load_tokenizer(write(tmp_path / "old", files))
+    assert loaded.document("the lion") == [0, *HFTokenizer(small.gpt2()).encode(" the lion"), 0]
+
+
+def test_vocab_and_merges_of_another_model_are_not_taken_for_gpt2(tmp_path):
+    for name, more in {
+        "type": {"config__json": b'{"model_type": "qwen2"}'},
+        "class": {"tokenizer_config__json": b'{"tokenizer_class": "Qwen2Tokenizer"}'},
+        "nothing": {"config__json": b"{}"},
+    }.items():
+        folder = write(tmp_path / name, old_gpt2(**more))
+        assert source_tokenizer(folder) is None
+        with pytest.raises(UserError, match="the folder holds neither"):
+            load_tokenizer(folder)
+    with pytest.raises(UserError, match=r"merges\.txt: 'a b c' is not two tokens"):
+        load_tokenizer(write(tmp_path / "damaged", old_gpt2(merges__txt=b"a b c\n")))
 
 
 def test_the_file_that_is_wrong_is_named_with_its_place(tmp_path):

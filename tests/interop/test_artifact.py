@@ -31,7 +31,8 @@ def names(folder):
 
 
 def test_an_untouched_folder_verifies_and_gives_the_facts_back(sealed):
-    content = artifact.verify(sealed)
+    content, of_hub = artifact.verify(sealed)
+    assert of_hub == []
     assert {key: content[key] for key in FACTS} == FACTS
     assert [*sorted(content["files"]), "artifact.json"] == sorted(
         names(sealed), key=lambda n: n == "artifact.json"
@@ -87,6 +88,19 @@ def test_whatever_was_added_is_named(sealed, tmp_path):
             artifact.verify(sealed)
         (sealed / name).unlink()
     artifact.verify(sealed)
+
+
+def test_what_the_hub_adds_is_told_and_not_compared(sealed):
+    added = [".cache/huggingface/download/config.json.metadata", ".git/config", ".gitattributes"]
+    for name in added:
+        (sealed / name).parent.mkdir(parents=True, exist_ok=True)
+        (sealed / name).write_text("x")
+    assert artifact.verify(sealed)[1] == [".cache/huggingface/", ".git/", ".gitattributes"]
+    for name in (".gitattributes2", ".cache/other", "sub/.gitattributes"):
+        (sealed / name).write_text("x")
+        with pytest.raises(UserError, match=f"{name} was added"):
+            artifact.verify(sealed)
+        (sealed / name).unlink()
 
 
 def test_all_that_is_wrong_is_named_at_once(sealed):

@@ -276,6 +276,9 @@ REFUSED = {
     "window that is off": (
         QWEN3, {"layer_types": ["sliding_attention"] * 28, "sliding_window": 8}, "use_sliding_window is false",
     ),
+    "a cap that transformers reads and does not apply": (
+        GEMMA3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0",
+    ),
     "bidirectional": (GEMMA3, {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
     "every second layer has experts": (QWEN3_MOE, {"decoder_sparse_step": 2}, "decoder_sparse_step=2"),
     "some layers have none": (QWEN3_MOE, {"mlp_only_layers": [0]}, "mlp_only_layers=[0]"),
@@ -354,6 +357,28 @@ def test_unknown_keys_and_code_are_noted_and_not_followed(read):
         (dict(post_norm=True, qk_norm=True), "qwen3, the closest, has no model.post_norm=True."),
         (dict(layer_pattern="lg", sliding_window=8, bias="all"), "model.bias='all'"),
         (dict(logits_softcap=5.0), "model.logits_softcap=5.0"),
+        (
+            dict(
+                norm="rmsnorm_plus_one",
+                activation="geglu",
+                scale_embeddings=True,
+                post_norm=True,
+                qk_norm=True,
+                attention_softcap=50.0,
+                tie_embeddings=True,
+            ),
+            "gemma2, the closest, has no model.qk_norm=True",
+        ),
+        (
+            dict(
+                norm="rmsnorm_plus_one",
+                activation="geglu",
+                scale_embeddings=True,
+                post_norm=True,
+                query_scale_dim=7.5,
+            ),
+            "gemma2, the closest, has no model.query_scale_dim=7.5",
+        ),
     ],
 )
 def test_a_model_no_family_has_names_what_the_closest_lacks(fields, lacks):

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_checkpoints import load as load_checkpoint
 
 from jaxlm.checkpoint import named_arrays
+from jaxlm.interop.hf_export import export_weights
 from jaxlm.interop.hf_import import Source, open_source, read_params, used_rows
 from jaxlm.models.build import build
 
@@ -33,6 +35,13 @@ def test_every_family_has_a_golden_model():
 
     there = {open_source(GOLDEN / name).family.model_type for name in NAMES}
     assert there == {family.model_type for family in FAMILIES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_goes_in_and_out_again_is_the_same_file(name, tmp_path):
+    params = load_checkpoint(GOLDEN / name, "bfloat16")
+    export_weights(tmp_path, open_source(GOLDEN / name).family, named_arrays(params))
+    assert (tmp_path / "model.safetensors").read_bytes() == (GOLDEN / name / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("attention", ["dense", "chunked"])

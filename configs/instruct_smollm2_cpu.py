@@ -1,0 +1,33 @@
+"""SmolLM2-135M follows instructions: LoRA, or all weights, on two cores.
+
+    jaxlm train --config=instruct_smollm2_cpu:runs/smollm2 --workdir=runs/assistant \\
+        --config.data.sources.mine.path=train.jsonl --config.data.sources.mine.eval_path=validation.jsonl
+
+Records of {instruction, input, output}, of {question, answer} or of messages, among others: docs/finetuning.md. For all
+weights: --config.tune.train=all --config.optimizer.learning_rate=2e-5.
+Result: not run yet.
+"""
+
+from jaxlm import run
+from jaxlm.models import sizes
+
+
+def get_config(init_from: str | None = None):
+    cfg = run.default_config()
+    cfg.objective = "instruct"
+    cfg.init_from = init_from or None
+    if not init_from:
+        sizes.apply(cfg.model, "smollm2-135m")  # to plan and to compile without the weights
+    cfg.data.sources.mine = dict(path="train.jsonl", on_exhausted="repeat")
+    cfg.data.seq_len = 256
+    cfg.data.global_batch_size = 4
+
+    cfg.tune.train = "lora"
+    cfg.tune.lora_rank, cfg.tune.lora_alpha = 16, 32.0
+    cfg.optimizer.learning_rate = 5e-4
+    cfg.optimizer.weight_decay = 0.0
+    cfg.optimizer.warmup_steps = 10
+    cfg.train.num_steps = 150
+    cfg.train.eval_every_steps, cfg.train.eval_batches = 30, 20
+    cfg.checkpoint.every_steps = 150
+    return cfg
