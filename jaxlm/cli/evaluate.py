@@ -9,11 +9,7 @@ A FILE is one text, cut into windows that do not overlap; the first token of a w
 --data of an instruction-tuned run: greedy answers beside those of the records. Exact match and token F1 (of texts
 without case, punctuation and articles), ROUGE-L, chrF and BLEU (extra: eval), the loss per token of the wanted answers,
 length, the share of answers that the model ended by itself; rules (the help of --rules); and, where records have a
-`group`, how often rewordings of one question get one answer.
-
---data of a classifier: accuracy, precision, recall and F1 of every label, the confusion matrix, ROC-AUC of two labels,
-calibration error (and with the temperature that --calibrate-on=validation.jsonl fits); beside them the majority's
-label, and with --baseline=RUN what a language model says that names the labels.
+`group`, how often rewordings of one question get one answer. --data of a classifier: accuracy, F1, calibration, ...
 
 A file of rules (each is about all records, or those whose instruction matches `when`):
 
@@ -31,8 +27,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.cli._evaluate_classifier import FLAGS as CLASSIFIER_FLAGS
-from jaxlm.cli._evaluate_classifier import add_classifier_arguments, evaluate_labels
+from jaxlm.cli._evaluate_classifier import FLAGS, add_classifier_arguments, evaluate_labels
 from jaxlm.cli.generate import show_progress, trained_columns
 from jaxlm.types import UserError
 
@@ -40,8 +35,7 @@ if TYPE_CHECKING:
     from jaxlm.evaluate.instruction import InstructionReport
     from jaxlm.run import LoadedRun
 
-ANSWER_FLAGS = ("rules", "records", "template")
-"""Flags for --data of an instruction-tuned model alone."""
+OF_ANSWERS = ("rules", "records", "template")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +83,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         raise UserError(f"{config_argv[0]}: evaluate takes its config from --run.")
     if args.data is not None:
         return evaluate_records(args)
-    for flag in ("columns", "max_records", *ANSWER_FLAGS, *CLASSIFIER_FLAGS):
+    for flag in ("columns", "max_records", *OF_ANSWERS, *FLAGS):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} is about records: give some (--data=FILE).")
     if args.json not in (None, "-"):  # of `--json text.txt`
@@ -140,10 +134,12 @@ def evaluate_records(args: argparse.Namespace) -> int:
 
     loaded = run.load_run(args.run, args.step)
     is_classifier = loaded.config.objective == "classify"
-    for flag in ANSWER_FLAGS if is_classifier else CLASSIFIER_FLAGS:
+    for flag in OF_ANSWERS if is_classifier else FLAGS:
         if getattr(args, flag):
-            kind = "classifies" if is_classifier else "is no classifier"
-            raise UserError(f"--{flag.replace('_', '-')} would be ignored: --run={args.run} {kind}.")
+            raise UserError(
+                f"--{flag.replace('_', '-')} is about {'answers' if is_classifier else 'labels'}, and --run={args.run} "
+                f"has objective={loaded.config.objective}: leave it out."
+            )
     return evaluate_labels(args, loaded) if is_classifier else evaluate_answers(args, loaded)
 
 

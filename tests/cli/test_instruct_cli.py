@@ -315,6 +315,8 @@ def test_answers_are_judged_with_rules_and_groups(jaxlm, records, tmp_path):
         (["chat", "--config.seed=1"], "chat takes its config from --run"),
         (["evaluate"], "Nothing to evaluate"),
         (["evaluate", "--rules=x", "text.txt"], "--rules is about records"),
+        (["evaluate", "--plots=x", "text.txt"], "--plots is about records"),
+        (["evaluate", "--data=x.jsonl", "--plots=x"], "--plots is about labels"),
         (["evaluate", "--data=x", "text.txt"], "give records (--data) or texts, not both"),
         (["evaluate", "--data=x", "--max-records=0"], "--max-records=0"),
         (["evaluate", "--data=/no/such.jsonl"], "/no/such.jsonl does not exist"),

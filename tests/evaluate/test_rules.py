@@ -68,7 +68,7 @@ def test_a_pattern_that_would_take_for_ever_is_given_up(rules):
     start = time.monotonic()
     (said,) = one(rules, "must_match: '(a|aa)+$'")("a" * 60 + "!")
     assert "given up after 1 s" in said
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 5
 
 
 def test_a_rule_is_about_the_records_whose_instruction_matches(rules):
