@@ -1,5 +1,6 @@
 """Promises of runs that train a part of the weights: what is saved where, and that others get the whole model."""
 
+import json
 import shutil
 
 import jax
@@ -131,6 +132,58 @@ def test_a_run_starts_from_all_weights_of_a_tuned_one(mode, tuned, tune, text, t
     found, expected = params_of(workdir), params_of(tuned(mode))  # merged on eight devices, and on one
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=0, atol=1e-7), found, expected)
     assert find_origin(str(tuned(mode))).model == find_origin(str(workdir)).model
+
+
+def test_merging_makes_a_run_that_computes_the_same(tuned, base, jaxlm, tmp_path):
+    code, out, err = jaxlm("merge-lora", f"--run={tuned('lora')}", tmp_path / "merged")
+    assert code == 0, err
+    assert "step 2, merged in float32. Logits of merged and adapted weights differ by at most" in out
+    jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / "merged"), params_of(tuned("lora")))
+    assert run.load_run(tmp_path / "merged").config.tune == TuneConfig()
+    code, _, err = jaxlm("merge-lora", f"--run={base}", tmp_path / "other")
+    assert (code, "has no adapters: tune.train='all'" in err) == (2, True)
+    code, _, err = jaxlm("merge-lora", f"--run={tuned('lora')}", tmp_path / "merged")
+    assert (code, "is there already and not empty" in err) == (2, True)
+
+
+def test_merging_refuses_what_does_not_compute_the_same_or_changes_nothing(
+    tuned, tune, tmp_path, monkeypatch
+):
+    from jaxlm import run_lora
+    from jaxlm.train import tuning
+
+    workdir = tmp_path / "run"
+    run.train(tune("lora", optimizer__learning_rate=0.0), workdir)
+    with pytest.raises(UserError, match="adapters of step 2 of .* change nothing: nothing was written"):
+        run_lora.merge_lora(workdir, tmp_path / "out")
+    right = tuning.low_rank
+    monkeypatch.setattr(tuning, "low_rank", lambda a, b, num_in: 1.1 * right(a, b, num_in))
+    with pytest.raises(
+        UserError, match="logits of merged and adapted weights differ by .* nothing was written"
+    ):
+        run_lora.merge_lora(tuned("lora"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_are_exported_as_peft_names_them(tuned, jaxlm, tmp_path):
+    from safetensors.numpy import load_file
+
+    code, out, err = jaxlm("export-hf", "--adapter", f"--run={tuned('lora')}", tmp_path / "adapter")
+    assert code == 0, err
+    tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if ".layers.1." in name}
+    prefix = "base_model.model.model.layers.1"
+    assert shapes[f"{prefix}.self_attn.q_proj.lora_A.weight"] == (2, 16)
+    assert shapes[f"{prefix}.self_attn.o_proj.lora_B.weight"] == (16, 2)
+    assert shapes[f"{prefix}.mlp.down_proj.lora_A.weight"] == (2, 64)
+    assert len(shapes) == 14
+    facts = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert (facts["r"], facts["lora_alpha"], facts["lora_dropout"]) == (2, 16.0, 0.1)
+    assert len(facts["target_modules"]) == 7
+    # x A^T B^T alpha / r is what the merged weights have on top.
+    checkpoints = Checkpoints(tuned("lora") / "frozen")
+    assert checkpoints.latest_step() == 0
+    assert sum(path.stat().st_size for path in (tmp_path / "adapter").iterdir()) < 40_000
 
 
 def test_tuning_needs_weights_and_cannot_change_on_the_way(tuned, tune, text):
