@@ -89,7 +89,11 @@ def lm_sizes(params: Params) -> tuple[int, int | None]:
 
 
 def merge_lora(
-    workdir: str | os.PathLike, out: str | os.PathLike, *, step: int | None = None, say: Callable[[str], None] = print
+    workdir: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    step: int | None = None,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Writes the folder `out` like the workdir of a run that trained all its weights: adapters added in float32.
 
@@ -159,7 +163,11 @@ def _new_folder(out: str | os.PathLike, command: str) -> Path:
 
 
 def export_adapter(
-    workdir: str | os.PathLike, out: str | os.PathLike, *, step: int | None = None, say: Callable[[str], None] = print
+    workdir: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    step: int | None = None,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Writes the adapters alone, as PEFT loads them. Errors: UserError where there are none, or no family fits."""
     from jaxlm.data.files import make_folder

@@ -14,7 +14,17 @@ PACKAGE = Path(__file__).parent.parent / "jaxlm"
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"origin", "run", "run_data", "run_hooks", "run_interop", "run_lora", "run_weights", "runconfig", "workdir"},
+    {
+        "origin",
+        "run",
+        "run_data",
+        "run_hooks",
+        "run_interop",
+        "run_lora",
+        "run_weights",
+        "runconfig",
+        "workdir",
+    },
     {"infer", "evaluate", "report", "interop", "plan", "corpus"},
     {"train"},
     {"objectives"},

@@ -102,7 +102,9 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(mode, tuned, t
 
 def test_frozen_weights_that_are_gone_or_damaged_are_named(tuned, tune, tmp_path):
     workdir = shutil.copytree(tuned("lora"), tmp_path / "run")
-    data = max((workdir / "frozen/0/state").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    data = max(
+        (workdir / "frozen/0/state").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size
+    )
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
@@ -124,7 +126,9 @@ def test_what_an_earlier_start_left_frozen_is_written_anew(tuned, tune, base, tm
 @pytest.mark.parametrize("mode", ["lora", "int8"])
 def test_a_run_starts_from_all_weights_of_a_tuned_one(mode, tuned, tune, text, tmp_path):
     workdir = tmp_path / "run"
-    run.train(small(text, init_from=str(tuned(mode)), model__num_layers=2, optimizer__learning_rate=0.0), workdir)
+    run.train(
+        small(text, init_from=str(tuned(mode)), model__num_layers=2, optimizer__learning_rate=0.0), workdir
+    )
     found, expected = params_of(workdir), params_of(tuned(mode))  # merged on eight devices, and on one
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=0, atol=1e-7), found, expected)
     assert find_origin(str(tuned(mode))).model == find_origin(str(workdir)).model
@@ -142,7 +146,9 @@ def test_merging_makes_a_run_that_computes_the_same(tuned, base, jaxlm, tmp_path
     assert (code, "is there already and not empty" in err) == (2, True)
 
 
-def test_merging_refuses_what_does_not_compute_the_same_or_changes_nothing(tuned, tune, tmp_path, monkeypatch):
+def test_merging_refuses_what_does_not_compute_the_same_or_changes_nothing(
+    tuned, tune, tmp_path, monkeypatch
+):
     from jaxlm import run_lora
     from jaxlm.train import tuning
 
@@ -152,7 +158,9 @@ def test_merging_refuses_what_does_not_compute_the_same_or_changes_nothing(tuned
         run_lora.merge_lora(workdir, tmp_path / "out")
     right = tuning.low_rank
     monkeypatch.setattr(tuning, "low_rank", lambda a, b, num_in: 1.1 * right(a, b, num_in))
-    with pytest.raises(UserError, match="logits of merged and adapted weights differ by .* nothing was written"):
+    with pytest.raises(
+        UserError, match="logits of merged and adapted weights differ by .* nothing was written"
+    ):
         run_lora.merge_lora(tuned("lora"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -53,7 +53,12 @@ def adapter_tensors(
 
 
 def adapter_config(
-    family: Family, tune: TuneConfig, tensors: Mapping[str, np.ndarray], base: str | None, *, is_classifier: bool
+    family: Family,
+    tune: TuneConfig,
+    tensors: Mapping[str, np.ndarray],
+    base: str | None,
+    *,
+    is_classifier: bool,
 ) -> dict[str, Any]:
     """The adapter_config.json.
 

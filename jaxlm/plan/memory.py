@@ -174,7 +174,10 @@ def trained_weights(table: list[Weight], tune: TuneConfig) -> list[Weight]:
             if w.part in ("attention", "mlp") and w.name in tune.targets:
                 cut = 3 if w.name == "o" else 2  # layers, and the input dims
                 a = w._replace(shape=(*w.shape[:cut], tune.lora_rank), axes=(*w.axes[:cut], "rank"))
-                b_shape, b_axes = (w.shape[0], tune.lora_rank, *w.shape[cut:]), ("layers", "rank", *w.axes[cut:])
+                b_shape, b_axes = (
+                    (w.shape[0], tune.lora_rank, *w.shape[cut:]),
+                    ("layers", "rank", *w.axes[cut:]),
+                )
                 trained += [a, w._replace(shape=b_shape, axes=b_axes)]
     return trained
 

@@ -168,9 +168,7 @@ def make_train_step(
       constrain_batch: keeps the rows of a microbatch spread over the mesh.
     """
 
-    def step(
-        state: TrainState, batch: Batch, frozen: Params | None = None
-    ) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
         def loss_of_trained(params: Params, batch: Batch, key: jax.Array | None):
             return loss(tuning.merge(params, frozen), batch, key)
 

@@ -119,7 +119,11 @@ def test_adapters_begin_as_those_of_peft():
     _, params, _ = make()
     trained = tuning("lora", lora_rank=64).init(jax.random.key(0), params)["layers"]["lora"]
     assert set(trained) == {"attention", "mlp"}
-    for (group, name), inputs in {("attention", "q"): 32, ("attention", "o"): 32, ("mlp", "down"): 96}.items():
+    for (group, name), inputs in {
+        ("attention", "q"): 32,
+        ("attention", "o"): 32,
+        ("mlp", "down"): 96,
+    }.items():
         a, b = trained[group][name]["a"], trained[group][name]["b"]
         inputs = int(np.prod(a.shape[1:-1]))
         assert np.abs(a).max() <= inputs**-0.5

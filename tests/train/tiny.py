@@ -51,7 +51,13 @@ def make(
 ):
     """(compiled steps, mesh) of the tiny run."""
     mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
-    lm = build(model, T, constrain=make_constrain(mesh), spread=make_spread(mesh), lora_dropout=tuning.config.lora_dropout)
+    lm = build(
+        model,
+        T,
+        constrain=make_constrain(mesh),
+        spread=make_spread(mesh),
+        lora_dropout=tuning.config.lora_dropout,
+    )
     opt = OptimizerConfig(name=optimizer, learning_rate=1e-3, warmup_steps=2)
     config = TrainConfig(num_steps=10, num_microbatches=num_microbatches, z_loss=1e-4, **train)
     loss = loss_wrapper(OBJECTIVES["pretrain"].make_loss(lm, z_loss=1e-4, chunk_tokens=64))
