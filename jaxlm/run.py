@@ -39,7 +39,7 @@ from jaxlm.runconfig import (
     save_config,
 )
 from jaxlm.types import Batch, Params, UserError
-from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE, claim
+from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE, FROZEN, claim
 
 if TYPE_CHECKING:
     from jaxlm.checkpoint import Checkpoints
@@ -226,8 +226,8 @@ def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
     """What was decided, for the first screen."""
     import jax
 
-    from jaxlm.plan.flops import count_params, flops_per_token
-    from jaxlm.plan.memory import predict
+    from jaxlm.plan.flops import count_params, flops_per_token, weights
+    from jaxlm.plan.memory import predict, trained_weights
     from jaxlm.report.progress import quantity
     from jaxlm.run_hooks import run_peak_flops_per_s
 
@@ -247,6 +247,10 @@ def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
         "steps": f"{first_step:,} to {num_steps:,}; {num_tokens:,} tokens in all{at_most}",
         "predicted": f"{per_token.total * num_tokens:.3g} FLOPs, {memory.total / 2**30:.2f} GiB a device",
     }
+    if cfg.tune.train != "all":
+        num_trained = sum(w.num_params for w in trained_weights(weights(cfg.model, T), cfg.tune))
+        base = f", on a base in {cfg.tune.quantize}" if cfg.tune.quantize else ""
+        facts["trained"] = f"{num_trained:,} parameters ({cfg.tune.train}){base}; the others are in {FROZEN}/"
     if peak := run_peak_flops_per_s(run):
         facts["MFU"] = f"share of {quantity(peak, 'FLOP/s')}; FLOPs a token: {per_token.formula}"
     return facts

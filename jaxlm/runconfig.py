@@ -152,6 +152,28 @@ def _check_objective(cfg: RunConfig) -> None:
             f"tune.num_blocks={cfg.tune.num_blocks} must be below model.num_layers={cfg.model.num_layers}: something "
             "has to be frozen. Try tune.train='all'."
         )
+    if cfg.tune.train == "lora" and cfg.model.num_experts is not None:
+        mlp = [name for name in cfg.tune.targets if name in ("up", "gate", "down")]
+        if mlp or cfg.tune.quantize:
+            key = f"tune.quantize={cfg.tune.quantize!r}" if not mlp else f"tune.lora_targets: {mlp[0]!r}"
+            raise UserError(
+                f"{key} needs one MLP in each block, and model.num_experts={cfg.model.num_experts}: experts have "
+                "neither adapters nor fewer bits. Try tune.lora_targets='q,k,v,o', and leave tune.quantize unset."
+            )
+    _check_ignored_tuning(cfg)
+
+
+def _check_ignored_tuning(cfg: RunConfig) -> None:
+    """Keys of `tune` that its `train` would ignore."""
+    for difference in diff(TuneConfig(), cfg.tune):
+        key = difference.key
+        is_lora = key.startswith("lora_") and cfg.tune.train != "lora"
+        if is_lora or (key == "num_blocks" and cfg.tune.train != "last_blocks"):
+            needed = "lora" if is_lora else "last_blocks"
+            raise UserError(
+                f"tune.{key}={difference.b!r} would be ignored: tune.train={cfg.tune.train!r}. Try tune.train="
+                f"{needed!r}."
+            )
 
 
 def check_start(cfg: RunConfig) -> None:

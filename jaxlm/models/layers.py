@@ -105,6 +105,7 @@ def project(
     y: Any
     lead = x.shape[: x.ndim - num_in]
     x_XI = x.reshape(*lead, math.prod(x.shape[x.ndim - num_in :]))
+    y: Any
     if isinstance(w, Mapping):
         out_shape, y = w["values"].shape[num_in:], dense_quantized(x_XI, dict(w), num_in)
     else:

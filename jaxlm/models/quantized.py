@@ -3,8 +3,10 @@
 int8: {"values": int8, shaped like the matrix; "scale": float32, one for each output channel}.
 nf4: {"values": uint8, two weights a byte, along the last input dim; "scale": float32, one a block along it}.
 
-nf4: {"values": uint8, two weights a byte along the last input dim; "scale": float32, one a block along it}.
-arXiv:2305.14314, section 3 and appendix E; its second quantisation, of the scales, is left out (0.37 bits a weight).
+A matrix is [in dims, out dims]; a stack of them has a leading dim of layers.
+
+Source of nf4: Dettmers et al. 2023, QLoRA, arXiv:2305.14314, section 3 and appendix E; its second quantisation, of the
+scales, is left out (0.37 bits a weight). The package qwix comes to the same values, but holds each in a byte on CPUs.
 """
 
 from __future__ import annotations

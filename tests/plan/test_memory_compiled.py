@@ -19,8 +19,9 @@ from jaxlm.models.config import ModelConfig
 from jaxlm.parallel.config import MeshConfig
 from jaxlm.parallel.sharding import batch_sharding
 from jaxlm.plan import memory
+from jaxlm.run_weights import abstract_params
 from jaxlm.runconfig import RunConfig
-from jaxlm.train.config import OptimizerConfig, TrainConfig
+from jaxlm.train.config import OptimizerConfig, TrainConfig, TuneConfig
 
 GPT: dict[str, Any] = dict(activation="gelu_tanh", norm="layernorm", bias="all", positions="learned")
 LLAMA: dict[str, Any] = dict(activation="swiglu", norm="rmsnorm", tie_embeddings=False)
@@ -65,7 +66,8 @@ def compiled_bytes(cfg: RunConfig) -> int:
         name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "weights" else jnp.int32, sharding=rows)
         for name in ("tokens", "targets", "weights", "segments", "positions")
     }
-    lowered = pieces.steps.train.lower(run.abstract_state(pieces, cfg), batch)
+    frozen = [abstract_params(pieces.lm, pieces.tuning, pieces.mesh)[1]] if pieces.tuning.freezes else []
+    lowered = pieces.steps.train.lower(run.abstract_state(pieces, cfg), batch, *frozen)
     # Buffers are assigned before LLVM, whose optimisations only take time here.
     found = lowered.compile({"xla_backend_optimization_level": 0}).memory_analysis()
     return (
@@ -114,6 +116,19 @@ def test_the_estimate_is_what_the_compiler_allots(model, mesh, rows, seq_len, op
         assert jax.__version_info__ >= (0, 11)
         return
     assert estimate.total == pytest.approx(compiled, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    "tune",
+    [{"train": "lora"}, {"train": "last_blocks", "num_blocks": 2}, {"train": "lora", "quantize": "int8"}],
+)
+def test_what_is_frozen_has_no_gradients_and_no_moments(tune):
+    cfg = make_config(LLAMA | WIDE, {"data": 8, "fsdp": 1}, 4, 256, "adamw", {})
+    whole, cfg = compiled_bytes(cfg), dataclasses.replace(cfg, tune=TuneConfig(**tune))
+    estimate = memory.predict(cfg, run.resolve_mesh(cfg, 8), 8, platform="cpu")
+    compiled = compiled_bytes(cfg)
+    assert compiled < 0.6 * whole
+    assert estimate.total == pytest.approx(compiled, rel=0.15)
 
 
 def test_recomputing_in_bfloat16_is_estimated_on_the_safe_side():

@@ -11,6 +11,7 @@ from jaxlm.parallel.sharding import batch_sharding, make_constrain, make_spread,
 from jaxlm.train.config import OptimizerConfig, TrainConfig
 from jaxlm.train.optimizer import make_optimizer, make_schedule
 from jaxlm.train.step import compile_steps, make_eval_step, make_train_step
+from jaxlm.train.tuning import EVERYTHING
 
 B, T, V = 16, 16, 64
 MODEL = ModelConfig(
@@ -40,11 +41,23 @@ def batch(step: int) -> dict[str, np.ndarray]:
 
 
 def make(
-    sizes=ONE, num_microbatches=1, model=MODEL, optimizer="adamw", loss_wrapper=lambda loss: loss, **train
+    sizes=ONE,
+    num_microbatches=1,
+    model=MODEL,
+    optimizer="adamw",
+    loss_wrapper=lambda loss: loss,
+    tuning=EVERYTHING,
+    **train,
 ):
     """(compiled steps, mesh) of the tiny run."""
     mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
-    lm = build(model, T, constrain=make_constrain(mesh), spread=make_spread(mesh))
+    lm = build(
+        model,
+        T,
+        constrain=make_constrain(mesh),
+        spread=make_spread(mesh),
+        lora_dropout=tuning.config.lora_dropout,
+    )
     opt = OptimizerConfig(name=optimizer, learning_rate=1e-3, warmup_steps=2)
     config = TrainConfig(num_steps=10, num_microbatches=num_microbatches, z_loss=1e-4, **train)
     loss = loss_wrapper(OBJECTIVES["pretrain"].make_loss(lm, z_loss=1e-4, chunk_tokens=64))
@@ -59,11 +72,17 @@ def make(
         make_schedule(opt, 10),
         config,
         clip_norm=1.0,
-        dropout_seed=0 if model.dropout else None,
+        dropout_seed=0 if model.dropout or tuning.config.lora_dropout else None,
         constrain_batch=constrain_batch,
+        tuning=tuning,
     )
     quickly = {"xla_backend_optimization_level": 0}  # compiles several times as fast
-    return compile_steps(lm, tx, step, make_eval_step(loss), mesh, compiler_options=quickly), mesh
+    evaluate = make_eval_step(loss, tuning)
+    steps = compile_steps(lm, tx, step, evaluate, mesh, tuning=tuning, compiler_options=quickly)
+    if tuning.freezes:
+        params = jax.jit(lm.init)(jax.random.key(0))
+        steps = steps.bind(jax.device_put(tuning.split(params)[1], steps.frozen_shardings))
+    return steps, mesh
 
 
 def losses(num_steps: int, **kwargs) -> np.ndarray:
