@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlm import processes
 from jaxlm.types import UserError
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from jaxlm.data.examples import ExampleStore
     from jaxlm.data.padding import Labelled
     from jaxlm.data.pipeline import Rows
-    from jaxlm.data.shards import TokenStore
     from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.runconfig import RunConfig
 
 Say = Callable[[str], None]
-Stores = dict[str, "TokenStore | ExampleStore"]
+Stores = dict[str, Any]
+"""By source: of TokenStore, or of ExampleStore where the objective reads records."""
 
 
 class OpenData(NamedTuple):
@@ -184,7 +184,7 @@ def class_weights(cfg: RunConfig, data: OpenData) -> tuple[float, ...] | None:
 
         counts_C = np.zeros(len(names))
         for store in data.train.values():
-            labels = store.labels(names)  # type: ignore[union-attr]
+            labels = store.labels(names)
             counts_C += labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(names))
         if absent := [name for name, count in zip(names, counts_C) if not count]:
             raise UserError(

@@ -191,7 +191,7 @@ def export_hf(
         )
     if not is_local(out):
         raise UserError(f"{out}: an export is written to this machine; copy it from there.")
-    target = Path(os.path.abspath(out))
+    target = Path(os.path.realpath(out))  # a link stays one, to the folder that is replaced
     _check_empty(target)
     tokenizer = run_tokenizer(run)
     loaded = load_weights(run, tokenizer, step, as_stored=True)

@@ -70,7 +70,9 @@ def our_losses(base, path, workdir):
     config.update_from_flattened_dict(keys)
     cfg = run.resolve(config)
     run.train(cfg, workdir)
-    losses = [event["loss"] for event in read_events(workdir / "events.jsonl") if event["event"] == "step"]
+    losses = [
+        event["train/loss"] for event in read_events(workdir / "events.jsonl") if event["event"] == "step"
+    ]
     data = run.open_data(cfg, workdir, quiet=True)
     rows, tokenizer = run.make_rows(cfg, data), data.tokenizer
     texts = [

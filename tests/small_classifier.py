@@ -32,7 +32,9 @@ def make_run(folder, labels=LABELS, *, task="single_label", pooling="last", obje
     run_lib.save_config(folder / run_lib.CONFIG_FILE, cfg)
     tokenizer.save(folder)
     model = with_classes(run_lib.with_vocabulary(cfg, tokenizer), labels).model
-    params = quickly(lambda key: jax.tree.map(lambda w: 8.0 * w, build(model, seq_len).init(key)))(jax.random.key(0))
+    params = quickly(lambda key: jax.tree.map(lambda w: 8.0 * w, build(model, seq_len).init(key)))(
+        jax.random.key(0)
+    )
     extra = {} if labels is None else {"labels": list(labels)}
     with Checkpoints(folder / run_lib.CHECKPOINTS, CheckpointConfig()) as checkpoints:
         checkpoints.save({"params": params}, Meta(3, tokenizer_sha256=tokenizer.sha256, extra=extra))

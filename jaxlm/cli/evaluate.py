@@ -27,12 +27,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from jaxlm.cli._evaluate_classifier import FLAGS, add_classifier_arguments, evaluate_labels
 from jaxlm.cli.generate import show_progress, trained_columns
 from jaxlm.types import UserError
 
 if TYPE_CHECKING:
     from jaxlm.evaluate.instruction import InstructionReport
     from jaxlm.run import LoadedRun
+
+OF_ANSWERS = ("rules", "records", "template")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE", help="held-out records")
     parser.add_argument("--columns", help="column map of --data (default: that of the training)")
     parser.add_argument("--max-records", type=int, help="of --data, from its beginning (default: all)")
-    parser.add_argument("--rules", metavar="FILE", help="YAML of rules that answers have to keep (extra: eval)")
+    parser.add_argument(
+        "--rules", metavar="FILE", help="YAML of rules that answers have to keep (extra: eval)"
+    )
     parser.add_argument("--records", metavar="FILE", help="JSONL to write every answer and its scores to")
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, help="of an answer (default: 256); a longer one is cut"
@@ -56,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template", help="for a run that has none stored, to compare with: alpaca, chat or a Jinja file"
     )
+    add_classifier_arguments(parser)
     parser.add_argument("text", nargs="*", metavar="FILE", help="UTF-8 text")
 
 
@@ -77,8 +83,8 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         raise UserError(f"{config_argv[0]}: evaluate takes its config from --run.")
     if args.data is not None:
         return evaluate_records(args)
-    for flag in ("columns", "max_records", "rules", "records", "template"):
-        if getattr(args, flag) is not None:
+    for flag in ("columns", "max_records", *OF_ANSWERS, *FLAGS):
+        if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} is about records: give some (--data=FILE).")
     if args.json not in (None, "-"):  # of `--json text.txt`
         args.text.insert(0, args.json)
@@ -127,7 +133,14 @@ def evaluate_records(args: argparse.Namespace) -> int:
     from jaxlm import run
 
     loaded = run.load_run(args.run, args.step)
-    return evaluate_answers(args, loaded)
+    is_classifier = loaded.config.objective == "classify"
+    for flag in OF_ANSWERS if is_classifier else FLAGS:
+        if getattr(args, flag):
+            raise UserError(
+                f"--{flag.replace('_', '-')} is about {'answers' if is_classifier else 'labels'}, and --run={args.run} "
+                f"has objective={loaded.config.objective}: leave it out."
+            )
+    return evaluate_labels(args, loaded) if is_classifier else evaluate_answers(args, loaded)
 
 
 def evaluate_answers(args: argparse.Namespace, loaded: LoadedRun) -> int:
@@ -201,7 +214,9 @@ def lines(report: InstructionReport, model: str, dropped: Mapping[str, int]) -> 
     yield f"model               {model}"
     left_out = [f"{number:,} dropped: {reason.replace('_', ' ')}" for reason, number in dropped.items()]
     if report.too_long:
-        left_out.append(f"{len(report.too_long):,} longer than the model's positions, first {report.too_long[0]}")
+        left_out.append(
+            f"{len(report.too_long):,} longer than the model's positions, first {report.too_long[0]}"
+        )
     yield "; ".join([f"records             {report.num_records:,}", *left_out])
     yield f"exact match         {report.exact_match:.4f}"
     yield f"token F1            {report.token_f1:.4f}"
@@ -217,7 +232,7 @@ def lines(report: InstructionReport, model: str, dropped: Mapping[str, int]) -> 
         f"({loss['num_answer_tokens']:,} tokens of answers)"
     )
     yield (
-        f"length              {report.mean_tokens:.1f} tokens, {report.mean_reference_tokens:.1f} in the records' answers"
+        f"length              {report.mean_tokens:.1f} tokens, {report.mean_reference_tokens:.1f} of the answers wanted"
     )
     yield f"stopped by itself   {report.stop_rate:.1%} within {report.max_new_tokens} tokens"
     for rule in report.rules:
@@ -226,7 +241,8 @@ def lines(report: InstructionReport, model: str, dropped: Mapping[str, int]) -> 
             continue
         yield f"rule                {rule.name}: {rule.num_passed:,} of {rule.num_records:,} ({rule.pass_rate:.1%})"
         for example in rule.examples:
-            yield f"  {short(example['instruction'], 60)} -> {short(example['answer'])}: {'; '.join(example['reasons'])}"
+            reasons = "; ".join(example["reasons"])
+            yield f"  {short(example['instruction'], 60)} -> {short(example['answer'])}: {reasons}"
     if (same := report.consistency) is not None:
         found = same.as_dict()
         yield (

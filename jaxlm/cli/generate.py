@@ -5,9 +5,9 @@ jaxlm generate --run=runs/assistant --chat --prompt="Name three lions."
 jaxlm generate --run=runs/assistant --input=questions.jsonl --output=answers.jsonl --temperature=0
 
 A --prompt is continued as it is; with --chat it is a message, put into the template the run was trained with.
---input has records as they are trained on (an answer may be missing), and is always put into that template. --output has
-a line for each record, in order: its fields, response, finish_reason (eos, stop: ended by the model; length: cut) and
-num_tokens; or error, for a line that could not be read. The same command continues a run that was killed.
+--input has records as they are trained on (an answer may be missing), and is always put into that template. --output
+has a line for each record, in order: its fields, response, finish_reason (eos, stop: ended by the model; length: cut)
+and num_tokens; or error, for a line that could not be read. The same command continues a run that was killed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[], help="end before this text; may be repeated")
     parser.add_argument("--no-stream", action="store_true", help="print when all is done")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--chat", action="store_true", help="each prompt is a message, for the run's template")
+    parser.add_argument(
+        "--chat", action="store_true", help="each prompt is a message, for the run's template"
+    )
     parser.add_argument("--system", help="what the model is told before each message")
     parser.add_argument("--input", help="records to answer (.jsonl, .json, .parquet)")
     parser.add_argument("--output", help="JSONL file to write the answers to")
@@ -183,7 +185,9 @@ def answer_file(args: argparse.Namespace, sampling: dict[str, Any]) -> int:
     if more > 0:
         print(f"jaxlm: and {more:,} more.", file=sys.stderr)
     without = f", {len(summary.errors):,} lines without one" if summary.errors else ""
-    print(f"{args.output}: {summary.num_answers:,} answers{without}; {summary.stop_rate:.1%} ended by the model.")
+    print(
+        f"{args.output}: {summary.num_answers:,} answers{without}; {summary.stop_rate:.1%} ended by the model."
+    )
     warn_beyond_training(summary.longest, loaded.context_tokens)
     return 0
 

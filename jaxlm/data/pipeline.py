@@ -131,7 +131,7 @@ class Rows:
             here = np.flatnonzero(source == i)
             lengths[here] = packing.lengths[row[here]]
         order = group_by_length(lengths, B, self.seed, number)
-        widths = [packing.width(int(longest)) for longest in lengths[order].max(axis=1)]
+        widths = [self._padding[0].width(int(longest)) for longest in lengths[order].max(axis=1)]
         return source[order], row[order], widths
 
 

@@ -103,7 +103,9 @@ def answer_loss(
     if not num_tokens:
         raise UserError("the records hold no token of an answer: nothing can be predicted.")
     if not math.isfinite(nats):
-        raise UserError("the loss is not finite: the weights have diverged or are damaged. Try an earlier step.")
+        raise UserError(
+            "the loss is not finite: the weights have diverged or are damaged. Try an earlier step."
+        )
     return AnswerLoss(nats, num_tokens)
 
 

@@ -15,7 +15,7 @@
         max_words: 30
         max_chars: 200
 
-Everything a rule asks for has to hold. Patterns are searched for anywhere in the answer, which has no blanks at its ends.
+Everything a rule asks for has to hold. Patterns are searched for anywhere in the answer, without blanks at its ends.
 """
 
 from __future__ import annotations
@@ -244,7 +244,9 @@ def _script_check(at: str, value: Any) -> Check:
     name, share = value.get("name"), value.get("min_share", 0.8)
     if not isinstance(name, str) or _prefix(name).partition(" ")[0] not in _scripts():
         match = nearest(str(name).upper(), _scripts())
-        hint = f"did you mean {match.capitalize()}?" if match else "Unicode has Latin, Bengali, Devanagari, ..."
+        hint = (
+            f"did you mean {match.capitalize()}?" if match else "Unicode has Latin, Bengali, Devanagari, ..."
+        )
         raise UserError(f"{at}: name={name!r} is no script; {hint}")
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         raise UserError(f"{at}: min_share={share!r} must be in (0, 1]: the share of the letters.")

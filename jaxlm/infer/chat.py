@@ -19,7 +19,9 @@ def run_template(workdir: str | os.PathLike, tokenizer: Tokenizer, objective: st
     Errors: UserError where there is neither: the model has learnt no dialogues.
     """
     if objective == "classify":
-        raise UserError(f"--run={workdir} is a classifier, which writes nothing: ask it with `jaxlm predict`.")
+        raise UserError(
+            f"--run={workdir} is a classifier, which writes nothing: ask it with `jaxlm predict`."
+        )
     template = saved_chat(workdir, tokenizer)
     if template is None and tokenizer.chat_template is None:
         raise UserError(
@@ -93,8 +95,8 @@ class Conversation:
             ids = self._template.prompt([*self._system, *turns])
         if len(ids) >= self._context_tokens:
             raise UserError(
-                f"the message takes {len(ids)} tokens of the {self._context_tokens} that the model reads, and leaves no "
-                "room for an answer: shorten it."
+                f"the message takes {len(ids)} tokens of the {self._context_tokens} that the model reads, and leaves "
+                "no room for an answer: shorten it."
             )
         said: list[str] = []
 

@@ -97,7 +97,8 @@ def _each_line(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[Record
             yield Record(value, name, "line", number)
         else:
             yield BadRecord(
-                {}, f"{name}, line {number:,}: a record has to be an object with named fields, not {kind_of(value)}."
+                {},
+                f"{name}, line {number:,}: a record has to be an object with named fields, not {kind_of(value)}.",
             )
 
 
@@ -169,7 +170,9 @@ def read_answered(
     dropped: Counter[str] = Counter()
     opened: ColumnMap | None = None
     tally = Tally()
-    for record in (record for file in find_records(path, tally) for record in read_records(file, "strict", tally)):
+    for record in (
+        record for file in find_records(path, tally) for record in read_records(file, "strict", tally)
+    ):
         opened = opened or open_columns(columns, "instruct", record)
         try:
             turns = dialogue(record, opened, Counter())
@@ -232,7 +235,8 @@ def answer_questions(
       system: for dialogues that have no system message of their own.
     """
     asked = [
-        (q.error, q.fields) if isinstance(q, BadRecord) else (q.where, q.fields, q.messages) for q in questions
+        (q.error, q.fields) if isinstance(q, BadRecord) else (q.where, q.fields, q.messages)
+        for q in questions
     ]
     settings = {
         **settings, **sampling, "template": template.text, "stop_ids": template.stop_ids, "stop": list(stop),
@@ -253,8 +257,8 @@ def answer_questions(
             return f"{question.where}: {error}"
         if limit is not None and len(ids) + max_new_tokens > limit:
             return (
-                f"{question.where}: {len(ids)} tokens and {max_new_tokens} new ones are beyond the {limit} positions of "
-                "the model."
+                f"{question.where}: {len(ids)} tokens and {max_new_tokens} new ones are beyond the {limit} positions "
+                "of the model."
             )
         return ids
 

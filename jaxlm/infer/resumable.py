@@ -26,7 +26,9 @@ class Output:
         """Appends records; after it they survive a kill, and a power cut."""
         try:
             for record in records:
-                self._file.write(json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n")
+                self._file.write(
+                    json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
+                )
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:

@@ -165,7 +165,10 @@ class Family(NamedTuple):
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """ModelConfig -> the keys of config.json that say what the model is."""
         said, model = model, canonical(model)
-        written: dict[str, Any] = {"architectures": [self.architecture_of(model)], "model_type": self.model_type}
+        written: dict[str, Any] = {
+            "architectures": [self.architecture_of(model)],
+            "model_type": self.model_type,
+        }
         if model.num_classes is not None:
             written |= labels_config([f"LABEL_{i}" for i in range(model.num_classes)])
         for key in self.keys:

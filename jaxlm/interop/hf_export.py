@@ -125,7 +125,9 @@ def hf_config(
     """
     config = family.write(model)
     if classes is not None:
-        config |= {"problem_type": TASKS[classes.task]} | (labels_config(classes.names) if classes.names else {})
+        config |= {"problem_type": TASKS[classes.task]} | (
+            labels_config(classes.names) if classes.names else {}
+        )
     context_key = next(key.theirs for key in family.keys if key.ours == "max_seq_len")
     config[context_key] = max(config.get(context_key) or 0, context_tokens)
     eos: int | list[int] | None = None if not eos_ids else eos_ids[0] if len(eos_ids) == 1 else list(eos_ids)

@@ -62,10 +62,14 @@ def read_classes(folder: Path, num_classes: int) -> Classes:
     guessed = "regression" if num_classes == 1 else "single_label_classification"
     task = next((ours for ours, theirs in TASKS.items() if theirs == (said or guessed)), None)
     if task is None:
-        raise UserError(f"{folder / CONFIG_FILE} has problem_type={said!r}: jaxlm knows {', '.join(TASKS.values())}.")
+        raise UserError(
+            f"{folder / CONFIG_FILE} has problem_type={said!r}: jaxlm knows {', '.join(TASKS.values())}."
+        )
     if task == "regression":
         if num_classes != 1:
-            raise UserError(f"{folder / CONFIG_FILE}: a regression to {num_classes} numbers: jaxlm predicts one.")
+            raise UserError(
+                f"{folder / CONFIG_FILE}: a regression to {num_classes} numbers: jaxlm predicts one."
+            )
         return Classes(task, ())
     labels = values.get("id2label") or {}
     names = tuple(str(labels.get(str(i), f"LABEL_{i}")) for i in range(num_classes))

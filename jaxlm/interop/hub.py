@@ -49,12 +49,12 @@ def fetch(name: str, *, weights: bool) -> Path:
     except Exception as error:  # of the network, of the hub, of the cache: each has its own
         if constants.HF_HUB_OFFLINE:
             raise UserError(
-                f"{name} is not in the cache of the Hugging Face hub ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE "
-                "forbids to fetch it. Check its name, unset HF_HUB_OFFLINE, or give a folder of this machine."
+                f"{name} is no folder here, and not in the cache of the Hugging Face hub ({constants.HF_HUB_CACHE}); "
+                "HF_HUB_OFFLINE forbids to fetch it. Check its name, or unset HF_HUB_OFFLINE."
             ) from None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{name} could not be fetched from the Hugging Face hub ({type(error).__name__}: {reason}). Check its "
-            "name, the network, and $HF_TOKEN for gated models; or give a folder of this machine."
+            f"{name} is no folder here, and could not be fetched from the Hugging Face hub ({type(error).__name__}: "
+            f"{reason}). Check its name, the network, and $HF_TOKEN for gated models."
         ) from None
     return Path(folder)

@@ -60,6 +60,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     """
     origin = facts["origin"]
     start = "random weights" if not origin else f"the weights of {origin['source']}"
+    made = "Trained" if facts["tokens"] else "Converted"
     is_classifier = "labels" in facts
     auto = "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
     config = json.dumps(facts["config"], indent=2, ensure_ascii=False)
@@ -72,7 +73,7 @@ tags:
 
 # {facts["name"]}
 
-{facts["architecture"]}, {facts["num_params"]:,} parameters in {facts["dtype"]}. Trained with jaxlm {facts["jaxlm"]}
+{facts["architecture"]}, {facts["num_params"]:,} parameters in {facts["dtype"]}. {made} with jaxlm {facts["jaxlm"]}
 from {start}.
 
 ```python

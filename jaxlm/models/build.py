@@ -179,8 +179,9 @@ def make_hidden_with_router(modules: Modules) -> Callable[..., tuple[jax.Array, 
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         places = make_places(config, positions_BT, segments_BT)
-        has_key = dropout_key is not None and modules.has_dropout
-        keys = jax.random.split(dropout_key) if has_key else (None, None)
+        keys = (None, None)
+        if dropout_key is not None and modules.has_dropout:
+            keys = jax.random.split(dropout_key)
 
         def apply_block(kind, layer_params, x_BTD, key, sums, layer):
             block = modules.blocks[kind]

@@ -102,6 +102,7 @@ def project(
     Args:
       w: a matrix, or one that is kept in fewer bits; see `weight`.
     """
+    y: Any
     lead = x.shape[: x.ndim - num_in]
     x_XI = x.reshape(*lead, math.prod(x.shape[x.ndim - num_in :]))
     if isinstance(w, Mapping):

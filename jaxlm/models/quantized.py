@@ -1,9 +1,9 @@
 """Matrices of frozen blocks in 8 or 4 bits, and the product with them. What they are is in the dict that holds them.
 
 int8: {"values": int8, shaped like the matrix; "scale": float32, one for each output channel}.
-nf4: {"values": uint8, two weights in a byte, along the last input dim; "scale": float32, one for each block along it}.
+nf4: {"values": uint8, two weights a byte, along the last input dim; "scale": float32, one a block along it}.
 
-A matrix is [in dims, out dims]; a stack of them has a leading dim of layers. Source of nf4: Dettmers et al. 2023, QLoRA,
+nf4: {"values": uint8, two weights a byte along the last input dim; "scale": float32, one a block along it}.
 arXiv:2305.14314, section 3 and appendix E; its second quantisation, of the scales, is left out (0.37 bits a weight).
 """
 

@@ -11,7 +11,7 @@ is alive, and `predict` returns the largest one:
 | part        | bytes on one device                                                                     |
 |-------------|-----------------------------------------------------------------------------------------|
 | parameters  | 4 P / (fsdp x tensor), weight by weight: norms and biases are split less, experts more  |
-| gradients   | the same; twice with microbatches (the running sum and the part being added)            |
+| gradients   | 4 bytes a trained weight; twice with microbatches (the running sum, the part being added) |
 | optimizer   | AdamW 2 x parameters, Lion 1 x; Muon 1 x for the blocks' matrices, 2 x for the rest;    |
 |             | Adafactor a row and a column for each matrix, not split                                 |
 | activations | per token: L x what `model.remat` keeps of a block; the last hidden state, its gradient; |
@@ -69,7 +69,7 @@ from jaxlm.data.config import DataConfig
 from jaxlm.models.config import ModelConfig
 from jaxlm.plan.block_memory import FLOAT32, cpu_block, is_scanned, tpu_block, widths
 from jaxlm.plan.flops import Weight, weights
-from jaxlm.train.config import OptimizerConfig, TrainConfig
+from jaxlm.train.config import OptimizerConfig, TrainConfig, TuneConfig
 from jaxlm.types import UserError
 
 PARAM_AXES: dict[str, str | None] = {
@@ -115,6 +115,8 @@ class Run(Protocol):
     def optimizer(self) -> OptimizerConfig: ...
     @property
     def train(self) -> TrainConfig: ...
+    @property
+    def tune(self) -> TuneConfig: ...
 
 
 class MemoryEstimate(NamedTuple):
@@ -156,6 +158,32 @@ def shard_size(w: Weight, mesh: dict[str, int]) -> int:
     return math.prod(
         -(-dim // mesh.get(PARAM_AXES[axis] or "", 1)) for dim, axis in zip(w.shape, w.axes, strict=True)
     )
+
+
+def trained_weights(table: list[Weight], tune: TuneConfig) -> list[Weight]:
+    """Of all weights those that have gradients and moments, as jaxlm/train/tuning.py splits them."""
+    if tune.train == "all":
+        return table
+    trained = [w for w in table if w.name == "classifier"]
+    if tune.train == "last_blocks":
+        n = tune.num_blocks
+        trained += [w for w in table if w.name == "head" or w.name.startswith("final_norm")]
+        trained += [w._replace(shape=(n, *w.shape[1:])) for w in table if w.axes[0] == "layers"]
+    if tune.train == "lora":
+        for w in table:
+            if w.part in ("attention", "mlp") and w.name in tune.targets:
+                cut = 3 if w.name == "o" else 2  # layers, and the input dims
+                a = w._replace(shape=(*w.shape[:cut], tune.lora_rank), axes=(*w.axes[:cut], "rank"))
+                b_shape, b_axes = (
+                    (w.shape[0], tune.lora_rank, *w.shape[cut:]),
+                    ("layers", "rank", *w.axes[cut:]),
+                )
+                trained += [a, w._replace(shape=b_shape, axes=b_axes)]
+    return trained
+
+
+BYTES_QUANTIZED = {None: 4.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
+"""Of a frozen weight of the blocks' matrices; nf4 with a scale for each 64."""
 
 
 def optimizer_elements(name: str, w: Weight, mesh: dict[str, int]) -> int:
@@ -203,6 +231,11 @@ class Parts(NamedTuple):
     """One matrix of the vocabulary's size, and that whole over fsdp."""
     whole_table: int
     num_tables: int
+    trains_tables: bool
+    block_bytes: float
+    """Of one weight of the blocks' matrices."""
+    num_kept: int
+    """Blocks that keep something for the backward pass."""
     table_moments: int
     """Moments that the optimizer has of such a matrix."""
     logits: int
@@ -234,26 +267,36 @@ def parts_of(run: Run, mesh: dict[str, int], vocab_size: int | None) -> Parts:
     )
     part_rows = -(-rows // num_parts)
     _, chunk_tokens = logit_chunks(part_rows, run.data.seq_len, run.train.loss_chunk_tokens)
-    parameters = FLOAT32 * sum(shard_size(w, mesh) for w in table)
+    trained = trained_weights(table, run.tune)
+    block_bytes = BYTES_QUANTIZED[run.tune.quantize]
+    num_blocks = sum(shard_size(w, mesh) for w in blocks)
+    # Of lora, the adapters are there beside all that the model has.
+    added = trained if run.tune.train == "lora" else []
+    parameters = FLOAT32 * sum(shard_size(w, mesh) for w in [*table, *added])
+    parameters -= round((FLOAT32 - block_bytes) * num_blocks)
+    gradients = FLOAT32 * sum(shard_size(w, mesh) for w in trained)
     return Parts(
         model=model,
         mesh=mesh,
         rows=part_rows,
         seq_len=run.data.seq_len,
         is_first_of_several=num_parts > 1,
-        blocks=sum(shard_size(w, mesh) for w in blocks),
+        blocks=num_blocks,
         whole_block=sum(shard_size(w, whole) for w in blocks) // model.num_layers,
         largest_stack=max(shard_size(w, whole) for w in blocks),
         table=shard_size(ends[0], mesh),
         whole_table=shard_size(ends[0], whole),
         num_tables=len(ends),
+        trains_tables=run.tune.train == "all",
+        block_bytes=block_bytes,
+        num_kept={"head": 0, "last_blocks": run.tune.num_blocks}.get(run.tune.train, model.num_layers),
         table_moments=optimizer_elements(run.optimizer.name, ends[0], mesh) // shard_size(ends[0], mesh),
         logits=chunk_tokens * -(-(model.vocab_size or 0) // mesh.get("tensor", 1)),
         optimizer=run.optimizer.name,
         shared=MemoryEstimate(
             parameters=parameters,
-            gradients=parameters * (2 if num_parts > 1 else 1),
-            optimizer=FLOAT32 * sum(optimizer_elements(run.optimizer.name, w, mesh) for w in table),
+            gradients=gradients * (2 if num_parts > 1 else 1),
+            optimizer=FLOAT32 * sum(optimizer_elements(run.optimizer.name, w, mesh) for w in trained),
             activations=0,
             workspace=0,
             logits=0,
@@ -274,12 +317,12 @@ def cpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     if parts.is_gathered:
         # This block's weights, the next one's; a table, and its gradients before they are scattered.
         gathered = 2 * FLOAT32 * parts.whole_block + FLOAT32 * (1 + NUM_TABLE_GRADS) * parts.whole_table
-    elif parts.num_tables < NUM_TABLE_GRADS:
+    elif parts.num_tables < NUM_TABLE_GRADS and parts.trains_tables:
         gathered = FLOAT32 * parts.table
-    copy = FLOAT32 * parts.blocks
+    copy = round(parts.block_bytes * parts.blocks)
     num_copies = 2 if is_scanned(model) and len(model.layer_pattern) > 1 else 1
     hidden = 2 * model.embed_dim * FLOAT32  # after the last block, and its gradient
-    shared = parts.shared._replace(activations=round(tokens * (model.num_layers * block.kept + hidden)))
+    shared = parts.shared._replace(activations=round(tokens * (parts.num_kept * block.kept + hidden)))
     return {
         "blocks": shared._replace(workspace=round(tokens * block.at_work) + gathered + num_copies * copy),
         "loss": shared._replace(workspace=gathered + copy, logits=FLOAT32 * parts.logits),
@@ -300,7 +343,7 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     block, loose = tpu_block(model, widths(model, parts.seq_len, parts.mesh, dense=dense), item)
     L = model.num_layers
     num_loose = L % len(model.layer_pattern) if is_scanned(model) else L
-    kept = tokens * ((L - num_loose) * block.kept + num_loose * loose)
+    kept = tokens * ((L - num_loose) * block.kept + num_loose * loose) * parts.num_kept / L
     at_work = block.at_work if num_loose < L else block.at_work - loose  # one block's is counted already
     copy = item * parts.blocks if item < FLOAT32 else 0
 
@@ -309,7 +352,8 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     if parts.num_tables == 1 and width % LANES:
         padded = FLOAT32 * (1 + parts.table_moments) * (parts.table // width) * -(-width // LANES) * LANES
 
-    running = parts.shared.parameters if parts.is_first_of_several else 0
+    table_grad = FLOAT32 * parts.table if parts.trains_tables else 0
+    running = parts.shared.gradients // 2 if parts.is_first_of_several else 0
     head = item * parts.table + FLOAT32 * parts.whole_table
     if parts.is_gathered:
         head += item * parts.whole_table + FLOAT32 * parts.table
@@ -322,7 +366,7 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
             + (round(WHOLE_BLOCKS * item * parts.whole_block) if parts.is_gathered else 0),
         ),
         "loss": shared._replace(
-            gradients=running + FLOAT32 * parts.table,
+            gradients=running + table_grad,
             activations=round(kept + tokens * 2 * model.embed_dim * item),
             workspace=copy + padded + head,
             logits=FLOAT32 * parts.logits,

@@ -18,7 +18,10 @@ from jaxlm.infer.text import continue_ids
 from jaxlm.models.build import build
 from jaxlm.train.config import CheckpointConfig
 
-OWN = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|eot|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+OWN = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 STORED = OWN.replace(": ", " says ")
 
 
@@ -38,7 +41,12 @@ def make_run(folder, *, stored=True, tokenizer_has_one=True, **model):
         (folder.parent / "stored.jinja").write_text(STORED)
         save_chat(folder, open_template(tokenizer, str(folder.parent / "stored.jinja")))
     params = jax.jit(build(run_lib.with_vocabulary(cfg, tokenizer).model, 128).init)(jax.random.key(0))
-    params["head"] = params["head"] * 20  # far from uniform, so that answers differ
+    # Far from uniform, and from a function of the last token alone, so that answers differ.
+    params = {
+        **params,
+        "head": params["head"] * 20,
+        "layers": jax.tree.map(lambda w: w * 8, params["layers"]),
+    }
     with Checkpoints(folder / run_lib.CHECKPOINTS, CheckpointConfig()) as checkpoints:
         meta = Meta(3, config={}, tokenizer_sha256=tokenizer.sha256, corpus_sha256={}, tokens=0, epochs={},
                     wall_time_s=0.0, eval_loss=None)  # fmt: skip
@@ -116,7 +124,9 @@ def chat(jaxlm, monkeypatch, lines, *flags):
 
 
 def test_piped_lines_are_turns_of_one_conversation(jaxlm, run, monkeypatch):
-    code, out, err = chat(jaxlm, monkeypatch, "Hi\n\nWhy?\n/reset\nWhy?\n/exit\nnever\n", "--max-new-tokens=6")
+    code, out, err = chat(
+        jaxlm, monkeypatch, "Hi\n\nWhy?\n/reset\nWhy?\n/exit\nnever\n", "--max-new-tokens=6"
+    )
     assert code == 0
     first = expected(run, "Hi", max_new_tokens=6).text.strip()
     second = expected(run, "Hi", first, "Why?", max_new_tokens=6).text.strip()
@@ -140,7 +150,9 @@ def test_what_no_longer_fits_is_forgotten_with_a_note_and_a_message_too_long_is_
 def test_a_run_without_a_stored_template_uses_that_of_its_tokenizer_or_says_so(jaxlm, tmp_path, monkeypatch):
     own = make_run(tmp_path / "own", stored=False)
     template = open_template(run_lib.load_run(own).tokenizer, "chat")
-    out = jaxlm("generate", f"--run={own}", "--chat", "--prompt=Hi", "--temperature=0", "--max-new-tokens=6")[1]
+    out = jaxlm("generate", f"--run={own}", "--chat", "--prompt=Hi", "--temperature=0", "--max-new-tokens=6")[
+        1
+    ]
     assert out == expected(own, "Hi", max_new_tokens=6, template=template).text + "\n"
     none = make_run(tmp_path / "none", stored=False, tokenizer_has_one=False)
     for command in (["chat"], ["generate", "--chat", "--prompt=Hi"]):
@@ -174,7 +186,16 @@ def test_records_are_answered_in_order_and_bad_ones_are_named(jaxlm, run, record
     assert code == 0
     lines = [json.loads(line) for line in target.read_text().splitlines()]
     assert [line.get("id") for line in lines] == [1, 2, None, 3, 4, None, 5, 6]
-    assert [line["response"] is None for line in lines] == [False, False, True, False, True, True, True, False]
+    assert [line["response"] is None for line in lines] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
     wanted = expected(run, "Hi", max_new_tokens=8)
     assert lines[0] == {
         **QUESTIONS[0], "response": wanted.text.strip(), "finish_reason": "stop", "num_tokens": len(wanted.tokens)
@@ -183,7 +204,12 @@ def test_records_are_answered_in_order_and_bad_ones_are_named(jaxlm, run, record
     assert (lines[3]["note"], lines[3]["num_tokens"]) == (["kept"], 8)
     assert lines[3]["finish_reason"] == "length"
     assert f"{source}, line 3: not valid JSON" in lines[2]["error"]
-    for number, message in ((3, "not valid JSON"), (6, "empty prompt"), (7, "has to be an object"), (8, "'instruction'")):
+    for number, message in (
+        (3, "not valid JSON"),
+        (6, "empty prompt"),
+        (7, "has to be an object"),
+        (8, "'instruction'"),
+    ):
         assert any(f"{source}, line {number}" in line and message in line for line in err.splitlines())
     assert "4 answers, 4 lines without one" in out
     code, _, err = answer(jaxlm, source, target)
@@ -215,11 +241,23 @@ def test_a_killed_run_goes_on_and_gives_the_same_file(jaxlm, records, tmp_path, 
 
 
 def test_dialogues_are_answered_after_their_last_question(jaxlm, run, records, tmp_path):
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}, {"role": "user", "content": "Why?"}]
-    source = records([{"messages": turns}, {"messages": [*turns, {"role": "assistant", "content": "So."}]}, {"messages": turns[:1]}])
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes"},
+        {"role": "user", "content": "Why?"},
+    ]
+    source = records(
+        [
+            {"messages": turns},
+            {"messages": [*turns, {"role": "assistant", "content": "So."}]},
+            {"messages": turns[:1]},
+        ]
+    )
     answer(jaxlm, source, tmp_path / "out.jsonl", "--temperature=0")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    long, short = (expected(run, *texts, max_new_tokens=8).text.strip() for texts in (("Hi", "Yes", "Why?"), ("Hi",)))
+    long, short = (
+        expected(run, *texts, max_new_tokens=8).text.strip() for texts in (("Hi", "Yes", "Why?"), ("Hi",))
+    )
     assert [line["response"] for line in lines] == [long, long, short]
     assert lines[0]["messages"] == turns
 
@@ -234,7 +272,9 @@ def test_answers_are_judged_with_rules_and_groups(jaxlm, records, tmp_path):
         ]
     )
     rules = tmp_path / "rules.yaml"
-    rules.write_text("rules:\n- {name: short, when: in 3 lines, max_lines: 3}\n- {name: all, must_match: '^$'}\n")
+    rules.write_text(
+        "rules:\n- {name: short, when: in 3 lines, max_lines: 3}\n- {name: all, must_match: '^$'}\n"
+    )
     report, answers = tmp_path / "report.json", tmp_path / "answers.jsonl"
     flags = (f"--data={source}", f"--rules={rules}", "--max-new-tokens=8", f"--records={answers}")
     code, out, err = jaxlm("evaluate", *flags, f"--json={report}")
@@ -244,7 +284,16 @@ def test_answers_are_judged_with_rules_and_groups(jaxlm, records, tmp_path):
     assert [rule["num_records"] for rule in found["rules"]] == [1, 3]
     assert found["consistency"]["num_groups"] == 1
     assert len(answers.read_text().splitlines()) == 3
-    for words in ("exact match", "token F1", "ROUGE-L", "chrF", "BLEU", "answer loss", "stopped by itself", "all: 0 of 3"):
+    for words in (
+        "exact match",
+        "token F1",
+        "ROUGE-L",
+        "chrF",
+        "BLEU",
+        "answer loss",
+        "stopped by itself",
+        "all: 0 of 3",
+    ):
         assert words in out
     assert "1 dropped: empty answer" in out
     assert json.loads(jaxlm("evaluate", *flags, "--json")[1]) == found
@@ -266,6 +315,8 @@ def test_answers_are_judged_with_rules_and_groups(jaxlm, records, tmp_path):
         (["chat", "--config.seed=1"], "chat takes its config from --run"),
         (["evaluate"], "Nothing to evaluate"),
         (["evaluate", "--rules=x", "text.txt"], "--rules is about records"),
+        (["evaluate", "--plots=x", "text.txt"], "--plots is about records"),
+        (["evaluate", "--data=x.jsonl", "--plots=x"], "--plots is about labels"),
         (["evaluate", "--data=x", "text.txt"], "give records (--data) or texts, not both"),
         (["evaluate", "--data=x", "--max-records=0"], "--max-records=0"),
         (["evaluate", "--data=/no/such.jsonl"], "/no/such.jsonl does not exist"),

@@ -142,7 +142,13 @@ def test_what_was_imported_is_exported_to_the_same_weights_config_and_tokenizer(
     assert content["origin"] == {"source": str(source), "model_type": "qwen3"}
     assert content["files"].keys() == set(names(out)) - {"artifact.json"}
     card = (out / "README.md").read_text()
-    for words in ("Qwen3ForCausalLM", str(source), content["tokenizer_sha256"], "Nothing was trained here"):
+    for words in (
+        "Qwen3ForCausalLM",
+        str(source),
+        content["tokenizer_sha256"],
+        "Nothing was trained here",
+        "Converted with jaxlm",
+    ):
         assert words in card
     assert names(tmp_path) == ["out"]
 
@@ -156,19 +162,17 @@ def test_dtype_and_shards_of_an_export_can_be_chosen(jaxlm, run, tmp_path):
     assert jaxlm("artifact", "verify", tmp_path / "out")[0] == 0
 
 
-def test_an_export_replaces_the_empty_folder_it_stands_in(jaxlm, run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("place", "out"), [(".", "here/"), ("here", "."), (".", "link")])
+def test_an_export_replaces_an_empty_folder_also_where_it_stands_in_it(
+    place, out, jaxlm, run, tmp_path, monkeypatch
+):
     (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    assert jaxlm("export-hf", f"--run={run}", ".")[0] == 0
+    (tmp_path / "link").symlink_to("here")
+    monkeypatch.chdir(tmp_path / place)
+    assert jaxlm("export-hf", f"--run={run}", out)[0] == 0
     assert jaxlm("artifact", "verify", tmp_path / "here")[0] == 0
     assert json.loads((tmp_path / "here" / "artifact.json").read_bytes())["name"] == "here"
-
-
-def test_an_export_may_go_where_one_stands(jaxlm, run, tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert jaxlm("export-hf", f"--run={run}", "here/")[0] == 0
-    assert json.loads((tmp_path / "here" / "artifact.json").read_bytes())["name"] == "here"
+    assert names(tmp_path) == ["here", "link"]
 
 
 def test_a_mesh_spreads_the_reading_and_changes_nothing(jaxlm, source, run, tmp_path):
@@ -461,14 +465,15 @@ def test_a_hub_that_cannot_be_reached_says_what_to_check(hub, fails, tmp_path, m
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     message = fails("import-hf", "owner/tiny", tmp_path / "run")
-    assert "owner/tiny could not be fetched from the Hugging Face hub (ConnectionError: Connection" in message
+    assert "owner/tiny is no folder here, and could not be fetched from the" in message
+    assert "(ConnectionError: Connection refused)" in message
     assert "Check its name, the network, and $HF_TOKEN" in message
 
 
 def test_a_model_that_is_not_in_the_cache_says_what_to_check(hub, fails, tmp_path):
     for name in ("owner/other", "owner/tiny@other"):
         message = fails("import-hf", name, tmp_path / "run")
-        assert f"{name} is not in the cache of the Hugging Face hub (" in message
+        assert f"{name} is no folder here, and not in the cache of the Hugging Face hub (" in message
         assert "HF_HUB_OFFLINE forbids to fetch it" in message
     assert not (tmp_path / "run").exists()
 

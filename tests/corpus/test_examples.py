@@ -132,7 +132,10 @@ def test_an_answer_of_which_only_the_first_target_is_left_is_kept_and_of_none_dr
 
 @pytest.mark.parametrize(
     ("row", "reason"),
-    [({"question": "q", "answer": ""}, "empty answer"), ({"question": "q" * 3000, "answer": "a"}, "answer truncated away")],
+    [
+        ({"question": "q", "answer": ""}, "empty answer"),
+        ({"question": "q" * 3000, "answer": "a"}, "answer truncated away"),
+    ],
 )  # fmt: skip
 def test_strict_refuses_a_record_with_nothing_to_learn(tmp_path, row, reason):
     path = jsonl(tmp_path / "a.jsonl", [*QUESTIONS, row])
@@ -317,10 +320,8 @@ def test_labels_that_are_all_numbers_are_in_their_order(names, expected):
 
 
 def test_a_file_without_records_is_named(tmp_path):
-    with pytest.raises(
-        UserError, match=r"data.sources.mine.path: .* has no example to train on \(2 blank_line dropped\)"
-    ):
-        (tmp_path / "a.jsonl").write_text("\n\n")
+    (tmp_path / "a.jsonl").write_text("\n\n")
+    with pytest.raises(UserError, match=r"mine.path: .* has no example to train on \(2 blank_line dropped\)"):
         build(str(tmp_path / "a.jsonl"))
     with pytest.raises(UserError, match=r"data.sources.mine.eval_path: .*nowhere.jsonl does not exist"):
         build(jsonl(tmp_path / "b.jsonl", QUESTIONS), "eval", eval_path=str(tmp_path / "nowhere.jsonl"))

@@ -8,11 +8,11 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from jaxlm.data.tokenizer_hf import HFTokenizer
 
-WORDS = (
+WORDS = (  # earlier ones are merged first
     "ĠInstruction", "ĠInput", "ĠResponse", "###", "system", "user", "assistant", "model", "Hi", "Hello", "Bye", "INST",
     "Be", "Ġbrief", "Add", "ĊĊ",
 )  # fmt: skip
-"""Pieces of more than a byte, in the alphabet of byte-level BPE: Ġ is a space, Ċ a newline. The first are merged first."""
+"""Pieces of more than a byte, in the alphabet of byte-level BPE: Ġ is a space, Ċ a newline."""
 
 CHATML = """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system

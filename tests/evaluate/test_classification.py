@@ -34,7 +34,10 @@ def test_a_worked_example():
     scores = example()
     assert scores["confusion"] == [[2, 1, 0], [1, 1, 0], [0, 1, 0]]
     assert scores["accuracy"] == 0.5
-    rows = {one["label"]: (one["precision"], one["recall"], one["f1"], one["support"]) for one in scores["classes"]}
+    rows = {
+        one["label"]: (one["precision"], one["recall"], one["f1"], one["support"])
+        for one in scores["classes"]
+    }
     assert rows == {
         "cat": (2 / 3, 2 / 3, 2 / 3, 3),
         "dog": (1 / 3, 1 / 2, pytest.approx(2 / 5), 2),
@@ -105,7 +108,9 @@ def test_the_fitted_temperature_undoes_one_and_calibrates_other_texts():
 
 
 def test_a_model_that_is_always_right_has_the_lowest_temperature():
-    assert c.fit_temperature(logits_of([0, 1], 2), np.array([0, 1])) == pytest.approx(c.TEMPERATURES[0], rel=1e-3)
+    assert c.fit_temperature(logits_of([0, 1], 2), np.array([0, 1])) == pytest.approx(
+        c.TEMPERATURES[0], rel=1e-3
+    )
 
 
 def test_any_number_of_labels():
@@ -116,7 +121,11 @@ def test_any_number_of_labels():
     assert scores["accuracy"] == 0.5  # of whole sets
     assert scores["label_accuracy"] == 10 / 12
     rows = {one["label"]: (one["precision"], one["recall"], one["f1"]) for one in scores["classes"]}
-    assert rows == {"red": (1, 1, 1), "blue": (1, 0.5, pytest.approx(2 / 3)), "round": (0.5, 1, pytest.approx(2 / 3))}
+    assert rows == {
+        "red": (1, 1, 1),
+        "blue": (1, 0.5, pytest.approx(2 / 3)),
+        "round": (0.5, 1, pytest.approx(2 / 3)),
+    }
     assert scores["micro"] == {"precision": 4 / 5, "recall": 4 / 5, "f1": 4 / 5}
     assert scores["macro"]["f1"] == pytest.approx(7 / 9)
     assert scores["loss"] == pytest.approx((10 * math.log1p(math.exp(-2)) + 2 * math.log1p(math.exp(2))) / 12)
@@ -134,7 +143,9 @@ def test_numbers_against_scipy(pairs):
     if true.std() == 0:
         assert scores["r2"] is None
     else:
-        assert scores["r2"] == pytest.approx(1 - np.sum((predicted - true) ** 2) / np.sum((true - true.mean()) ** 2))
+        assert scores["r2"] == pytest.approx(
+            1 - np.sum((predicted - true) ** 2) / np.sum((true - true.mean()) ** 2)
+        )
     if predicted.std() == 0 or true.std() == 0:
         assert scores["pearson"] is None
         assert scores["spearman"] is None

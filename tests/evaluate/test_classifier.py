@@ -19,7 +19,8 @@ from jaxlm.types import UserError
 
 WORDS = "a lion and the zoo are not in this list of things that were seen".split()
 RECORDS = [
-    {"text": " ".join(WORDS[i % 5 :][: 1 + i % 9]), "label": LABELS[i % 3], "group": i // 2} for i in range(30)
+    {"text": " ".join(WORDS[i % 5 :][: 1 + i % 9]), "label": LABELS[i % 3], "group": i // 2}
+    for i in range(30)
 ]
 
 
@@ -134,7 +135,11 @@ def test_plots_are_pngs_that_are_drawn_for_the_task(loaded, data, others, tmp_pa
     two = single_label_scores(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1]), ("a$b$", "আ"))
     report = evaluate_classifier(loaded, str(data))
     binary = report.__class__(two, {}, {}, 0, None, np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1]))
-    wanted = {"three": {"confusion", "reliability"}, "two": {"confusion", "reliability", "roc"}, "numbers": {"predicted"}}
+    wanted = {
+        "three": {"confusion", "reliability"},
+        "two": {"confusion", "reliability", "roc"},
+        "numbers": {"predicted"},
+    }
     reports = {"three": report, "two": binary}
     reports["numbers"] = evaluate_classifier(others["regression"][0], str(others["regression"][1]))
     for name, one in reports.items():

@@ -1,4 +1,4 @@
-"""Promises of the evaluation of instructions: losses as sums over tokens, metrics of the answers, groups of rewordings."""
+"""Promises of the evaluation of instructions: losses are sums over tokens, answers are compared, groups are counted."""
 
 import json
 
@@ -72,9 +72,15 @@ def test_the_answer_loss_is_one_sum_over_tokens_whatever_the_lengths():
 def test_greedy_answers_are_compared_and_the_stop_id_of_the_template_ends_them():
     lm, params = history_lm(spelling("=the lion;"), decay=0.0)
     questions = [question("where", "A lion!"), question("who", "zoo", 2), question("what", "the big lion", 3)]
-    report = evaluate_instructions(lm, params, TOKENIZER, Template(), questions, max_new_tokens=20, batch_size=2)
+    report = evaluate_instructions(
+        lm, params, TOKENIZER, Template(), questions, max_new_tokens=20, batch_size=2
+    )
     assert [record["answer"] for record in report.records] == ["the lion"] * 3
-    assert [record["where"] for record in report.records] == ["f.jsonl, line 1", "f.jsonl, line 2", "f.jsonl, line 3"]
+    assert [record["where"] for record in report.records] == [
+        "f.jsonl, line 1",
+        "f.jsonl, line 2",
+        "f.jsonl, line 3",
+    ]
     assert report.exact_match == pytest.approx(1 / 3)
     # Articles gone: lion = lion; none of zoo; lion of big lion.
     assert report.token_f1 == pytest.approx((1 + 0 + 2 / 3) / 3)

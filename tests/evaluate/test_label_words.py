@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from standin import ByteTokenizer, history_lm, history_logits, random_table
 

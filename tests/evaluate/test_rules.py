@@ -68,7 +68,7 @@ def test_a_pattern_that_would_take_for_ever_is_given_up(rules):
     start = time.monotonic()
     (said,) = one(rules, "must_match: '(a|aa)+$'")("a" * 60 + "!")
     assert "given up after 1 s" in said
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 5
 
 
 def test_a_rule_is_about_the_records_whose_instruction_matches(rules):
@@ -109,7 +109,7 @@ def test_a_rule_is_about_the_records_whose_instruction_matches(rules):
         ("rules: [{name: n, forbidden_words: ['!!']}]", "rule 1 (n), forbidden_words=['!!'] must be"),
         ("rules: [{name: n, script: Bengal}]", "rule 1 (n), script: name='Bengal' is no script; did you mean Bengali?"),
         ("rules: [{name: n, script: {name: Latin, min_share: 80}}]", "min_share=80 must be in (0, 1]"),
-        ("rules: [{name: n, json_schema: {type: objekt}}]", "rule 1 (n), json_schema is no JSON schema"),
+        ("rules: [{name: n, json_schema: {type: text}}]", "rule 1 (n), json_schema is no JSON schema"),
         ("rules: [{name: n, json_schema: no.json}]", "no.json does not exist: give a JSON schema for "),
         ("rules: [{name: n, json_schema: rules.yaml}]", "rules.yaml is not JSON"),
         ("rules: !!python/object:os.system {}", "rules.yaml is not YAML"),

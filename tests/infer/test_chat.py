@@ -68,7 +68,7 @@ def test_no_other_id_than_those_of_the_template_ends_an_answer():
 
 
 def test_the_oldest_turns_are_dropped_to_make_room_and_the_system_message_stays():
-    conversation, template = talk(context_tokens=60, system="be")
+    conversation, template = talk(context_tokens=65, system="be")
     prompt = "[s:be]" + "[u:0123456789][a:ok]" * 2 + "[u:0123456789]="
     assert len(prompt) == 61
     dropped = [conversation.ask("0123456789", silent).num_dropped for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Promises of `predict`: the logits of training, whatever shares a batch; every record in its place, also after a kill."""
+"""Promises of `predict`: the logits of training, whatever shares a batch; every record in its place, after a kill too."""
 
 import dataclasses
 import io
@@ -92,7 +92,10 @@ def test_what_is_predicted():
     many = predictions("multi_label", LABELS, np.array([[0.0, 2.0, -1.0], [1.0, 1.0, 1.0]]))
     assert [one["predicted"] for one in many] == [["dog"], list(LABELS)]
     assert many[0]["probabilities"] == {"cat": 0.5, "dog": 0.880797, "উট": 0.268941}
-    assert predictions("regression", (), np.array([[1.5], [-2.0]])) == [{"predicted": 1.5}, {"predicted": -2.0}]
+    assert predictions("regression", (), np.array([[1.5], [-2.0]])) == [
+        {"predicted": 1.5},
+        {"predicted": -2.0},
+    ]
 
 
 RECORDS = [
@@ -110,11 +113,21 @@ RECORDS = [
 
 def test_records_keep_their_order_and_fields_and_bad_ones_are_named(run, classifier, jaxlm, tmp_path):
     source, target = write_records(tmp_path / "in.jsonl", RECORDS), tmp_path / "out.jsonl"
-    code, out, err = jaxlm("predict", f"--run={run}", f"--input={source}", f"--output={target}", "--batch-size=4")
+    code, out, err = jaxlm(
+        "predict", f"--run={run}", f"--input={source}", f"--output={target}", "--batch-size=4"
+    )
     assert (code, out) == (3, "")
     lines = [json.loads(line) for line in target.read_text().splitlines()]
     assert [line.get("id") for line in lines] == [1, 2, None, 3, 4, 5, 6, *range(10, 20)]
-    assert [line["predicted"] is None for line in lines] == [False, False, True, True, True, True, *[False] * 11]
+    assert [line["predicted"] is None for line in lines] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+        *[False] * 11,
+    ]
     assert lines[0]["label"] == "unicorn"
     assert lines[1]["more"] == ["kept"]
     for line in lines:
@@ -123,7 +136,12 @@ def test_records_keep_their_order_and_fields_and_bad_ones_are_named(run, classif
             np.testing.assert_allclose(list(line["probabilities"].values()), probs, atol=1e-5)
             assert list(line["probabilities"]) == list(LABELS)
             assert line["predicted"] == LABELS[probs.argmax()]
-    for number, message in ((3, "not valid JSON"), (4, "empty text"), (6, "'text'"), (7, "'text' is missing")):
+    for number, message in (
+        (3, "not valid JSON"),
+        (4, "empty text"),
+        (6, "'text'"),
+        (7, "'text' is missing"),
+    ):
         assert any(f"{source}, line {number}" in line and message in line for line in err.splitlines()), err
     assert "13 texts" in err
     assert "4 records without a text; 1 cut to 48 tokens" in err

@@ -44,7 +44,9 @@ def logits(name, rows, width, side="right", pooling="last", fill=0):
 @functools.cache
 def _compiled(name):
     _, lm, _ = make(name)
-    return jit(lambda params, batch, weights_BT: lm.head(params, pooled(lm.hidden(params, batch), weights_BT)))
+    return jit(
+        lambda params, batch, weights_BT: lm.head(params, pooled(lm.hidden(params, batch), weights_BT))
+    )
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
@@ -68,7 +70,9 @@ def test_the_head_is_a_matrix_in_place_of_the_language_head(name):
     assert lm.axes["classifier"] == ("embed", "classes")
     x_BD = np.random.default_rng(0).normal(size=(2, config.embed_dim)).astype(np.float32)
     expected = x_BD.astype(np.float64) @ np.asarray(params["classifier"], np.float64)  # and no soft-cap
-    np.testing.assert_allclose(lm.head({"classifier": params["classifier"]}, x_BD), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        lm.head({"classifier": params["classifier"]}, x_BD), expected, rtol=1e-4, atol=1e-4
+    )
     num_weights = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count_params(config, 32).total == num_weights
     assert count_params(config, 32).head == 3 * config.embed_dim

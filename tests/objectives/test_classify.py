@@ -24,7 +24,11 @@ def batch(labels, pooling="last", logits=LOGITS, length=4):
     states_BTC, weights_BT = np.full((B, length, C), 77.0, np.float32), np.zeros((B, length), np.float32)
     weights_BT[:, 1:3] = 0.5 if pooling == "mean" else [0.0, 1.0]
     states_BTC[:, 1], states_BTC[:, 2] = (logits + 3.0, logits - 3.0) if pooling == "mean" else (77.0, logits)
-    return {"states": jnp.asarray(states_BTC), "weights": jnp.asarray(weights_BT), "labels": jnp.asarray(labels)}
+    return {
+        "states": jnp.asarray(states_BTC),
+        "weights": jnp.asarray(weights_BT),
+        "labels": jnp.asarray(labels),
+    }
 
 
 def mean_loss(batch, **options):
@@ -80,7 +84,10 @@ def test_texts_that_are_right_are_counted(task, labels, num_right):
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_a_row_without_weights_is_no_text(weights):
     labels = np.array([0, 1, 2, 2], np.int32)
-    whole, more = batch(labels), batch(np.concatenate([labels, [1, 0]]), logits=np.concatenate([LOGITS, LOGITS[:2]]))
+    whole, more = (
+        batch(labels),
+        batch(np.concatenate([labels, [1, 0]]), logits=np.concatenate([LOGITS, LOGITS[:2]])),
+    )
     more["weights"] = more["weights"].at[4:].set(0.0)
     loss = make_loss(LM, num_classes=3, class_weights=weights)
     jax.tree.map(np.testing.assert_array_equal, loss({}, whole)[1], loss({}, more)[1])

@@ -25,10 +25,14 @@ ATTENTION = "q,k,v,o"
 
 @functools.cache
 def make(name="tiny-llama", lora_dropout=0.0, **changes):
-    """(LM, params, loss): weights are eight times those of the initialisation, so that they matter."""
+    """(LM, params, loss): matrices are eight times those of the initialisation, so that they matter."""
     config = dataclasses.replace(sizes.size(name), **changes)
     lm = build(config, T, platform="cpu", lora_dropout=lora_dropout)
-    params = jit(lambda key: jax.tree.map(lambda w: 8.0 * w, lm.init(key)))(jax.random.key(0))
+
+    def louder(path, w):
+        return w if path[-1].key == "scale" or "bias" in path[-1].key else 8.0 * w
+
+    params = jit(lambda key: jax.tree_util.tree_map_with_path(louder, lm.init(key)))(jax.random.key(0))
     return lm, params, OBJECTIVES["pretrain"].make_loss(lm, chunk_tokens=16)
 
 
@@ -115,7 +119,11 @@ def test_adapters_begin_as_those_of_peft():
     _, params, _ = make()
     trained = tuning("lora", lora_rank=64).init(jax.random.key(0), params)["layers"]["lora"]
     assert set(trained) == {"attention", "mlp"}
-    for (group, name), inputs in {("attention", "q"): 32, ("attention", "o"): 32, ("mlp", "down"): 96}.items():
+    for (group, name), inputs in {
+        ("attention", "q"): 32,
+        ("attention", "o"): 32,
+        ("mlp", "down"): 96,
+    }.items():
         a, b = trained[group][name]["a"], trained[group][name]["b"]
         inputs = int(np.prod(a.shape[1:-1]))
         assert np.abs(a).max() <= inputs**-0.5
@@ -124,9 +132,11 @@ def test_adapters_begin_as_those_of_peft():
         assert not b.any()
 
 
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma3", "tiny-mixtral"])
+@pytest.mark.parametrize(
+    ("name", "remat", "scan"),
+    [("tiny-llama", "none", True), ("tiny-llama", "full", False), ("tiny-gemma3", "none", False),
+     ("tiny-gemma3", "dots", True), ("tiny-mixtral", "none", True), ("tiny-mixtral", "dots", False)],
+)  # fmt: skip
 def test_gradients_of_the_last_blocks_are_those_of_the_whole_model(name, remat, scan):
     lm, params, loss = make(name, remat=remat, scan_layers=scan)
     which = tuning("last_blocks")
@@ -134,11 +144,10 @@ def test_gradients_of_the_last_blocks_are_those_of_the_whole_model(name, remat, 
     grads = jit(jax.grad(lambda t: loss(which.merge(t, frozen), batch())[0]))(trained)
     expected = which.split(jit(jax.grad(lambda p: loss(p, batch())[0]))(params))[0]
     assert jax.tree.structure(grads) == jax.tree.structure(expected)
-    assert_close(grads, expected, 1e-6)
+    assert_close(grads, expected, 3e-6)  # as compilers round float32 in another order
 
 
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "scan"), [(name, name != "tiny-qwen3") for name in FAMILIES])
 def test_gradients_of_adapters_are_those_through_the_merged_weights(name, scan):
     lm, params, loss = make(name, scan_layers=scan)
     which = tuning("lora", name, lora_rank=3, lora_alpha=5.0)
@@ -213,8 +222,7 @@ def test_a_quantised_base_is_near_the_weights_in_less_memory(kind, bound):
     assert num_bytes < {"int8": 0.27, "nf4": 0.15}[kind] * before
 
 
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize(("kind", "scan"), [("int8", True), ("nf4", False)])
 def test_adapters_on_a_quantised_base_learn_what_they_would_on_its_values(kind, scan):
     lm, params, loss = make("tiny-gemma3", scan_layers=scan)
     which, plain = tuning("lora", quantize=kind), tuning("lora")
