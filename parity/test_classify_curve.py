@@ -42,7 +42,9 @@ def make(name, task="single_label"):
         problem_type=PROBLEMS[task],
     )  # fmt: skip
     torch.manual_seed(3)
-    return transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    return transformers.AutoModelForSequenceClassification.from_config(
+        config, attn_implementation="eager"
+    ).eval()
 
 
 @functools.cache
@@ -50,7 +52,9 @@ def batches(task):
     """Texts of all lengths and their labels, which follow from the tokens, so that there is something to learn."""
     rng, found = np.random.default_rng(0), []
     for _ in range(STEPS):
-        rows = [rng.integers(3, tiny.VOCAB_SIZE, rng.integers(1, tiny.NUM_TOKENS)).tolist() for _ in range(ROWS)]
+        rows = [
+            rng.integers(3, tiny.VOCAB_SIZE, rng.integers(1, tiny.NUM_TOKENS)).tolist() for _ in range(ROWS)
+        ]
         firsts = np.array([row[0] for row in rows])
         if task == "single_label":
             labels = (firsts % 3).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Promises of `predict`: the logits of training, whatever shares a batch; every record in its place, after a kill too."""
+"""Promises of `predict`: the logits of training, whatever shares a batch; each record in its place."""
 
 import dataclasses
 import io
@@ -219,6 +219,6 @@ def test_a_language_model_is_no_classifier(tmp_path, jaxlm):
 
 
 def test_a_checkpoint_without_names_is_not_guessed_at(tmp_path):
+    loaded = run_lib.load_run(make_run(tmp_path / "unnamed"))
     with pytest.raises(UserError, match="names 0 labels, but its head has 3"):
-        loaded = run_lib.load_run(make_run(tmp_path / "unnamed"))
         classifier_of(loaded._replace(meta=type(loaded.meta)(3)))

@@ -106,7 +106,10 @@ def test_a_run_goes_out_with_its_labels_and_comes_back(tmp_path, jaxlm):
     assert after.meta.extra["labels"] == list(LABELS)
     assert (after.config.objective, after.config.classify.task) == ("classify", "single_label")
     flags = ("--text=a lion in the zoo", "--json")
-    assert jaxlm("predict", f"--run={tmp_path / 'again'}", *flags)[1] == jaxlm("predict", f"--run={run}", *flags)[1]
+    assert (
+        jaxlm("predict", f"--run={tmp_path / 'again'}", *flags)[1]
+        == jaxlm("predict", f"--run={run}", *flags)[1]
+    )
     assert jaxlm("export-hf", f"--run={tmp_path / 'again'}", tmp_path / "twice")[0] == 0
     for name in ("model.safetensors", "config.json"):
         twice = json.loads((tmp_path / "twice" / name).read_text()) if name.endswith("json") else None
@@ -152,6 +155,8 @@ def test_a_classifier_that_starts_from_one_of_other_labels_is_refused(tmp_path, 
 
 
 def test_a_language_model_is_read_as_before(tmp_path):
-    folder = write_checkpoint(tmp_path / "hub", sizes.size("tiny-llama"), tokenizer=False, id2label={"0": "A"})
+    folder = write_checkpoint(
+        tmp_path / "hub", sizes.size("tiny-llama"), tokenizer=False, id2label={"0": "A"}
+    )
     family, model, notes = read_hf_config(folder)
     assert (family.model_type, model.num_classes, notes) == ("llama", None, ())
