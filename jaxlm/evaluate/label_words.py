@@ -118,7 +118,7 @@ def _score(
             wanted[inputs].append((place, c, row[start:]))
             starts[inputs] = start - 1
     found = row_logits(loaded.lm, loaded.params, list(wanted), [starts[inputs] for inputs in wanted])
-    for (inputs, targets), logits_WV in zip(wanted.items(), found, strict=True):
+    for targets, logits_WV in zip(wanted.values(), found, strict=True):
         log_probs_WV = log_softmax(logits_WV[:, : loaded.tokenizer.vocab_size])
         for place, c, label_ids in targets:
             nats = log_probs_WV[np.arange(len(label_ids)), label_ids].sum()

@@ -1,4 +1,4 @@
-"""Promises of `predict`: the logits of training, whatever shares a batch; every record in its place, after a kill too."""
+"""Promises of `predict`: the logits of training, whatever shares a batch; each record in its place."""
 
 import dataclasses
 import io
@@ -59,14 +59,19 @@ def test_rows_are_those_of_training(run, classifier, pooling, tmp_path):
         np.testing.assert_allclose(value, theirs[name], rtol=1e-6, err_msg=name)
 
 
-def test_a_few_widths_are_compiled_and_no_more(classifier):
-    compiled = predict.compiled_scores(classifier.lm.hidden, classifier.lm.head)
-    compiled.clear_cache()
-    prefix = list(classifier.tokenizer.prefix_ids)
-    for longest in range(2, 49):
-        rows = [[*prefix, *range(5, 5 + n)] for n in range(1, longest)]
-        text_logits(classifier, rows[:8], batch_size=4)
-    assert compiled._cache_size() <= 3 * len(row_widths(48))  # batches of 1, 2 and 4 rows
+def test_texts_of_any_number_and_length_come_in_a_few_shapes(classifier, monkeypatch):
+    shapes = set()
+
+    def scores(params, batch):
+        shapes.add(batch["tokens"].shape)
+        return np.zeros((len(batch["tokens"]), 3))
+
+    monkeypatch.setattr(predict, "compiled_scores", lambda hidden, head: scores)
+    for num in range(1, 15):
+        for longest in range(1, 60):
+            text_logits(classifier, [[5] * longest] * num, batch_size=4)
+    assert {num for num, _ in shapes} == {1, 2, 4}
+    assert {width for _, width in shapes} == set(row_widths(48))
 
 
 def test_a_long_text_is_cut_as_in_training(classifier):
@@ -214,6 +219,6 @@ def test_a_language_model_is_no_classifier(tmp_path, jaxlm):
 
 
 def test_a_checkpoint_without_names_is_not_guessed_at(tmp_path):
+    loaded = run_lib.load_run(make_run(tmp_path / "unnamed"))
     with pytest.raises(UserError, match="names 0 labels, but its head has 3"):
-        loaded = run_lib.load_run(make_run(tmp_path / "unnamed"))
         classifier_of(loaded._replace(meta=type(loaded.meta)(3)))
