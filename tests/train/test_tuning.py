@@ -39,7 +39,9 @@ def make(name="tiny-llama", lora_dropout=0.0, **changes):
 def tuning(train, name="tiny-llama", **changes):
     if train == "lora" and "mixtral" in name:
         changes = {"lora_targets": ATTENTION} | changes
-    num_blocks = 2 if "gemma3" in name else 1  # a global layer and a local one, which are not the first of a period
+    num_blocks = (
+        2 if "gemma3" in name else 1
+    )  # a global layer and a local one, which are not the first of a period
     return Tuning(TuneConfig(train=train, **({"num_blocks": num_blocks} | changes)))
 
 
