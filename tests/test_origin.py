@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from small_checkpoints import (
-    abstract_params,
     assert_same_bits,
     load,
     random_params,
@@ -24,6 +23,7 @@ from jaxlm.checkpoint import Checkpoints
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.interop import artifact
 from jaxlm.models import sizes
+from jaxlm.models.build import build
 from jaxlm.models.config import ModelConfig
 from jaxlm.types import UserError
 
@@ -234,7 +234,7 @@ def test_weights_without_a_tokenizer_ask_for_one_and_take_any(tmp_path):
             UserError, match="has no tokenizer: set tokenizer.path to the one that its weights"
         ):
             origin.origin_tokenizer(cfg)
-        start = origin.read_origin(str(place), abstract_params(MODEL), "0" * 64)
+        start = origin.read_origin(str(place), build(MODEL, 16), None, "0" * 64)
         assert_same_bits(start.params, random_params(MODEL))
 
 
