@@ -51,8 +51,10 @@ def test_the_optimizer_holds_what_is_trained_and_nothing_else(optimizer):
 
 def test_evaluation_sees_both_parts():
     steps, mesh = tiny.make(tuning=LAST)
-    state, batch = steps.init(jax.random.key(0)), place_batch(tiny.batch(0), mesh, tiny.B)
-    found = steps.evaluate(state.params, batch)
     whole, _ = tiny.make()
-    expected = whole.evaluate(whole.init(jax.random.key(0)).params, batch)
-    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-6)
+    params, batch = whole.init(jax.random.key(0)).params, place_batch(tiny.batch(0), mesh, tiny.B)
+    trained, frozen = LAST.split(params)
+    louder = jax.tree.map(lambda w: 5.0 * w, trained)
+    found = steps.evaluate(louder, batch)
+    np.testing.assert_allclose(found.loss, whole.evaluate(LAST.whole(louder, frozen), batch).loss, rtol=1e-6)
+    assert not np.isclose(found.loss, whole.evaluate(params, batch).loss, rtol=1e-3)

@@ -88,7 +88,10 @@ def test_the_parts_are_the_model(train, name):
     trained, frozen = parts(which, lm, params, noise=0)
     jax.tree.map(np.testing.assert_array_equal, which.whole(trained, frozen), params)
     same = jit(functools.partial(logits, lm))
-    np.testing.assert_array_equal(same(which.merge(trained, frozen)), same(params))
+    if train == "last_blocks":  # two loops instead of one round otherwise
+        assert_close(same(which.merge(trained, frozen)), same(params), 1e-5)
+    else:
+        np.testing.assert_array_equal(same(which.merge(trained, frozen)), same(params))
     shapes = jax.eval_shape(lambda: which.init(jax.random.key(1), params))
     for tree, axes, struct in zip((trained, frozen), which.axes(lm.axes), which.split(shapes), strict=True):
         leaves = jax.tree.leaves(axes, is_leaf=is_axes)
