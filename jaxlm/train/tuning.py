@@ -111,7 +111,9 @@ class Tuning(NamedTuple):
                 return quantized_axes(w, num_in, kind)
             if isinstance(w, jax.ShapeDtypeStruct):
                 return jax.eval_shape(lambda w: quantize(w, num_in, kind), w)
-            return jax.jit(quantize, static_argnums=(1, 2))(w, num_in, kind)  # whose steps are never all in memory
+            return jax.jit(quantize, static_argnums=(1, 2))(
+                w, num_in, kind
+            )  # whose steps are never all in memory
 
         groups, found = dict(layers), {}
         for group in ("attention", "mlp"):
