@@ -15,7 +15,7 @@ from jaxlm.objectives import chunked_loss
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.sharding import PARAMS
 from jaxlm.plan import memory
-from jaxlm.train.config import OPTIMIZERS, OptimizerConfig, TrainConfig
+from jaxlm.train.config import OPTIMIZERS, OptimizerConfig, TrainConfig, TuneConfig
 from jaxlm.train.optimizer import make_optimizer
 from jaxlm.train.step import init_state, state_shardings
 from jaxlm.types import UserError
@@ -29,6 +29,7 @@ MESHES = [
 
 def make_run(model, *, optimizer="adamw", batch_size=8, seq_len=64, **train):
     return SimpleNamespace(
+        tune=TuneConfig(),
         model=model,
         data=DataConfig(seq_len=seq_len, global_batch_size=batch_size),
         optimizer=OptimizerConfig(name=optimizer),
