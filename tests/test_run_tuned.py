@@ -18,7 +18,14 @@ from jaxlm.types import UserError
 MODES = {
     "lora": {"tune__train": "lora", "tune__lora_rank": 2, "tune__lora_dropout": 0.1},
     "last_blocks": {"tune__train": "last_blocks", "tune__num_blocks": 1},
-    "int8": {"tune__train": "lora", "tune__lora_rank": 2, "tune__quantize": "int8"},
+    # Not over fsdp: XLA:CPU's fake devices, on few cores, may wait for each other's collectives for ever.
+    "int8": {
+        "tune__train": "lora",
+        "tune__lora_rank": 2,
+        "tune__quantize": "int8",
+        "mesh__data": 8,
+        "mesh__fsdp": 1,
+    },
 }
 
 

@@ -128,7 +128,8 @@ def test_what_is_frozen_has_no_gradients_and_no_moments(tune):
     estimate = memory.predict(cfg, run.resolve_mesh(cfg, 8), 8, platform="cpu")
     compiled = compiled_bytes(cfg)
     assert compiled < 0.6 * whole
-    assert estimate.total == pytest.approx(compiled, rel=0.2)
+    # Blocks keep a little less than is counted, since frozen matrices do not need their inputs again.
+    assert 0.9 < estimate.total / compiled < 1.2
 
 
 def test_recomputing_in_bfloat16_is_estimated_on_the_safe_side():
