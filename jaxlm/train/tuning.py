@@ -111,14 +111,8 @@ class Tuning(NamedTuple):
                 return quantized_axes(w, num_in, kind)
             if isinstance(w, jax.ShapeDtypeStruct):
                 return jax.eval_shape(lambda w: quantize(w, num_in, kind), w)
-<<<<<<< HEAD
-            return jax.jit(quantize, static_argnums=(1, 2))(
-                w, num_in, kind
-            )  # whose steps are never all in memory
-=======
             # Compiled, so that its intermediate results are not all in memory.
             return jax.jit(quantize, static_argnums=(1, 2))(w, num_in, kind)
->>>>>>> ft-tune
 
         groups, found = dict(layers), {}
         for group in ("attention", "mlp"):
