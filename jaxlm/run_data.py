@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlm import processes
+from jaxlm.config import check_choice
 from jaxlm.types import UserError
 
 if TYPE_CHECKING:
@@ -202,21 +203,14 @@ def class_weights(cfg: RunConfig, data: OpenData) -> tuple[float, ...] | None:
                 f"classify.class_weights={wanted!r}: {part!r} is not LABEL=NUMBER. Try 'balanced', or "
                 f"{','.join(f'{name}=1' for name in names)}."
             ) from None
-    check_labels("classify.class_weights", given, names)
+    for name in given:
+        check_choice("classify.class_weights", name, names)
     weights = tuple(given.get(name, 1.0) for name in names)
     if not all(weight >= 0 for weight in weights) or not any(weights):
         raise UserError(
             f"classify.class_weights={wanted!r}: a weight must not be negative, nor all of them 0."
         )
     return weights
-
-
-def check_labels(key: str, given: Mapping[str, float] | Sequence[str], names: Sequence[str]) -> None:
-    """Errors: UserError that names the first of `given` that is no label, and the nearest one."""
-    from jaxlm.config import check_choice
-
-    for name in given:
-        check_choice(key, name, names)
 
 
 def with_vocabulary(cfg: RunConfig, tokenizer: Tokenizer) -> RunConfig:

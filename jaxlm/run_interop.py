@@ -22,9 +22,11 @@ from jaxlm.types import UserError
 from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE
 
 if TYPE_CHECKING:
+    from jaxlm.checkpoint_meta import Meta
     from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.interop.families import Family
     from jaxlm.interop.hf_import import Classes, Source
+    from jaxlm.models.config import ModelConfig
     from jaxlm.parallel.config import MeshConfig
     from jaxlm.run import LoadedWeights
     from jaxlm.runconfig import RunConfig
@@ -195,7 +197,7 @@ def export_hf(
     _check_empty(target)
     tokenizer = run_tokenizer(run)
     loaded = load_weights(run, tokenizer, step, as_stored=True)
-    family, classes = _family_of(loaded), _classes_of(loaded)
+    family, classes = family_of(loaded.config.model, loaded.meta), _classes_of(loaded)
     architecture = family.architecture_of(loaded.config.model)
     arrays = named_arrays(loaded.params)
     partial = target.parent / f"{target.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -236,15 +238,15 @@ def _check_empty(folder: epath.PathLike) -> None:
         raise UserError(f"{folder} is there already and not empty. Choose another folder.")
 
 
-def _family_of(loaded: LoadedWeights) -> Family:
+def family_of(model: ModelConfig, meta: Meta) -> Family:
     """The family the weights came from, where it can still say this model; else the first that can."""
     from jaxlm.interop.families import FAMILIES, family_for
 
-    known = loaded.meta.extra.get("origin", {}).get("model_type")
+    known = meta.extra.get("origin", {}).get("model_type")
     for family in FAMILIES:
-        if family.model_type == known and not family.differences(loaded.config.model):
+        if family.model_type == known and not family.differences(model):
             return family
-    return family_for(loaded.config.model)
+    return family_for(model)
 
 
 def _classes_of(loaded: LoadedWeights) -> Classes | None:

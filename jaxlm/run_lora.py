@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from etils import epath
 
@@ -70,9 +70,10 @@ def difference(lm: LM, one: Params, other: Params) -> tuple[float, float]:
     import jax
     import jax.numpy as jnp
 
-    num_ids, num_positions = lm_sizes(one)
-    length = min(PROBE_TOKENS, num_positions or PROBE_TOKENS)
-    tokens = jax.random.randint(jax.random.key(0), (2, length), 0, num_ids)
+    from jaxlm.infer.sample import axis_size
+
+    length = min(PROBE_TOKENS, axis_size(lm, one, "positions") or PROBE_TOKENS)
+    tokens = jax.random.randint(jax.random.key(0), (2, length), 0, one["embedding"].shape[0])
 
     @jax.jit
     def logits(params):
@@ -80,12 +81,6 @@ def difference(lm: LM, one: Params, other: Params) -> tuple[float, float]:
 
     a, b = logits(one), logits(other)
     return float(jnp.max(jnp.abs(a - b))), float(jnp.max(jnp.abs(b)))
-
-
-def lm_sizes(params: Params) -> tuple[int, int | None]:
-    """Rows of the embedding, and of a position table."""
-    table: Any = params.get("positions")
-    return params["embedding"].shape[0], None if table is None else table.shape[0]
 
 
 def merge_lora(
@@ -171,22 +166,19 @@ def export_adapter(
 ) -> None:
     """Writes the adapters alone, as PEFT loads them. Errors: UserError where there are none, or no family fits."""
     from jaxlm.data.files import make_folder
-    from jaxlm.interop.families import FAMILIES, family_for
     from jaxlm.interop.peft import write_adapter
+    from jaxlm.run_interop import family_of
 
     target = _new_folder(out, "export-hf")
     loaded = load_adapted(workdir, step)
-    origin = loaded.meta.extra.get("origin", {})
-    known = [f for f in FAMILIES if f.model_type == origin.get("model_type")]
-    family = next((f for f in known if not f.differences(loaded.config.model)), None)
-    family = family or family_for(loaded.config.model)
+    family = family_of(loaded.config.model, loaded.meta)
     make_folder(target)
     write_adapter(
         target,
         family,
         loaded.config.tune,
         loaded.trained["layers"]["lora"],
-        base=origin.get("source"),
+        base=loaded.meta.extra.get("origin", {}).get("source"),
         classifier=loaded.trained.get("classifier"),
     )
     num_bytes = sum(path.stat().st_size for path in target.iterdir())

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from jaxlm.checkpoint import named_arrays
-from jaxlm.infer.predict import text_batch
+from jaxlm.data.padding import text_rows
 from jaxlm.interop.hf_export import export_weights, hf_config
 from jaxlm.interop.hf_import import Classes, open_source, read_params
 from jaxlm.models.build import build
@@ -81,7 +81,7 @@ def ours(model, folder):
 
 
 def our_logits(lm, params, rows, width):
-    batch = text_batch(rows, "last", len(rows), width)
+    batch = text_rows(rows, "last", len(rows), width)
     return np.asarray(
         jax.jit(lambda params: lm.head(params, pooled(lm.hidden(params, batch), batch["weights"])))(params)
     )
@@ -153,7 +153,7 @@ def our_losses(lm, params, task):
     step, losses = jax.jit(step), []
     state = init_state(lm, tx, jax.random.key(0))._replace(params=params, opt_state=tx.init(params))
     for rows, labels in batches(task):
-        batch = text_batch(rows, "last", ROWS, 24) | {"labels": jnp.asarray(labels)}
+        batch = text_rows(rows, "last", ROWS, 24) | {"labels": jnp.asarray(labels)}
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     return losses

@@ -32,7 +32,7 @@ from jaxlm.corpus.text import Tally
 from jaxlm.data.chat import ChatTemplate, Message
 from jaxlm.data.config import ClassifyConfig, DataConfig, InstructConfig, SourceConfig
 from jaxlm.data.examples import EXAMPLES, FORMAT, ExampleStore
-from jaxlm.data.files import cache_root, disk_error, exclusive, make_folder, write_atomic
+from jaxlm.data.files import cache_root, disk_error, exclusive, make_folder, write_atomic, write_npy_header
 from jaxlm.data.manifest import token_dtype
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.paths import is_local
@@ -269,18 +269,12 @@ class _Growing:
         self._file: IO[bytes] = open(path, "w+b")
         self._dtype, self._width, self._rows = np.dtype(dtype), width, 0
         self.sha = hashlib.sha256()
-        self._header()
+        write_npy_header(self._file, self._dtype, self.shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """So far."""
         return (self._rows, *self._width)
-
-    def _header(self) -> int:
-        # numpy leaves room in a header for a first dim of any size.
-        description = {"descr": self._dtype.str, "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self._file, description)
-        return self._file.tell()
 
     def add(self, rows: Any) -> None:
         """Appends rows."""
@@ -292,7 +286,7 @@ class _Growing:
     def close(self) -> None:
         """Writes the final shape."""
         self._file.seek(0)
-        self._header()
+        write_npy_header(self._file, self._dtype, self.shape)
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

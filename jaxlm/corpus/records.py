@@ -117,6 +117,12 @@ def read_records(file: InputFile, invalid_utf8: str, tally: Tally) -> Iterator[R
     return readers[file.format](file, ReadOptions(invalid_utf8=invalid_utf8), tally)
 
 
+def read_all(path: str, invalid_utf8: str, tally: Tally) -> Iterator[Record]:
+    """The records of all files below a path, in order."""
+    for file in find_records(path, tally):
+        yield from read_records(file, invalid_utf8, tally)
+
+
 def _record(value: Any, file: InputFile, unit: str, number: int) -> Record:
     record = Record(value, printable(file.path), unit, number)
     if not isinstance(value, dict):

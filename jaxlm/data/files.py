@@ -8,6 +8,7 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -167,6 +168,18 @@ def _is_file_at(path: epath.PathLike, descriptor: int) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def write_npy_header(file: Any, dtype: Any, shape: tuple[int, ...]) -> None:
+    """Writes the header of a .npy file. NumPy leaves room in it for any first dim: it can be written again in place."""
+    import numpy as np
+
+    description = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    np.lib.format.write_array_header_1_0(file, description)
 
 
 def sync_folder(path: str) -> None:

@@ -27,6 +27,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxlm.data.files import write_npy_header
 from jaxlm.types import Batch, UserError
 
 INDEX_FORMAT = 1
@@ -372,14 +373,14 @@ def _build_index(ends: np.ndarray, seq_len: int, folder: Path) -> None:
         try:
             counts = [0, 0, 0]
             for file, dtype in zip(files, _DTYPES):
-                _write_header(file, dtype, 0)
+                write_npy_header(file, dtype, (0,))
             for block in _index_blocks(ends, seq_len):
                 for i, (file, dtype, array) in enumerate(zip(files, _DTYPES, block)):
                     file.write(np.ascontiguousarray(array, dtype).data)
                     counts[i] += len(array)
             for file, dtype, count in zip(files, _DTYPES, counts):
                 file.seek(0)
-                _write_header(file, dtype, count)
+                write_npy_header(file, dtype, (count,))
                 file.flush()
                 os.fsync(file.fileno())
         finally:
@@ -393,9 +394,3 @@ def _build_index(ends: np.ndarray, seq_len: int, folder: Path) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_header(file, dtype: np.dtype, count: int) -> None:
-    """Header of a 1-D .npy. NumPy leaves room in it for a larger shape: it can be written again in place."""
-    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, fields)

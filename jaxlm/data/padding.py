@@ -7,6 +7,7 @@ window of steps at a time, from the lengths of exactly the rows that the mixture
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,37 @@ def row_widths(seq_len: int) -> list[int]:
     return [w for w in widths if w < seq_len] + [seq_len]
 
 
+def row_width(longest: int, seq_len: int) -> int:
+    """The narrowest of the widths that takes a row of this many inputs."""
+    return next(width for width in row_widths(seq_len) if width >= longest)
+
+
+def padded(lengths: np.ndarray, width: int) -> tuple[Batch, np.ndarray]:
+    """(rows of no tokens yet with their segments and positions, bool [R, T]: where the tokens go)."""
+    place_RT = np.arange(width, dtype=np.int32)[None]
+    real_RT = place_RT < lengths[:, None]
+    batch = {
+        "tokens": np.zeros(real_RT.shape, np.int32),
+        "segments": real_RT.astype(np.int32),
+        "positions": np.where(real_RT, place_RT, np.int32(0)),
+        "weights": np.zeros(real_RT.shape, np.float32),
+    }
+    return batch, real_RT
+
+
+def text_rows(texts: Sequence[Sequence[int] | np.ndarray], pooling: str, num_rows: int, width: int) -> Batch:
+    """Texts as a batch to classify (docs/design/0006-fine-tuning.md), without labels; rows beyond them are no text."""
+    num, lengths = len(texts), np.zeros(num_rows, np.int64)
+    lengths[:num] = [len(text) for text in texts]
+    batch, real_RT = padded(lengths, width)
+    batch["tokens"][real_RT] = _joined(texts)
+    if pooling == "last":
+        batch["weights"][np.arange(num), lengths[:num] - 1] = 1.0
+    else:
+        batch["weights"][:] = real_RT / np.maximum(lengths, 1)[:, None]
+    return batch
+
+
 class PadPacking:
     """Each example is a row, filled up with padding (segment 0, weight 0).
 
@@ -55,22 +87,17 @@ class PadPacking:
         """Inputs of each row."""
         self.num_tokens_per_epoch = store.num_tokens if labelled else store.num_trained
         self._labels = store.labels(labelled.names) if labelled else None
-        self._widths = np.array(row_widths(seq_len))
 
     def width(self, longest: int) -> int:
         """The narrowest width that takes a row of this many inputs."""
-        return int(self._widths[np.searchsorted(self._widths, longest)])
+        return row_width(longest, self.seq_len)
 
     def empty(self, num_rows: int, width: int) -> Batch:
         """Rows of padding, each no example at all."""
-        names = (
-            ("tokens", "segments", "positions")
-            if self._labelled
-            else ("tokens", "targets", "segments", "positions")
-        )
-        batch: Batch = {name: np.zeros((num_rows, width), np.int32) for name in names}
-        batch["weights"] = np.zeros((num_rows, width), np.float32)
-        if self._labels is not None:
+        batch, _ = padded(np.zeros(num_rows, np.int64), width)
+        if self._labels is None:
+            batch["targets"] = np.zeros((num_rows, width), np.int32)
+        else:
             batch["labels"] = np.zeros((num_rows, *self._labels.shape[1:]), self._labels.dtype)
         return batch
 
@@ -78,29 +105,21 @@ class PadPacking:
         """Rows `ids`, each in [0, num_rows), padded to `width` (None: seq_len)."""
         ids = np.asarray(ids, np.int64)
         starts, lengths = self._starts[ids], self.lengths[ids]
-        batch = self.empty(len(ids), self.seq_len if width is None else width)
-        place_RT = np.arange(batch["tokens"].shape[1], dtype=np.int32)[None]
-        real_RT = place_RT < lengths[:, None]
-        batch["segments"][real_RT] = 1
-        batch["positions"] = np.where(real_RT, place_RT, np.int32(0))
-        if self._labelled is None:
-            read = self._store.read_rows(starts, lengths + 1)
-            batch["tokens"][real_RT] = _joined([row[:-1] for row in read])
-            batch["targets"][real_RT] = _joined([row[1:] for row in read])
-            batch["weights"][real_RT] = _joined(self._store.read_trained(starts + 1, lengths))
-            return batch
-        batch["tokens"][real_RT] = _joined(self._store.read_rows(starts, lengths))
-        if self._labelled.pooling == "last":
-            batch["weights"][np.arange(len(ids)), lengths - 1] = 1.0
-        else:
-            batch["weights"][:] = real_RT / np.maximum(lengths, 1)[:, None]
-        assert self._labels is not None
-        batch["labels"] = self._labels[ids]
+        width = self.seq_len if width is None else width
+        if self._labelled is not None and self._labels is not None:
+            texts = self._store.read_rows(starts, lengths)
+            return text_rows(texts, self._labelled.pooling, len(ids), width) | {"labels": self._labels[ids]}
+        batch, real_RT = padded(lengths, width)
+        read = self._store.read_rows(starts, lengths + 1)
+        batch["targets"] = np.zeros_like(batch["tokens"])
+        batch["tokens"][real_RT] = _joined([row[:-1] for row in read])
+        batch["targets"][real_RT] = _joined([row[1:] for row in read])
+        batch["weights"][real_RT] = _joined(self._store.read_trained(starts + 1, lengths))
         return batch
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+def _joined(parts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if len(parts) else np.zeros(0, np.int32)
 
 
 def group_by_length(lengths: np.ndarray, batch_size: int, *key: object) -> np.ndarray:

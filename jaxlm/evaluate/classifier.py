@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlm.config import nearest
 from jaxlm.corpus.columns import ColumnMap, Dropped, labelled, open_columns
-from jaxlm.corpus.records import find_records, read_records
+from jaxlm.corpus.records import read_all
 from jaxlm.corpus.text import Tally
 from jaxlm.evaluate.classification import Scores, fit_temperature, scores_of
 from jaxlm.evaluate.instruction import Consistency, consistency
@@ -43,10 +43,8 @@ def read_labelled(
     groups: list[Any] = []
     dropped: Counter[str] = Counter()
     opened: ColumnMap | None = None
-    index, tally = {name: i for i, name in enumerate(names)}, Tally()
-    for record in (
-        record for file in find_records(path, tally) for record in read_records(file, "strict", tally)
-    ):
+    index = {name: i for i, name in enumerate(names)}
+    for record in read_all(path, "strict", Tally()):
         if len(texts) == max_records:
             break
         opened = opened or open_columns(columns, "classify", record)

@@ -10,12 +10,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from jaxlm.corpus.columns import MAPS, ColumnMap, Dropped, dialogue, open_columns
 from jaxlm.corpus.inputs import Part, printable
 from jaxlm.corpus.readers import kind_of, read_lines
-from jaxlm.corpus.records import Record, find_records, read_records
+from jaxlm.corpus.records import Record, find_records, read_all, read_records
 from jaxlm.corpus.text import Tally
 from jaxlm.data.chat import ChatTemplate, Message
 from jaxlm.data.tokenizer import Tokenizer
@@ -25,6 +25,7 @@ from jaxlm.infer.text import continue_ids
 from jaxlm.models.build import LM
 from jaxlm.types import JSON_ERRORS, Params, UserError
 
+T = TypeVar("T")
 _UNWRITTEN = "?"
 """Stands for the answer where a column map wants one."""
 
@@ -102,29 +103,42 @@ def _each_line(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[Record
             )
 
 
-def read_questions(path: str, columns: str = "auto") -> list[Question | BadRecord]:
-    """What there is to answer. A record may have an answer: it is a field like others, and the model does not see it.
+def read_each(
+    path: str, open_columns: Callable[[Record], ColumnMap], read: Callable[[Record, ColumnMap], T]
+) -> list[T | BadRecord]:
+    """What `read` makes of every record below a path; one that holds nothing for it stays as a BadRecord.
 
-    Errors: UserError for a file that cannot be read, and columns that the first record does not have.
+    Errors: UserError for a file that cannot be read, one without records, and of `open_columns`, which sees the first.
     """
-    found: list[Question | BadRecord] = []
+    found: list[T | BadRecord] = []
     opened: ColumnMap | None = None
     for record in each_record(path):
         if isinstance(record, BadRecord):
             found.append(record)
             continue
-        opened = opened or _open_unanswered(columns, record)
+        opened = opened or open_columns(record)
         try:
-            messages = dialogue(_unanswered(record, opened), opened, Counter())[:-1]
+            found.append(read(record, opened))
         except Dropped as error:
             found.append(BadRecord(record.fields, f"{record.where}: {str(error).replace('_', ' ')}."))
         except UserError as error:
             found.append(BadRecord(record.fields, str(error)))
-        else:
-            found.append(Question(record.where, record.fields, messages))
     if not found:
         raise UserError(f"{path} holds no records.")
     return found
+
+
+def read_questions(path: str, columns: str = "auto") -> list[Question | BadRecord]:
+    """What there is to answer. A record may have an answer: it is a field like others, and the model does not see it.
+
+    Errors: UserError for a file that cannot be read, and columns that the first record does not have.
+    """
+
+    def read(record: Record, opened: ColumnMap) -> Question:
+        messages = dialogue(_unanswered(record, opened), opened, Counter())[:-1]
+        return Question(record.where, record.fields, messages)
+
+    return read_each(path, lambda first: _open_unanswered(columns, first), read)
 
 
 def _open_unanswered(spec: str, first: Record) -> ColumnMap:
@@ -169,10 +183,7 @@ def read_answered(
     found: list[Question] = []
     dropped: Counter[str] = Counter()
     opened: ColumnMap | None = None
-    tally = Tally()
-    for record in (
-        record for file in find_records(path, tally) for record in read_records(file, "strict", tally)
-    ):
+    for record in read_all(path, "strict", Tally()):
         opened = opened or open_columns(columns, "instruct", record)
         try:
             turns = dialogue(record, opened, Counter())

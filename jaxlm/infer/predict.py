@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxlm.corpus.columns import ColumnMap, Dropped, open_unlabelled, text_of
-from jaxlm.data.padding import row_widths
+from jaxlm.corpus.columns import ColumnMap, open_unlabelled, text_of
+from jaxlm.corpus.records import Record
+from jaxlm.data.padding import row_width, text_rows
 from jaxlm.data.tokenizer import Tokenizer
-from jaxlm.infer.instructions import BadRecord, each_record
+from jaxlm.infer.instructions import BadRecord, read_each
 from jaxlm.infer.resumable import resumable
 from jaxlm.infer.sample import round_rows
 from jaxlm.models.build import LM
@@ -75,23 +76,6 @@ def text_ids(classifier: Classifier, texts: Sequence[str]) -> list[list[int]]:
     return [[*prefix, *ids] for ids in classifier.tokenizer.encode_batch(texts)]
 
 
-def text_batch(rows: Sequence[Sequence[int]], pooling: str, num_rows: int, width: int) -> Batch:
-    """A batch to classify (docs/design/0006-fine-tuning.md), without labels; missing rows are none."""
-    batch: Batch = {
-        name: np.zeros((num_rows, width), np.int32) for name in ("tokens", "segments", "positions")
-    }
-    batch["weights"] = np.zeros((num_rows, width), np.float32)
-    for i, row in enumerate(rows):
-        batch["tokens"][i, : len(row)] = row
-        batch["segments"][i, : len(row)] = 1
-        batch["positions"][i, : len(row)] = np.arange(len(row))
-        if pooling == "last":
-            batch["weights"][i, len(row) - 1] = 1.0
-        else:
-            batch["weights"][i, : len(row)] = 1.0 / len(row)
-    return batch
-
-
 @functools.lru_cache(maxsize=8)
 def compiled_scores(hidden: Callable, head: Callable) -> Callable[[Params, Batch], jax.Array]:
     """Jits (params, batch) -> logits_BC."""
@@ -107,7 +91,6 @@ def text_logits(
 ) -> np.ndarray:
     """float32 [N, C], in the order of the rows. Rows of similar length share a batch, which has one of a few widths."""
     logits_NC = np.zeros((len(rows), max(len(classifier.names), 1)), np.float32)
-    widths = np.array(row_widths(classifier.max_tokens))
     rows = [row[: classifier.max_tokens] for row in rows]
     lengths = np.array([len(row) for row in rows], int)
     order = np.argsort(lengths, kind="stable")
@@ -115,8 +98,8 @@ def text_logits(
     num_rows = batch_size if len(rows) > batch_size else round_rows(len(rows))
     for first in range(0, len(rows), batch_size):
         chosen = order[first : first + batch_size]
-        width = int(widths[np.searchsorted(widths, lengths[chosen].max())])
-        batch = text_batch([rows[i] for i in chosen], classifier.pooling, num_rows, width)
+        width = row_width(int(lengths[chosen].max()), classifier.max_tokens)
+        batch = text_rows([rows[i] for i in chosen], classifier.pooling, num_rows, width)
         logits_NC[chosen] = np.asarray(scores(classifier.params, batch))[: len(chosen)]
         if on_progress is not None:
             on_progress(first + len(chosen), len(rows))
@@ -162,22 +145,11 @@ def read_texts(path: str, columns: str = "auto") -> list[Text | BadRecord]:
 
     Errors: UserError for a file that cannot be read, and columns that the first record does not have.
     """
-    found: list[Text | BadRecord] = []
-    opened: ColumnMap | None = None
-    for record in each_record(path):
-        if isinstance(record, BadRecord):
-            found.append(record)
-            continue
-        opened = opened or open_unlabelled(columns, record)
-        try:
-            found.append(Text(record.fields, text_of(record, opened), record.where))
-        except Dropped as error:
-            found.append(BadRecord(record.fields, f"{record.where}: {str(error).replace('_', ' ')}."))
-        except UserError as error:
-            found.append(BadRecord(record.fields, str(error)))
-    if not found:
-        raise UserError(f"{path} holds no records.")
-    return found
+
+    def read(record: Record, opened: ColumnMap) -> Text:
+        return Text(record.fields, text_of(record, opened), record.where)
+
+    return read_each(path, lambda first: open_unlabelled(columns, first), read)
 
 
 @dataclass

@@ -37,6 +37,15 @@ class LM(NamedTuple):
     """Of a mixture of experts: `hidden`, and what the routers say of that batch; None for other models."""
 
 
+def states(
+    lm: LM, params: Params, batch: Batch, dropout_key: jax.Array | None = None
+) -> tuple[jax.Array, RouterSums | None]:
+    """(x_BTD after the final norm, what the routers say; None for a model without experts)."""
+    if lm.hidden_with_router is None:
+        return lm.hidden(params, batch, dropout_key), None
+    return lm.hidden_with_router(params, batch, dropout_key)
+
+
 def no_constraint(x: jax.Array, *axes: str) -> jax.Array:
     """The `constrain` of a model on one device."""
     return x

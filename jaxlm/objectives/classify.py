@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxlm.models.build import LM
+from jaxlm.models.build import LM, states
 from jaxlm.objectives.sums import Sums
 from jaxlm.types import Batch, Params
 
@@ -73,11 +73,7 @@ def make_loss(
     weights_C = jnp.ones(num_classes) if class_weights is None else jnp.asarray(class_weights, jnp.float32)
 
     def loss(params: Params, batch: Batch, dropout_key: jax.Array | None = None):
-        router = None
-        if lm.hidden_with_router is None:
-            x_BTD = lm.hidden(params, batch, dropout_key)
-        else:
-            x_BTD, router = lm.hidden_with_router(params, batch, dropout_key)
+        x_BTD, router = states(lm, params, batch, dropout_key)
         logits_BC = lm.head(params, pooled(x_BTD, batch["weights"]))
         loss_B, weight_B, right_B = TASKS[task](logits_BC, batch["labels"], label_smoothing, weights_C)
         real_B = (batch["weights"] > 0).any(axis=1)

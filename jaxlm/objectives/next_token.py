@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from jaxlm.models.build import LM
+from jaxlm.models.build import LM, states
 from jaxlm.objectives.chunked_loss import chunked_loss
 from jaxlm.objectives.sums import Sums
 from jaxlm.types import Batch, Params
@@ -22,11 +22,7 @@ def make_loss(
     """
 
     def loss(params: Params, batch: Batch, dropout_key: jax.Array | None = None):
-        router = None
-        if lm.hidden_with_router is None:
-            x_BTD = lm.hidden(params, batch, dropout_key)
-        else:
-            x_BTD, router = lm.hidden_with_router(params, batch, dropout_key)
+        x_BTD, router = states(lm, params, batch, dropout_key)
         head_params = {key: params[key] for key in lm.head_keys}
         weights_BT = batch["weights"]
         total, cross_entropy = chunked_loss(

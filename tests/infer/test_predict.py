@@ -11,10 +11,10 @@ from small_classifier import LABELS, make_run, write_records
 from jaxlm import run as run_lib
 from jaxlm.corpus.examples import ensure_examples
 from jaxlm.data.examples import ExampleStore
-from jaxlm.data.padding import Labelled, PadPacking, row_widths
+from jaxlm.data.padding import Labelled, PadPacking, row_widths, text_rows
 from jaxlm.evaluate.classification import log_softmax
 from jaxlm.infer import predict
-from jaxlm.infer.predict import classifier_of, predictions, text_batch, text_ids, text_logits
+from jaxlm.infer.predict import classifier_of, predictions, text_ids, text_logits
 from jaxlm.types import UserError
 
 WORDS = "a lion and the zoo are not in this list of things that were seen".split()
@@ -55,7 +55,7 @@ def test_rows_are_those_of_training(run, classifier, pooling, tmp_path):
     store = ExampleStore(folder, expected_tokenizer_sha256=tokenizer.sha256)
     theirs = PadPacking(store, 48, Labelled(pooling, LABELS)).rows(np.arange(len(texts)))
     rows = [row[: classifier.max_tokens] for row in text_ids(classifier, texts)]
-    for name, value in text_batch(rows, pooling, len(rows), 48).items():
+    for name, value in text_rows(rows, pooling, len(rows), 48).items():
         np.testing.assert_allclose(value, theirs[name], rtol=1e-6, err_msg=name)
 
 
