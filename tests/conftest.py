@@ -4,8 +4,11 @@ import os
 
 # Read when JAX is first imported, also by child processes; so set here, before any test module is.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# In order: XLA:CPU's own schedule starts collectives that do not depend on each other in any order. Each blocks a
+# thread of every device, and on few cores two devices at one and six at another wait for ever: quantised steps did so.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false"
 ).strip()
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 

@@ -89,8 +89,7 @@ def test_what_is_frozen_is_saved_once_and_never_changes(mode, tuned, base):
         assert all("/lora/" not in name for name in frozen)
 
 
-# Not int8: on few cores the collectives of XLA:CPU's eight fake devices may wait for each other, and it aborts.
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "int8"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(mode, tuned, tune, tmp_path, capsys):
     workdir = tmp_path / "run"
     run.train(tune(mode, train__num_steps=1), workdir)
