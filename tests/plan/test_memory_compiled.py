@@ -9,17 +9,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import compiled_memory
 import jax
-import jax.numpy as jnp
 import pytest
 
 from jaxlm import run
 from jaxlm.data.config import DataConfig
 from jaxlm.models.config import ModelConfig
 from jaxlm.parallel.config import MeshConfig
-from jaxlm.parallel.sharding import batch_sharding
 from jaxlm.plan import memory
-from jaxlm.run_weights import abstract_params
 from jaxlm.runconfig import RunConfig
 from jaxlm.train.config import OptimizerConfig, TrainConfig, TuneConfig
 
@@ -57,25 +55,10 @@ def make_config(
     )
 
 
-def compiled_bytes(cfg: RunConfig) -> int:
-    """Arguments, outputs that are not aliased, and temporaries, on one device."""
-    pieces = run.build_pieces(cfg)
-    shape = (cfg.data.global_batch_size, cfg.data.seq_len)
-    rows = batch_sharding(pieces.mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "weights" else jnp.int32, sharding=rows)
-        for name in ("tokens", "targets", "weights", "segments", "positions")
-    }
-    frozen = [abstract_params(pieces.lm, pieces.tuning, pieces.mesh)[1]] if pieces.tuning.freezes else []
-    lowered = pieces.steps.train.lower(run.abstract_state(pieces, cfg), batch, *frozen)
-    # Buffers are assigned before LLVM, whose optimisations only take time here.
-    found = lowered.compile({"xla_backend_optimization_level": 0}).memory_analysis()
-    return (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-        + found.temp_size_in_bytes
-    )
+@pytest.fixture(scope="module")
+def compiled_bytes():
+    with compiled_memory.process() as process:
+        yield lambda cfg: process.submit(compiled_memory.compiled_bytes, cfg).result()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +89,9 @@ def compiled_bytes(cfg: RunConfig) -> int:
                      id="moe-none-expert8-2-parts"),
     ],
 )  # fmt: skip
-def test_the_estimate_is_what_the_compiler_allots(model, mesh, rows, seq_len, optimizer, train):
+def test_the_estimate_is_what_the_compiler_allots(
+    compiled_bytes, model, mesh, rows, seq_len, optimizer, train
+):
     cfg = make_config(model, mesh, rows, seq_len, optimizer, train)
     estimate = memory.predict(cfg, run.resolve_mesh(cfg, 8), 8, platform="cpu")
     compiled = compiled_bytes(cfg)
@@ -122,7 +107,7 @@ def test_the_estimate_is_what_the_compiler_allots(model, mesh, rows, seq_len, op
     "tune",
     [{"train": "lora"}, {"train": "last_blocks", "num_blocks": 2}, {"train": "lora", "quantize": "int8"}],
 )
-def test_what_is_frozen_has_no_gradients_and_no_moments(tune):
+def test_what_is_frozen_has_no_gradients_and_no_moments(compiled_bytes, tune):
     cfg = make_config(LLAMA | WIDE, {"data": 8, "fsdp": 1}, 4, 256, "adamw", {})
     whole, cfg = compiled_bytes(cfg), dataclasses.replace(cfg, tune=TuneConfig(**tune))
     estimate = memory.predict(cfg, run.resolve_mesh(cfg, 8), 8, platform="cpu")
@@ -132,7 +117,7 @@ def test_what_is_frozen_has_no_gradients_and_no_moments(tune):
     assert 0.9 < estimate.total / compiled < 1.2
 
 
-def test_recomputing_in_bfloat16_is_estimated_on_the_safe_side():
+def test_recomputing_in_bfloat16_is_estimated_on_the_safe_side(compiled_bytes):
     """XLA:CPU keeps some of the intermediates in bfloat16 and others in float32; all are counted as float32."""
     cfg = make_config(GPT | WIDE | {"dtype": "bfloat16", "remat": "full"}, {}, 8, 512, "adamw", {})
     estimate = memory.predict(cfg, run.resolve_mesh(cfg, 8), 8, platform="cpu")
