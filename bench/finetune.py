@@ -2,7 +2,8 @@
 
 classify: the last four blocks and a new head, 16 texts a step, as long as text messages are. instruct: all weights,
 1,024 tokens of packed dialogues a step for us, four padded dialogues for the peer. Both sides get the same lengths in
-the same order; padding is no token. Random weights and ids, float32. Compiling is not counted.
+the same order; padding is no token. Random weights and ids, float32. Compiling is not counted. lora: instruct with
+adapters of rank 16, for the peak memory of its process beside that of all weights (the limit: 60 %).
 
 Where torch and transformers are importable (--peer-python: where they are, if elsewhere), they do the same in a process
 of their own, after this one has finished.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,13 @@ from pathlib import Path
 import numpy as np
 
 NUM_EXAMPLES = 4000
-MEAN, SPREAD, LONGEST = {"classify": 24, "instruct": 60}, 0.6, {"classify": 128, "instruct": 256}
+MEAN, SPREAD, LONGEST = (
+    {"classify": 24, "instruct": 60, "lora": 60},
+    0.6,
+    {"classify": 128, "instruct": 256, "lora": 256},
+)
+MOST_LORA_MEMORY = 0.6
+"""Of what training all weights takes."""
 
 
 def lengths_of(task: str) -> np.ndarray:
@@ -56,15 +64,19 @@ def config_of(task: str):
     from jaxlm.models import sizes
 
     cfg = run.default_config()
-    cfg.objective = task
+    cfg.objective = "classify" if task == "classify" else "instruct"
     sizes.apply(cfg.model, "smollm2-135m")
     cfg.data.sources.random = dict(path="random", on_exhausted="repeat")
     cfg.data.seq_len = LONGEST[task]
-    cfg.data.global_batch_size = {"classify": 16, "instruct": 4}[task]
+    cfg.data.global_batch_size = 16 if task == "classify" else 4
     cfg.optimizer.learning_rate = 1e-5
+    if task != "classify":
+        cfg.model.remat = "attention"  # as configs/instruct_smollm2_cpu.py has it
     if task == "classify":
         cfg.model.num_classes = 2
         cfg.tune.train, cfg.tune.num_blocks = "last_blocks", 4
+    if task == "lora":
+        cfg.tune.train, cfg.tune.lora_rank, cfg.tune.lora_alpha = "lora", 16, 32.0
     return run.resolve(cfg)
 
 
@@ -105,7 +117,8 @@ def measure_jaxlm(task: str, seconds: float) -> dict[str, float]:
     while (passed := time.perf_counter() - began) < seconds:
         state, more = step(state, num_steps)
         num_tokens, num_steps = num_tokens + more, num_steps + 1
-    return {"tokens_per_s": num_tokens / passed, "step_s": passed / num_steps}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB, on Linux
+    return {"tokens_per_s": num_tokens / passed, "step_s": passed / num_steps, "peak_bytes": peak}
 
 
 def in_process(*command: str) -> dict[str, float] | None:
@@ -117,9 +130,18 @@ def in_process(*command: str) -> dict[str, float] | None:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def measure_peer(python: str, task: str, seconds: str) -> dict[str, float] | None:
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(lengths_of(task).tolist(), file)
+        file.flush()
+        return in_process(
+            python, str(Path(__file__).parent / "peers" / "torch_finetune.py"), task, file.name, seconds
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", default="classify,instruct")
+    parser.add_argument("--tasks", default="classify,instruct,lora")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -128,19 +150,21 @@ def main() -> None:
         print(json.dumps(measure_jaxlm(args.one, args.seconds)))
         return
     print(f"{'task':<10} {'jaxlm':>14} {'transformers':>14} {'ratio':>7}   real tokens/s")
+    peaks = {}
     for task in args.tasks.split(","):
         seconds = f"--seconds={args.seconds}"
         ours = in_process(sys.executable, __file__, f"--one={task}", seconds)
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-            json.dump(lengths_of(task).tolist(), file)
-            file.flush()
-            peer = str(Path(__file__).parent / "peers" / "torch_finetune.py")
-            theirs = in_process(args.peer_python, peer, task, file.name, seconds)
         if ours is None:
             raise SystemExit(f"{task}: jaxlm's process failed.")
-        shown = "not here" if theirs is None else f"{theirs['tokens_per_s']:,.0f}"
+        peaks[task] = ours["peak_bytes"]
+        theirs = None if task == "lora" else measure_peer(args.peer_python, task, seconds)
+        shown = "-" if task == "lora" else "not here" if theirs is None else f"{theirs['tokens_per_s']:,.0f}"
         ratio = "-" if theirs is None else f"{ours['tokens_per_s'] / theirs['tokens_per_s']:.2f}"
-        print(f"{task:<10} {ours['tokens_per_s']:>14,.0f} {shown:>14} {ratio:>7}")
+        print(f"{task:<10} {ours['tokens_per_s']:>14,.0f} {shown:>14} {ratio:>7}", flush=True)
+    if "instruct" in peaks and "lora" in peaks:
+        share, limit = peaks["lora"] / peaks["instruct"], MOST_LORA_MEMORY
+        print(f"peak memory: all weights {peaks['instruct'] / 1e9:.2f} GB, lora {peaks['lora'] / 1e9:.2f} GB")
+        print(f"lora takes {share:.0%} of all weights' ({share / limit:.2f} of the limit of {limit:.0%})")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def get_config(init_from: str | None = None):
     cfg.optimizer.weight_decay = 0.01
     cfg.optimizer.b2 = 0.999
     cfg.optimizer.warmup_steps = 20
-    cfg.train.num_steps = 450  # two epochs of 3,611 messages
-    cfg.train.eval_every_steps, cfg.train.eval_batches = 150, 40
-    cfg.checkpoint.every_steps = 450
+    cfg.train.num_steps = 240  # about one epoch of 3,611 messages
+    cfg.train.eval_every_steps, cfg.train.eval_batches = 120, 40
+    cfg.checkpoint.every_steps = 240
     return cfg
