@@ -60,11 +60,8 @@ def is_light(module: str) -> bool:
         "jaxlm.config_flags",
         "jaxlm.run",
         "jaxlm.runconfig",
-        "jaxlm.plan.flops",
-        "jaxlm.plan.hardware",
-        "jaxlm.plan.memory",
     }
-    return module in light or module.startswith("jaxlm.cli.") or module.endswith(".config")
+    return module in light or module.startswith(("jaxlm.cli.", "jaxlm.plan.")) or module.endswith(".config")
 
 
 def name_of(path: Path, package: Path) -> str:

@@ -107,10 +107,8 @@ def apply_rules(
 
 def read_rules(path: str | os.PathLike) -> list[Rule]:
     """The rules of a YAML file. Errors: UserError that names file, rule and key."""
-    try:
-        import yaml
-    except ImportError:
-        raise UserError("rules need pyyaml: pip install 'jaxlm[eval]'.") from None
+    import yaml
+
     try:
         content = yaml.safe_load(read_file(path, "a YAML file of rules").decode())
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -1,0 +1,35 @@
+"""Plan a run before anything is bought: memory, chips, days and money; no device is touched.
+
+jaxlm plan --config=pretrain_llama2_7b_v5e256                  parameters, FLOPs, memory, slices, days, cost
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from jaxlm.cli import _plan_run
+from jaxlm.cli._plan_output import add_output_arguments
+
+COMMANDS: dict[str, str] = {}
+"""`jaxlm plan COMMAND` -> its line of help; its module is cli/_plan_COMMAND.py, made like a command's own."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `jaxlm plan`, and those of each of its commands."""
+    _plan_run.add_arguments(parser)
+    add_output_arguments(parser)
+    inner = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, line in COMMANDS.items():
+        module = importlib.import_module(f"jaxlm.cli._plan_{name}")
+        made = inner.add_parser(
+            name, help=line, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(made)
+        add_output_arguments(made)
+
+
+def main(args: argparse.Namespace, config_argv: list[str]) -> int:
+    """Runs `jaxlm plan` or the command after it."""
+    module = importlib.import_module(f"jaxlm.cli._plan_{args.command or 'run'}")
+    return module.main(args, config_argv)
