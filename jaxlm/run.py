@@ -226,14 +226,15 @@ def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
     """What was decided, for the first screen."""
     import jax
 
-    from jaxlm.plan.flops import count_params, flops_per_token, weights
-    from jaxlm.plan.memory import predict, trained_weights
+    from jaxlm.plan.flops import count_params, weights
+    from jaxlm.plan.memory import predict
+    from jaxlm.plan.tuning import trained_weights, tuned_flops_per_token
     from jaxlm.report.progress import quantity
     from jaxlm.run_hooks import run_peak_flops_per_s
 
     cfg, mesh, sizes, num_steps = run.config, run.pieces.mesh, run.pieces.sizes, run.plan.num_steps
     B, T = cfg.data.global_batch_size, cfg.data.seq_len
-    num_tokens, per_token = num_steps * B * T, flops_per_token(cfg.model, T)
+    num_tokens, per_token = num_steps * B * T, tuned_flops_per_token(cfg.model, T, cfg.tune)
     memory = predict(cfg, sizes, mesh.size, platform=jax.default_backend())
     count = count_params(cfg.model, T)
     at_most = " at most" if cfg.data.packing == "pad" else ""

@@ -15,8 +15,8 @@ from jaxlm.data.packing import ExampleReader, TokenReader
 from jaxlm.data.padding import PadPacking
 from jaxlm.data.pipeline import Batches, make_eval_batches, make_record_eval_batches
 from jaxlm.parallel.sharding import local_rows, place_batch
-from jaxlm.plan.flops import flops_per_token
 from jaxlm.plan.hardware import peak_flops_per_s
+from jaxlm.plan.tuning import tuned_flops_per_token
 from jaxlm.report.run_report import RunReport
 from jaxlm.run_data import labelled
 from jaxlm.train.hooks import Evaluate, Hook, LogSteps, Profile, Save, StopOnSignal, Stopped
@@ -101,7 +101,7 @@ def make_log(run: Run, batches: Batches, report: RunReport) -> LogSteps:
         every=cfg.train.log_every_steps,
         num_steps=run.plan.num_steps,
         max_bad_steps=cfg.train.max_bad_steps,
-        flops_per_token=flops_per_token(cfg.model, cfg.data.seq_len).total,
+        flops_per_token=tuned_flops_per_token(cfg.model, cfg.data.seq_len, cfg.tune).total,
         peak_flops_per_s=run_peak_flops_per_s(run),
         stall_s=lambda: batches.stall_s,
         data_metrics=run.plan.metrics_at,

@@ -69,6 +69,7 @@ from jaxlm.data.config import DataConfig
 from jaxlm.models.config import ModelConfig
 from jaxlm.plan.block_memory import FLOAT32, cpu_block, is_scanned, tpu_block, widths
 from jaxlm.plan.flops import Weight, weights
+from jaxlm.plan.tuning import trained_weights
 from jaxlm.train.config import OptimizerConfig, TrainConfig, TuneConfig
 from jaxlm.types import UserError
 
@@ -158,28 +159,6 @@ def shard_size(w: Weight, mesh: dict[str, int]) -> int:
     return math.prod(
         -(-dim // mesh.get(PARAM_AXES[axis] or "", 1)) for dim, axis in zip(w.shape, w.axes, strict=True)
     )
-
-
-def trained_weights(table: list[Weight], tune: TuneConfig) -> list[Weight]:
-    """Of all weights those that have gradients and moments, as jaxlm/train/tuning.py splits them."""
-    if tune.train == "all":
-        return table
-    trained = [w for w in table if w.name == "classifier"]
-    if tune.train == "last_blocks":
-        n = tune.num_blocks
-        trained += [w for w in table if w.name == "head" or w.name.startswith("final_norm")]
-        trained += [w._replace(shape=(n, *w.shape[1:])) for w in table if w.axes[0] == "layers"]
-    if tune.train == "lora":
-        for w in table:
-            if w.part in ("attention", "mlp") and w.name in tune.targets:
-                cut = 3 if w.name == "o" else 2  # layers, and the input dims
-                a = w._replace(shape=(*w.shape[:cut], tune.lora_rank), axes=(*w.axes[:cut], "rank"))
-                b_shape, b_axes = (
-                    (w.shape[0], tune.lora_rank, *w.shape[cut:]),
-                    ("layers", "rank", *w.axes[cut:]),
-                )
-                trained += [a, w._replace(shape=b_shape, axes=b_axes)]
-    return trained
 
 
 BYTES_QUANTIZED = {None: 4.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
