@@ -1,0 +1,112 @@
+"""Where a run fits: mesh, microbatches and bytes on a number of chips, and the smallest slice that takes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from jaxlm.config import divisors
+from jaxlm.plan import memory
+from jaxlm.plan.hardware import Chip
+
+MOST_TENSOR = 8
+"""Chips along `tensor` at most: every layer waits for it, so it stays within the nearest neighbours."""
+
+
+class Placement(NamedTuple):
+    """One way to run on some chips."""
+
+    chip: Chip
+    num_chips: int
+    mesh: dict[str, int]
+    """Axis -> devices, outermost first."""
+    num_microbatches: int
+    memory: memory.MemoryEstimate
+    """Of each device."""
+
+    @property
+    def num_devices(self) -> int:
+        return self.num_chips * self.chip.devices_per_chip
+
+    @property
+    def limit_bytes(self) -> float:
+        return limit_bytes(self.chip)
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.limit_bytes
+
+
+def limit_bytes(chip: Chip) -> float:
+    """What one program may take of a device's memory: what the compiler allows where that is known, else all of it."""
+    device = chip.device()
+    return device.usable_hbm_bytes or device.hbm_bytes
+
+
+def platform_of(chip: Chip) -> str:
+    """What JAX calls the platform: `tpu` or `gpu`."""
+    return "tpu" if any(kind.startswith("TPU") for kind in chip.device_kinds) else "gpu"
+
+
+def meshes(run: Any, num_devices: int) -> Iterator[dict[str, int]]:
+    """Meshes of this many devices that divide model and batch, the one that costs least traffic first.
+
+    Weights are split over `fsdp` as far as the width and the batch divide; the rest of the devices hold copies
+    (`data`), or, where the batch has too few rows for that, split heads and MLP (`tensor`, at most 8 ways).
+    """
+    model, batch = run.model, run.data.global_batch_size
+    for tensor in divisors(num_devices):
+        if tensor > MOST_TENSOR:
+            return
+        if any(width % tensor for width in (model.num_heads, model.kv_heads, model.mlp_width)) or (
+            model.vocab_size is not None and model.vocab_size % tensor
+        ):
+            continue
+        rows = num_devices // tensor
+        if batch % (rows * run.train.num_microbatches):
+            continue
+        for fsdp in reversed(divisors(rows)):
+            if model.embed_dim % fsdp == 0:
+                yield {"data": rows // fsdp, "fsdp": fsdp, "expert": 1, "tensor": tensor}
+                break
+
+
+def microbatches(run: Any, mesh: dict[str, int]) -> list[int]:
+    """From what the config says to one row at a time: more of them take less memory, and change no result."""
+    rows = run.data.global_batch_size // (mesh["data"] * mesh["fsdp"] * mesh["expert"])
+    return [num for num in divisors(rows) if num >= run.train.num_microbatches]
+
+
+def place(run: Any, chip: Chip, num_chips: int, mesh: dict[str, int], num_microbatches: int) -> Placement:
+    """The estimate for one choice. Errors: UserError where the mesh does not fill the chips."""
+    train = dataclasses.replace(run.train, num_microbatches=num_microbatches)
+    estimate = memory.predict(
+        dataclasses.replace(run, train=train),
+        mesh,
+        num_chips * chip.devices_per_chip,
+        platform=platform_of(chip),
+    )
+    return Placement(chip, num_chips, mesh, num_microbatches, estimate)
+
+
+def best(run: Any, chip: Chip, num_chips: int) -> Placement | None:
+    """The first mesh, and on it the fewest microbatches, that fit; else what takes least; None: no mesh divides."""
+    closest: Placement | None = None
+    for mesh in meshes(run, num_chips * chip.devices_per_chip):
+        for num in microbatches(run, mesh):
+            found = place(run, chip, num_chips, mesh, num)
+            if found.fits:
+                return found
+            if closest is None or found.memory.total < closest.memory.total:
+                closest = found
+    return closest
+
+
+def smallest(run: Any, chip: Chip, sizes: Iterable[int]) -> Placement | None:
+    """On the fewest of `sizes` chips, ascending, on which it fits; None where it fits on none of them."""
+    for num_chips in sizes:
+        found = best(run, chip, num_chips)
+        if found is not None and found.fits:
+            return found
+    return None
