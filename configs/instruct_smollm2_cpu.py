@@ -25,7 +25,6 @@ def get_config(init_from: str | None = None):
     cfg.model.remat = "attention"  # as fast on CPUs, and a third less memory for LoRA
 
     cfg.tune.train = "lora"
-    cfg.tune.lora_rank, cfg.tune.lora_alpha = 16, 32.0
     cfg.optimizer.learning_rate = 5e-4
     cfg.optimizer.weight_decay = 0.0
     cfg.optimizer.warmup_steps = 10

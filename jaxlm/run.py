@@ -155,8 +155,8 @@ class Start(NamedTuple):
     """Of the checkpoint that is resumed; None for a new run."""
     words: str
     """Where the weights come from."""
-    origin: dict[str, Any] | None
-    """The same, for its checkpoints, where they were there before the run."""
+    notes: dict[str, Any]
+    """For its checkpoints: the `origin` of weights that were there before the run, the id of what is `frozen`."""
     frozen: Params
     """The weights that are not trained; empty where all are."""
 
@@ -176,11 +176,12 @@ def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: 
         words = f"resumed from step {meta.step} in {checkpoints.directory}"
         frozen = {}
         if tuning.freezes:
-            frozen = restore_frozen(workdir, abstract_params(pieces.lm, tuning, pieces.mesh)[1])
-        return Start(state, meta, words, meta.extra.get("origin"), frozen)
+            frozen = restore_frozen(workdir, abstract_params(pieces.lm, tuning, pieces.mesh)[1], meta)
+        notes = {name: meta.extra[name] for name in ("origin", "frozen") if name in meta.extra}
+        return Start(state, meta, words, notes, frozen)
     state = pieces.steps.init(jax.random.key(cfg.seed))
     if cfg.init_from is None:
-        return Start(state, None, f"initialised from seed {cfg.seed}", None, {})
+        return Start(state, None, f"initialised from seed {cfg.seed}", {}, {})
     from jaxlm.origin import read_origin
     from jaxlm.train.tuning import fresh_parts, with_parts
 
@@ -192,10 +193,11 @@ def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: 
     trained, frozen = tuning.split(with_parts(params, fresh))
     del params
     trained = jax.device_put(trained, pieces.steps.shardings.params)
+    notes: dict[str, Any] = {"origin": facts}
     if tuning.freezes:
         frozen = jax.device_put(frozen, pieces.steps.frozen_shardings)
-        save_frozen(workdir, frozen, data.tokenizer.sha256)
-    return Start(state._replace(params=trained), None, words, facts, frozen)
+        notes["frozen"] = save_frozen(workdir, frozen, data.tokenizer.sha256)
+    return Start(state._replace(params=trained), None, words, notes, frozen)
 
 
 class Run(NamedTuple):
@@ -298,7 +300,7 @@ def _train(
     num_steps = run.plan.num_steps
     report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(run.config))
     with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
-        state, meta, words, origin, frozen = start_state(run.config, run.pieces, checkpoints, run.data)
+        state, meta, words, notes, frozen = start_state(run.config, run.pieces, checkpoints, run.data)
         run = run._replace(pieces=run.pieces._replace(steps=run.pieces.steps.bind(frozen)))
         if processes.is_first():  # and not before it is known to be that of the checkpoints
             run.data.tokenizer.save(folder)
@@ -322,7 +324,7 @@ def _train(
         row_ids = local_rows(run.pieces.mesh, cfg.data.global_batch_size)
         batches = make_iterator(run.rows, start_step=first_step, num_steps=num_steps, row_ids=row_ids)
         began = started - (meta.wall_time_s if meta else 0.0)
-        hooks = make_hooks(run, batches, report, checkpoints, began=began, origin=origin)
+        hooks = make_hooks(run, batches, report, checkpoints, began=began, notes=notes)
         stopped = fit_until_done_or_stopped(run, state, batches, hooks)
         checkpoints.wait()  # before anybody says that it is done
         if stopped is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -59,18 +59,18 @@ def make_hooks(
     checkpoints: Checkpoints,
     *,
     began: float,
-    origin: dict[str, Any] | None = None,
+    notes: Mapping[str, Any],
 ) -> Hooks:
     """All hooks that the config asks for.
 
     Args:
       began: when the run would have begun, on the clock of time.perf_counter, had it never been interrupted.
-      origin: what the weights come from, where they were not initialised; its checkpoints say so.
+      notes: what its checkpoints say of the weights; see `run.Start`.
     """
     train = run.config.train
     log = make_log(run, batches, report)
     evaluate = make_evaluate(run, report, log)
-    save_state = make_save(run, report, checkpoints, log, began=began, origin=origin)
+    save_state = make_save(run, report, checkpoints, log, began=began, notes=notes)
     save = Save(
         save_state, every=run.config.checkpoint.every_steps, num_steps=run.plan.num_steps, evaluate=evaluate
     )
@@ -157,13 +157,10 @@ def make_save(
     log: LogSteps,
     *,
     began: float,
-    origin: dict[str, Any] | None,
+    notes: Mapping[str, Any],
 ) -> SaveState:
-    """The function that saves a state with all that a checkpoint says about it; began, origin as of `make_hooks`."""
-
-    notes: dict[str, Any] = {"origin": origin} if origin else {}
-    if run.data.labels is not None:
-        notes["labels"] = list(run.data.labels)
+    """The function that saves a state with all that a checkpoint says about it; began, notes as of `make_hooks`."""
+    labels = {} if run.data.labels is None else {"labels": list(run.data.labels)}
 
     def save(step: int, state: Any, scores: Scores | None) -> None:
         log.flush()  # so that the event log is never behind a checkpoint
@@ -176,7 +173,7 @@ def make_save(
             epochs=run.plan.epochs_at(step),
             wall_time_s=time.perf_counter() - began,
             eval_loss=scores.get("eval/loss") if scores else None,
-            extra={"scores": scores or {}} | notes,
+            extra={"scores": scores or {}, **notes, **labels},
         )
         checkpoints.save(state, meta)
         report.event("save", step=step)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -58,18 +59,29 @@ def abstract_params(lm: LM, tuning: Tuning, mesh: Mesh | None = None) -> tuple[P
     )
 
 
-def save_frozen(workdir: epath.PathLike, frozen: Params, tokenizer_sha256: str) -> None:
-    """Writes the frozen weights of a new run; what a start that came to nothing has left there goes."""
+def save_frozen(workdir: epath.PathLike, frozen: Params, tokenizer_sha256: str) -> str:
+    """Writes the frozen weights of a new run, and returns an id for its checkpoints to name them by.
+
+    What a start that came to nothing has left there goes.
+    """
     folder = epath.Path(workdir) / FROZEN
     with processes.together():
         if processes.is_first() and folder.exists():
             folder.rmtree()
+    written = processes.from_first(lambda: secrets.token_hex(8))
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
-        checkpoints.save({"params": frozen}, Meta(0, tokenizer_sha256=tokenizer_sha256))
+        meta = Meta(0, tokenizer_sha256=tokenizer_sha256, extra={"id": written})
+        checkpoints.save({"params": frozen}, meta)
+    return written
 
 
-def restore_frozen(workdir: epath.PathLike, abstract: PyTree, *, as_stored: bool = False) -> Params:
-    """The frozen weights of a run. Errors: UserError when they are missing, damaged or of another model."""
+def restore_frozen(
+    workdir: epath.PathLike, abstract: PyTree, meta: Meta, *, as_stored: bool = False
+) -> Params:
+    """The frozen weights of a run, of which a checkpoint has this meta.
+
+    Errors: UserError when they are missing, damaged, of another model or of another run.
+    """
     folder = epath.Path(workdir) / FROZEN
     checkpoints = Checkpoints(folder)
     if processes.from_first(checkpoints.latest_step) is None:
@@ -77,7 +89,14 @@ def restore_frozen(workdir: epath.PathLike, abstract: PyTree, *, as_stored: bool
             f"{folder} is missing: it holds the weights that this run does not train, and its checkpoints only the "
             "others. Put it back, or train in another --workdir."
         )
-    return checkpoints.restore_params(abstract, as_stored=as_stored).state
+    restored = checkpoints.restore_params(abstract, as_stored=as_stored)
+    found, expected = restored.meta.extra.get("id"), meta.extra.get("frozen")
+    if found != expected:
+        raise UserError(
+            f"{folder} holds the weights that another run has frozen (id {found}, the checkpoint of step {meta.step} "
+            f"names {expected}): together they are no model. Put this run's own back, or train in another --workdir."
+        )
+    return restored.state
 
 
 def restore_parts(
@@ -88,7 +107,7 @@ def restore_parts(
     restored = Checkpoints(epath.Path(workdir) / CHECKPOINTS).restore_params(trained, **how)
     if not tuning.freezes:
         return restored, {}
-    return restored, restore_frozen(workdir, frozen, as_stored=how.get("as_stored", False))
+    return restored, restore_frozen(workdir, frozen, restored.meta, as_stored=how.get("as_stored", False))
 
 
 def restore_model(

@@ -172,7 +172,7 @@ def _check_ignored_tuning(cfg: RunConfig) -> None:
             needed = "lora" if is_lora else "last_blocks"
             raise UserError(
                 f"tune.{key}={difference.b!r} would be ignored: tune.train={cfg.tune.train!r}. Try tune.train="
-                f"{needed!r}."
+                f"{needed!r}, or set tune.{key}={difference.a!r}, its default."
             )
 
 

@@ -95,6 +95,9 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(mode, tuned, t
     run.train(tune(mode, train__num_steps=1), workdir)
     seal = (workdir / "frozen/0/integrity.json").read_bytes()
     run.train(tune(mode), workdir)
+    extra = Checkpoints(workdir / "checkpoints").read_meta(2).extra
+    assert extra["frozen"] == Checkpoints(workdir / "frozen").read_meta(0).extra["id"]
+    assert extra["origin"]["source"]
     assert "resumed from step 1" in capsys.readouterr().out
     assert (workdir / "frozen/0/integrity.json").read_bytes() == seal
     jax.tree.map(np.testing.assert_array_equal, params_of(workdir), params_of(tuned(mode)))
@@ -113,6 +116,18 @@ def test_frozen_weights_that_are_gone_or_damaged_are_named(tuned, tune, tmp_path
     shutil.rmtree(workdir / "frozen")
     for use in (lambda: run.load_run(workdir), lambda: run.train(tune("lora", train__num_steps=3), workdir)):
         with pytest.raises(UserError, match=r"frozen is missing: it holds the weights .* Put it back"):
+            use()
+
+
+def test_weights_that_another_run_has_frozen_are_refused(tuned, tune, tmp_path):
+    workdir = shutil.copytree(tuned("lora"), tmp_path / "run")
+    run.train(tune("lora", seed=1), tmp_path / "other")  # the same base, and so the same shapes
+    shutil.rmtree(workdir / "frozen")
+    shutil.copytree(tmp_path / "other/frozen", workdir / "frozen")
+    for use in (lambda: run.load_run(workdir), lambda: run.train(tune("lora", train__num_steps=3), workdir)):
+        with pytest.raises(
+            UserError, match=r"frozen holds the weights that another run has frozen \(id \w+, the"
+        ):
             use()
 
 
