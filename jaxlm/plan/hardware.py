@@ -1,6 +1,7 @@
-"""Chips: peak FLOP/s, memory and bandwidths, each number with its source. No devices, no JAX.
+"""Chips: peak FLOP/s, memory, bandwidths, power, slices; each number with its source. No devices, no JAX.
 
-Figures are of one chip; `Chip.device` gives those of one JAX device, which is not always the same:
+The numbers are in hardware.yaml. Figures are of one chip; `Chip.device` gives those of one JAX device, which is not
+always the same:
 
 - v4 and v5p: two TensorCores make one device ("megacore"), unless libtpu was told to split them.
 - TPU7x: two TensorCores, two devices.
@@ -13,15 +14,25 @@ says for one that is too large (jax 0.10.2, libtpu 0.0.42.1): a plan has to fit 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxlm.config import check_choice
+from jaxlm.plan import tables
+from jaxlm.types import UserError
 
 GIB = 2**30
 
-PRODUCTS = {"float32": ("tfloat32", "bfloat16")}
+PRODUCTS = {"float32": ("tfloat32", "bfloat16", "float32")}
 """dtype of a model -> dtypes in which JAX multiplies it unless told otherwise, the one it prefers first: float32 as
-TF32 on GPUs, as bfloat16 on TPUs (https://docs.jax.dev/en/latest/201/precision.html, read 2026-11-24)."""
+TF32 on GPUs, as bfloat16 on TPUs (https://docs.jax.dev/en/latest/201/precision.html, read 2026-11-24), and as it is
+on GPUs before Ampere, which have neither."""
+
+TRAINING = ("bfloat16", "float16")
+"""dtypes whose peak an MFU is a share of, the first that a chip has: mixed precision, as almost all models train."""
 
 
 class Source(NamedTuple):
@@ -50,6 +61,27 @@ class Device(NamedTuple):
     link_bytes_per_s: float
 
 
+class Slices(NamedTuple):
+    """How many chips one can have as one slice (of GPUs: as whole nodes, and less than one)."""
+
+    counts: tuple[int, ...]
+    """Ascending."""
+    step: int | None
+    """Beyond the last of them every multiple of this; None: that is the largest."""
+    source: Source | None
+
+    def has(self, num_chips: int) -> bool:
+        """Whether there is a slice of this size."""
+        beyond = self.step is not None and num_chips > self.counts[-1] and num_chips % self.step == 0
+        return num_chips in self.counts or beyond
+
+    def at_least(self, num_chips: int) -> int | None:
+        """The smallest with so many chips; None where no slice is so large."""
+        if num_chips <= self.counts[-1]:
+            return next(count for count in self.counts if count >= num_chips)
+        return None if self.step is None else -(-num_chips // self.step) * self.step
+
+
 @dataclass(frozen=True)
 class Chip:
     """What one chip has, as published."""
@@ -58,12 +90,15 @@ class Chip:
     device_kinds: tuple[str, ...]
     """What `jax.Device.device_kind` calls it. A slice of a GPU (MIG) has another name and is not this chip."""
     peak_flops_per_s: Mapping[str, Figure]
-    """By dtype of the operands: bfloat16, int8, fp8, tfloat32, and float32 where it has units of its own."""
+    """By dtype of the operands: bfloat16, float16, int8, fp8, tfloat32, and float32 where it has units of its own."""
     hbm_bytes: Figure
     hbm_bytes_per_s: Figure
     link_bytes_per_s: Figure
     """Over all links to other chips together, in one direction: ICI, NVLink, or PCIe where a card has no other."""
+    slices: Slices
     usable_hbm_bytes: Figure | None = None
+    power_w: Figure | None = None
+    """What a chip draws, without its host: thermal design power, or a mean that was measured (v4)."""
     num_cores: int = 1
     """TensorCores of a TPU. A GPU counts as one core."""
     cores_per_device: int = 1
@@ -72,6 +107,16 @@ class Chip:
     @property
     def devices_per_chip(self) -> int:
         return self.num_cores // self.cores_per_device
+
+    @property
+    def training_dtype(self) -> str:
+        """The one of `TRAINING` that its matrix units multiply."""
+        return next(dtype for dtype in TRAINING if dtype in self.peak_flops_per_s)
+
+    @property
+    def training_flops_per_s(self) -> float:
+        """Its peak in `training_dtype`, which MFU is a share of."""
+        return self.peak_flops_per_s[self.training_dtype].value
 
     def device(self, num_cores: int | None = None) -> Device:
         """The share of one JAX device.
@@ -90,182 +135,124 @@ class Chip:
         )
 
 
-_READ = "2026-11-24"
-_V4 = Source("https://docs.cloud.google.com/tpu/docs/v4", _READ)
-_V5E = Source("https://cloud.google.com/tpu/docs/v5e", _READ)
-_V5P = Source("https://docs.cloud.google.com/tpu/docs/v5p", _READ)
-_V6E = Source("https://docs.cloud.google.com/tpu/docs/v6e", _READ)
-_TPU7X = Source("https://docs.cloud.google.com/tpu/docs/tpu7x", _READ)
-_SCALING_BOOK = Source("https://jax-ml.github.io/scaling-book/tpus/", _READ)
-_LIBTPU = Source("https://pypi.org/project/libtpu/0.0.42.1/", _READ)
-_A100 = Source("https://glennklockwood.com/garden/processors/A100", _READ)
-_A100_PCIE = Source("https://www.thundercompute.com/blog/nvidia-a100-specs-full-guide", _READ)
-_H100 = Source("https://glennklockwood.com/garden/processors/h100", _READ)
-_H100_PCIE = Source("https://www.thundercompute.com/blog/nvidia-h100-specs-full-guide", _READ)
-_H200 = Source("https://www.morphllm.com/nvidia-h200", _READ)
-_B200 = Source("https://glennklockwood.com/garden/processors/B200", _READ)
-_DGX_B200 = Source("https://brent-newsom-nvidia.github.io/AIPS-Boom/wiki/NVIDIA-DGX-B200", _READ)
-_TORCHTITAN = Source(
-    "https://github.com/pytorch/torchtitan/blob/02581674d9dbd6bbeb04817a8a4d95bdb4a18a5b/torchtitan/tools/utils.py",
-    _READ,
+_TABLE = Path(__file__).with_name("hardware.yaml")
+
+_CHIP_KEYS = (
+    "device_kinds",
+    "peak_flops_per_s",
+    "hbm_bytes",
+    "hbm_bytes_per_s",
+    "link_bytes_per_s",
+    "slices",
 )
+_OPTIONAL_KEYS = ("usable_hbm_bytes", "power_w", "num_cores", "cores_per_device")
 
-_A100_PEAK = {
-    "bfloat16": Figure(312e12, _A100),
-    "tfloat32": Figure(156e12, _A100),
-    "float32": Figure(19.5e12, _A100),
-    "int8": Figure(624e12, _A100),
-}
-_HOPPER_PEAK = {
-    "bfloat16": Figure(989.4e12, _H100),
-    "tfloat32": Figure(494.7e12, _H100),
-    "float32": Figure(66.9e12, _H100),
-    "int8": Figure(1978.9e12, _H100),
-    "fp8": Figure(1978.9e12, _H100),
-}
 
-_CHIPS = (
-    Chip(
-        name="v4",
-        device_kinds=("TPU v4",),
-        peak_flops_per_s={"bfloat16": Figure(275e12, _V4), "int8": Figure(275e12, _V4)},
-        hbm_bytes=Figure(32 * GIB, _V4),
-        hbm_bytes_per_s=Figure(1.2e12, _V4),
-        link_bytes_per_s=Figure(6 * 45e9, _SCALING_BOOK),
-        usable_hbm_bytes=Figure(30.75 * GIB, _LIBTPU),
-        num_cores=2,
-        cores_per_device=2,
-    ),
-    Chip(
-        name="v5e",
-        device_kinds=("TPU v5 lite", "TPU v5e"),
-        peak_flops_per_s={"bfloat16": Figure(197e12, _V5E), "int8": Figure(393e12, _V5E)},
-        hbm_bytes=Figure(16 * GIB, _V5E),  # "16 GB" there, but a program may take 15.75 GiB
-        hbm_bytes_per_s=Figure(819e9, _V5E),
-        link_bytes_per_s=Figure(400e9 / 2, _V5E),
-        usable_hbm_bytes=Figure(15.75 * GIB, _LIBTPU),
-    ),
-    Chip(
-        name="v5p",
-        device_kinds=("TPU v5", "TPU v5p"),
-        peak_flops_per_s={
-            "bfloat16": Figure(459e12, _V5P),
-            "int8": Figure(918e12, _SCALING_BOOK),
-            "fp8": Figure(459e12, _V5P),
-        },
-        hbm_bytes=Figure(95 * GIB, _V5P),
-        hbm_bytes_per_s=Figure(2765e9, _TPU7X),
-        link_bytes_per_s=Figure(1200e9 / 2, _V5P),
-        usable_hbm_bytes=Figure(95.74 * GIB, _LIBTPU),
-        num_cores=2,
-        cores_per_device=2,
-    ),
-    Chip(
-        name="v6e",
-        device_kinds=("TPU v6 lite", "TPU v6e"),
-        peak_flops_per_s={
-            "bfloat16": Figure(918e12, _V6E),
-            "int8": Figure(1836e12, _V6E),
-            "fp8": Figure(918e12, _TPU7X),
-        },
-        hbm_bytes=Figure(32 * GIB, _TPU7X),
-        hbm_bytes_per_s=Figure(1638e9, _TPU7X),
-        link_bytes_per_s=Figure(800e9 / 2, _TPU7X),
-        usable_hbm_bytes=Figure(31.25 * GIB, _LIBTPU),
-    ),
-    Chip(
-        name="tpu7x",
-        device_kinds=("TPU7x",),
-        peak_flops_per_s={"bfloat16": Figure(2307e12, _TPU7X), "fp8": Figure(4614e12, _TPU7X)},
-        hbm_bytes=Figure(192 * GIB, _TPU7X),
-        hbm_bytes_per_s=Figure(7380e9, _TPU7X),
-        link_bytes_per_s=Figure(1200e9 / 2, _TPU7X),
-        usable_hbm_bytes=Figure(2 * 94.75 * GIB, _LIBTPU),
-        num_cores=2,
-        cores_per_device=1,
-    ),
-    Chip(
-        name="a100-40gb",
-        device_kinds=("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"),
-        peak_flops_per_s=_A100_PEAK,
-        hbm_bytes=Figure(40e9, _A100),
-        hbm_bytes_per_s=Figure(1555e9, _A100),
-        link_bytes_per_s=Figure(300e9, _A100),
-    ),
-    Chip(
-        name="a100-80gb",
-        device_kinds=("NVIDIA A100-SXM4-80GB", "A100-SXM4-80GB"),
-        peak_flops_per_s=_A100_PEAK,
-        hbm_bytes=Figure(80e9, _A100),
-        hbm_bytes_per_s=Figure(2039e9, _A100),
-        link_bytes_per_s=Figure(300e9, _A100),
-    ),
-    Chip(
-        name="a100-pcie-40gb",
-        device_kinds=("NVIDIA A100-PCIE-40GB", "A100-PCIE-40GB"),
-        peak_flops_per_s=_A100_PEAK,
-        hbm_bytes=Figure(40e9, _A100_PCIE),
-        hbm_bytes_per_s=Figure(1555e9, _A100_PCIE),
-        link_bytes_per_s=Figure(32e9, _A100),  # PCIe 4.0 x16
-    ),
-    Chip(
-        name="a100-pcie-80gb",
-        device_kinds=("NVIDIA A100 80GB PCIe", "NVIDIA A100-PCIE-80GB"),
-        peak_flops_per_s=_A100_PEAK,
-        hbm_bytes=Figure(80e9, _A100_PCIE),
-        hbm_bytes_per_s=Figure(1935e9, _A100_PCIE),
-        link_bytes_per_s=Figure(32e9, _A100),
-    ),
-    Chip(
-        name="h100",
-        device_kinds=("NVIDIA H100 80GB HBM3",),
-        peak_flops_per_s=_HOPPER_PEAK,
-        hbm_bytes=Figure(80e9, _H100),
-        hbm_bytes_per_s=Figure(3350e9, _H100),
-        link_bytes_per_s=Figure(900e9 / 2, _H100),
-    ),
-    Chip(
-        name="h100-pcie",
-        device_kinds=("NVIDIA H100 PCIe",),
-        peak_flops_per_s={
-            "bfloat16": Figure(756e12, _TORCHTITAN),
-            "tfloat32": Figure(756e12 / 2, _TORCHTITAN),  # half of it, as on the other form
-        },
-        hbm_bytes=Figure(80e9, _H100),
-        hbm_bytes_per_s=Figure(2000e9, _H100_PCIE),
-        link_bytes_per_s=Figure(128e9 / 2, _H100),  # PCIe 5.0 x16
-    ),
-    Chip(
-        name="h200",
-        device_kinds=("NVIDIA H200",),
-        peak_flops_per_s=_HOPPER_PEAK,  # the same compute units
-        hbm_bytes=Figure(141e9, _H200),
-        hbm_bytes_per_s=Figure(4800e9, _H200),
-        link_bytes_per_s=Figure(900e9 / 2, _H100),
-    ),
-    Chip(
-        name="b200",
-        device_kinds=("NVIDIA B200",),
-        peak_flops_per_s={
-            "bfloat16": Figure(2250e12, _B200),
-            "tfloat32": Figure(1100e12, _B200),
-            "float32": Figure(80e12, _B200),
-            "int8": Figure(4500e12, _B200),
-            "fp8": Figure(4500e12, _B200),
-        },
-        hbm_bytes=Figure(1440e9 / 8, _DGX_B200),
-        hbm_bytes_per_s=Figure(64e12 / 8, _DGX_B200),
-        link_bytes_per_s=Figure(14.4e12 / 8 / 2, _DGX_B200),
-    ),
-)
+def read_chips(path: Path) -> dict[str, Chip]:
+    """The chips of a file such as hardware.yaml. Errors: UserError that names file, chip and key of a broken row."""
+    table = tables.read(path, ("sources", "chips", "prices"))
+    sources = {}
+    for name, row in tables.fields(table["sources"], f"{path}: sources", (), table["sources"]).items():
+        where = f"{path}: sources.{name}"
+        row = tables.fields(row, where, ("url", "date"))
+        sources[name] = Source(
+            tables.url(row["url"], f"{where}.url"), tables.date(row["date"], f"{where}.date")
+        )
+    chips = tables.fields(table["chips"], f"{path}: chips", (), table["chips"])
+    return {name: _chip(name, row, f"{path}: {name}", sources) for name, row in chips.items()}
 
-CHIPS: dict[str, Chip] = {chip.name: chip for chip in _CHIPS}
+
+def _chip(name: str, row: Any, where: str, sources: dict[str, Source]) -> Chip:
+    row = tables.fields(row, where, _CHIP_KEYS, _OPTIONAL_KEYS)
+    peaks = tables.fields(row["peak_flops_per_s"], f"{where}: peak_flops_per_s", (), row["peak_flops_per_s"])
+    if not any(dtype in peaks for dtype in TRAINING):
+        raise UserError(
+            f"{where}: peak_flops_per_s has neither of {' and '.join(TRAINING)}: MFU has to have a peak."
+        )
+    kinds = tables.rows(row["device_kinds"], f"{where}: device_kinds")
+
+    def figure(key: str) -> Figure:
+        return _figure(row[key], f"{where}: {key}", sources)
+
+    num_cores, cores_per_device = (
+        int(tables.number(row.get(key, 1), f"{where}: {key}")) for key in ("num_cores", "cores_per_device")
+    )
+    if num_cores % cores_per_device:
+        raise UserError(
+            f"{where}: num_cores={num_cores} has to be a multiple of cores_per_device={cores_per_device}."
+        )
+    return Chip(
+        name=name,
+        device_kinds=tuple(tables.text(kind, f"{where}: device_kinds") for kind in kinds),
+        peak_flops_per_s={
+            dtype: _figure(peak, f"{where}: peak_flops_per_s.{dtype}", sources)
+            for dtype, peak in peaks.items()
+        },
+        hbm_bytes=figure("hbm_bytes"),
+        hbm_bytes_per_s=figure("hbm_bytes_per_s"),
+        link_bytes_per_s=figure("link_bytes_per_s"),
+        slices=_slices(row["slices"], f"{where}: slices", sources),
+        usable_hbm_bytes=figure("usable_hbm_bytes") if "usable_hbm_bytes" in row else None,
+        power_w=figure("power_w") if "power_w" in row else None,
+        num_cores=num_cores,
+        cores_per_device=cores_per_device,
+    )
+
+
+def _figure(row: Any, where: str, sources: dict[str, Source]) -> Figure:
+    row = tables.fields(row, where, ("value", "source"))
+    check_choice(f"{where}.source", row["source"], sources)
+    return Figure(tables.number(row["value"], f"{where}.value"), sources[row["source"]])
+
+
+def _slices(row: Any, where: str, sources: dict[str, Source]) -> Slices:
+    row = tables.fields(row, where, ("value",), ("source", "then_multiples_of"))
+    counts = tuple(
+        int(tables.number(n, f"{where}.value")) for n in tables.rows(row["value"], f"{where}.value")
+    )
+    if any(a >= b for a, b in zip(counts, counts[1:])):
+        raise UserError(f"{where}.value={[*counts]} has to ascend.")
+    step, source = row.get("then_multiples_of"), row.get("source")
+    if source is not None:
+        check_choice(f"{where}.source", source, sources)
+    return Slices(
+        counts,
+        None if step is None else int(tables.number(step, f"{where}.then_multiples_of")),
+        None if source is None else sources[source],
+    )
+
+
+@functools.cache
+def _chips() -> dict[str, Chip]:
+    return read_chips(_TABLE)
+
+
+class _Chips(Mapping[str, Chip]):
+    """hardware.yaml, read when it is first looked into: a training run imports this module, and may never ask."""
+
+    def __getitem__(self, name: str) -> Chip:
+        return _chips()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_chips())
+
+    def __len__(self) -> int:
+        return len(_chips())
+
+
+CHIPS: Mapping[str, Chip] = _Chips()
 """All that are known, by name."""
+
+
+def chip_named(name: str) -> Chip:
+    """The chip of this name. Errors: UserError that lists the names, and the nearest one."""
+    check_choice("chip", name, CHIPS)
+    return CHIPS[name]
 
 
 def find_chip(device_kind: str) -> Chip | None:
     """The chip that JAX calls by this name; None for a CPU, and for what is not in the table."""
-    return next((chip for chip in _CHIPS if device_kind in chip.device_kinds), None)
+    return next((chip for chip in CHIPS.values() if device_kind in chip.device_kinds), None)
 
 
 def peak_flops_per_s(

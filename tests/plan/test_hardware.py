@@ -99,7 +99,8 @@ def test_the_peak_is_that_of_the_products_jax_computes():
 def test_figures_are_of_one_order(name):
     """Against slips of a factor of 1000 or 8 (bits): a chip does 100 to 800 operations for a byte that it reads."""
     device = CHIPS[name].device()
-    assert 100 < device.peak_flops_per_s["bfloat16"] / device.hbm_bytes_per_s < 800
+    peak = device.peak_flops_per_s[CHIPS[name].training_dtype]
+    assert 100 < peak / device.hbm_bytes_per_s < 800
     assert 8 < device.hbm_bytes_per_s / 1e9 / (device.hbm_bytes / 1e9) < 80
     assert 3 < device.hbm_bytes_per_s / device.link_bytes_per_s < 80
     assert device.usable_hbm_bytes is None or 0.95 < device.usable_hbm_bytes / device.hbm_bytes < 1.01
