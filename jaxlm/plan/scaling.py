@@ -44,10 +44,10 @@ WARN_FACTORS = {"FLOPs": 100.0, "parameters": 10.0, "tokens": 10.0}
 REFUSE_FACTORS = {"FLOPs": 1000.0, "parameters": 100.0, "tokens": 100.0}
 """How far beyond the points a prediction may go, as a multiple of the largest (or a share of the smallest).
 
-Hoffmann et al. went from runs of at most 1.3e22 FLOPs to Gopher's 5.76e23, 44 times as many, and were off by a fifth or
-more in N. So 100 times is further than anybody has shown it to work with a few hundred runs, and is said; 1000 times is
-refused. For N and D each the square roots are about 10 and 30; a model or data set may leave the frontier, so the limit
-there is 100."""
+Hoffmann et al. went from runs of at most 1.3e22 FLOPs to Gopher's 5.76e23, 44 times as many; of their points the
+interval of the optimal N there already spans a factor of two (5.4e10 to 1.15e11). 100 times is further than that and is
+said; 1000 times is refused. Along the optimum N and D each grow by about the square root, 10 and 30; a model may be
+asked off the optimum, so they are refused at 100."""
 
 
 class Law(NamedTuple):
@@ -146,7 +146,9 @@ def fit_law(points: Points, num_bootstraps: int = 200, seed: int = 0) -> Fit:
     draws = np.random.default_rng(seed).exponential(size=(num_bootstraps, len(data.y)))
     draws *= len(data.y) / draws.sum(axis=1, keepdims=True)
     # Two starts for each replicate: the fit to all points, and the cell of the grid that suits its weights best.
-    starts = np.concatenate([np.repeat(theta[None], num_bootstraps, axis=0), grid[np.argmin(draws @ costs.T, axis=1)]])
+    starts = np.concatenate(
+        [np.repeat(theta[None], num_bootstraps, axis=0), grid[np.argmin(draws @ costs.T, axis=1)]]
+    )
     found, values = _refine(data, starts, np.concatenate([draws, draws]), LOOSE)
     first = values[:num_bootstraps] <= values[num_bootstraps:]
     chosen = np.where(first[:, None], found[:num_bootstraps], found[num_bootstraps:])
@@ -173,7 +175,9 @@ def extrapolation(points: Points, num_params: float, num_tokens: float) -> list[
         above = asked > max(known)
         edge = max(known) if above else min(known)
         factor = asked / edge if above else edge / asked
-        distance = f"{factor:,.0f} times {'beyond the largest' if above else 'below the smallest'} run ({edge:.3g})"
+        distance = (
+            f"{factor:,.0f} times {'beyond the largest' if above else 'below the smallest'} run ({edge:.3g})"
+        )
         if factor > REFUSE_FACTORS[name]:
             raise UserError(
                 f"{asked:.3g} {name} are {distance}: beyond {REFUSE_FACTORS[name]:,.0f} times the law is a guess, "
@@ -258,7 +262,9 @@ def _grid(data: _Data) -> np.ndarray:
 
     exponents = np.geomspace(0.03, 2.0, NUM_GRID)
     alpha, beta = (axis.ravel() for axis in np.meshgrid(exponents, exponents))
-    columns = np.stack([0 * alpha[:, None] + 0 * data.u, -alpha[:, None] * data.u, -beta[:, None] * data.v], axis=1)
+    columns = np.stack(
+        [0 * alpha[:, None] + 0 * data.u, -alpha[:, None] * data.u, -beta[:, None] * data.v], axis=1
+    )
     # Divided by L, so that residuals are of log L to first order; five rounds of Huber's weights.
     design = np.exp(columns - data.y)
     weights = np.ones_like(design[:, 0])

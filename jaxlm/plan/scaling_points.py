@@ -118,7 +118,9 @@ def read_csv(path: Path, origin: str) -> Points:
 def _check_header(path: Path, header: Sequence[str]) -> str:
     """The column that gives D."""
     if not any(header):
-        raise UserError(f"--csv={path} is empty: give a header, params,tokens,loss, and one row for each run.")
+        raise UserError(
+            f"--csv={path} is empty: give a header, params,tokens,loss, and one row for each run."
+        )
     size = "tokens" if "tokens" in header else "flops"
     missing = [column for column in ("params", size, "loss") if column not in header]
     if missing:
@@ -139,7 +141,9 @@ def _positive(where: str, column: str, text: str) -> float:
     except ValueError:
         raise UserError(f"{where}: {column}={text.strip()!r} must be a number, such as 7e9.") from None
     if not (math.isfinite(value) and value > 0):
-        raise UserError(f"{where}: {column}={text.strip()} must be positive and finite: the law takes its logarithm.")
+        raise UserError(
+            f"{where}: {column}={text.strip()} must be positive and finite: the law takes its logarithm."
+        )
     return value
 
 
