@@ -180,6 +180,6 @@ def _differences(runs: list[str], configs: list[RunConfig]) -> list[str]:
         keys += [f"data.{name}" for name in _HELD_OUT if getattr(first.data, name) != getattr(cfg.data, name)]
         if keys:
             said.append(
-                f"{run} differs from {runs[0]} in {', '.join(keys)}: losses of other tokens or texts cannot be compared."
+                f"{run} differs from {runs[0]} in {', '.join(keys)}: losses of other tokens or texts do not compare."
             )
     return said

@@ -1,7 +1,7 @@
 """Fits the law of loss over parameters and tokens to finished runs: L(N, D) = E + A / N^alpha + B / D^beta.
 
 The form is that of Chinchilla's approach 3 (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3). What is minimised is
-theirs too: the Huber loss, delta 1e-3, of log L, which a few bad runs cannot move far. It is summed over the points, not
+theirs too: the Huber loss, delta 1e-3, of log L, which a few bad runs cannot move far. It is summed over points, not
 averaged: the average of 240 losses of 1e-5 is below the tolerance at which optimizers stop, and the published
 coefficients came of that (Besiroglu et al. 2024, arXiv:2404.10102).
 
@@ -18,6 +18,7 @@ the law holds where there are no points, nor how far one run lies from it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -100,7 +101,7 @@ class Fit:
     replicates: tuple[Law, ...]
     """One for each bootstrap."""
 
-    def interval(self, quantity) -> Interval:
+    def interval(self, quantity: Callable[[Law], float]) -> Interval:
         """The 95% interval of anything that can be computed of a Law."""
         import numpy as np
 
@@ -153,7 +154,7 @@ def fit_law(points: Points, num_bootstraps: int = 200, seed: int = 0) -> Fit:
     first = values[:num_bootstraps] <= values[num_bootstraps:]
     chosen = np.where(first[:, None], found[:num_bootstraps], found[num_bootstraps:])
 
-    shift_u, shift_v = np.mean(np.log(points.params)), np.mean(np.log(points.tokens))
+    shift_u, shift_v = float(np.mean(np.log(points.params))), float(np.mean(np.log(points.tokens)))
     return Fit(
         points,
         _law(theta, shift_u, shift_v),
@@ -164,7 +165,7 @@ def fit_law(points: Points, num_bootstraps: int = 200, seed: int = 0) -> Fit:
 
 
 def extrapolation(points: Points, num_params: float, num_tokens: float) -> list[str]:
-    """What to say of a prediction far from the points; empty where it is near. Errors: UserError where it is too far."""
+    """What to say of a prediction far from the points; nothing where it is near. Errors: UserError where it is too far."""
     flops = [6 * n * d for n, d in zip(points.params, points.tokens, strict=True)]
     said = []
     for name, asked, known in (

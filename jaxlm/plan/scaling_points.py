@@ -1,9 +1,9 @@
-"""Points that a scaling law is fitted to: parameters, tokens and loss of finished runs; from a CSV file, or made of runs.
+"""Points that a scaling law is fitted to: parameters, tokens and loss of finished runs, perhaps from a CSV file.
 
 plan/points/chinchilla.csv: 245 runs of figure 4 of Hoffmann et al. 2022 (arXiv:2203.15556), read off its SVG by
 Besiroglu et al. 2024 (arXiv:2404.10102): https://github.com/epoch-research/analyzing-chinchilla, whose notebook reads
-https://raw.githubusercontent.com/Besiroglu/data/main/svg_extracted_data.csv (commit 02783ae). Tokens are FLOPs / 6 N, as
-there. They leave out the five with the highest loss, which lie far off every fit; so does `NAMED`.
+https://raw.githubusercontent.com/Besiroglu/data/main/svg_extracted_data.csv (commit 02783ae). Tokens are FLOPs / 6 N
+as there, and digits beyond the ninth are left out. They leave out the five with the highest loss, which lie far off every fit; so does `NAMED`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def find_csv(name: str) -> tuple[Path, int]:
 
 
 def read_csv(path: Path, origin: str) -> Points:
-    """Points of a file with a header and the columns params, loss, and tokens or flops (D = C / 6 N). Others are ignored.
+    """Points of a file with a header and columns params, loss, and tokens or flops (D = C / 6 N); others are ignored.
 
     Errors: UserError naming the line and the rule for whatever is wrong with it.
     """
@@ -126,8 +126,8 @@ def _check_header(path: Path, header: Sequence[str]) -> str:
     if missing:
         name = "tokens (or flops)" if missing[0] == "flops" else missing[0]
         raise UserError(
-            f"{path}, line 1: column {name} is missing; the header is {', '.join(header)}. Needed are params, tokens or "
-            "flops, and loss."
+            f"{path}, line 1: column {name} is missing; the header is {', '.join(header)}. Needed are params, tokens "
+            "or flops, and loss."
         )
     double = next((column for column in ("params", size, "loss") if header.count(column) > 1), None)
     if double:
@@ -166,17 +166,17 @@ def why_not(params: Sequence[float], tokens: Sequence[float]) -> str | None:
             f"at least {MIN_POINTS} are needed. Add runs; `jaxlm plan ladder` writes their configs."
         )
     for name, what, values in (("N", "sizes of model", logs[0]), ("D", "numbers of tokens", logs[1])):
-        levels = 1 + int(np.sum(np.diff(np.sort(values)) > math.log(SAME)))
+        levels = 1 + int(np.sum(np.diff(np.sort(values.astype(float))) > math.log(SAME)))
         if levels < MIN_LEVELS:
             return (
-                f"the points have {levels} different {name}, and at least {MIN_LEVELS} are needed: the curve over {name} "
-                f"has a factor and an exponent, above a floor. Add runs of other {what}."
+                f"the points have {levels} different {name}, and at least {MIN_LEVELS} are needed: its term has "
+                f"a factor and an exponent, above a floor. Add runs of other {what}."
             )
     centred = logs - logs.mean(axis=1, keepdims=True)
     off_line = np.linalg.svd(centred, compute_uv=False)[1] / math.sqrt(len(params))
     if off_line < math.log(MIN_OFF_LINE):
         return (
-            "all points lie on one line D = k N^s (such as a fixed number of tokens per parameter): there the terms of N "
+            "all points lie on one line D = k N^s (such as a fixed number of tokens per parameter): the terms of N "
             "and of D cannot be told apart, nor their exponents. Add runs of the same N and other D."
         )
     return None

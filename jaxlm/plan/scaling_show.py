@@ -128,7 +128,8 @@ def _prediction(fit: Fit, budget: Budget) -> tuple[Table, dict[str, Any], list[s
             "loss": fit.interval(lambda law: law.loss(*law.optimum(flops))),
         }
     else:
-        assert budget.num_params is not None and budget.num_tokens is not None
+        assert budget.num_params is not None
+        assert budget.num_tokens is not None
         num_params, num_tokens = budget.num_params, budget.num_tokens
         flops = training_flops(num_params, num_tokens)
         title = f"A model of {report.count(num_params)} parameters on {report.count(num_tokens)} tokens"
