@@ -1,7 +1,7 @@
 """Configs of a scaling ladder: small runs of one config that differ in size and tokens, for `jaxlm plan scaling`.
 
-Shape. Heads are 64 wide. Width is a multiple of 64; there is one layer for each 64 to 128 of width, and never fewer than
-two: Kaplan et al. (arXiv:2001.08361, sections 3.1 and 3.2, figures 5 and 6) find the loss nearly the same over a wide
+Shape. Heads are 64 wide. Width is a multiple of 64; there is one layer for each 64 to 128 of width, and never fewer
+than two: Kaplan et al. (arXiv:2001.08361, sections 3.1 and 3.2, figures 5 and 6) find the loss nearly the same over a wide
 range of shapes, and models of one layer off the trend. Of these shapes the one nearest in parameters is taken.
 
 Learning rate. The base config's, times (base width / width)^0.75. That is near the slope of GPT-3's table 2.1
@@ -106,8 +106,8 @@ def make_ladder(
     )
     if double:
         raise UserError(
-            f"Two rungs are the same, {double.name} ({double.num_params:,} parameters, {double.num_tokens:,} tokens): put "
-            "budgets or sizes further apart."
+            f"Two rungs are the same, {double.name} ({double.num_params:,} parameters, {double.num_tokens:,} tokens): "
+            "put budgets or sizes further apart."
         )
     return rungs
 
@@ -197,24 +197,36 @@ def write_ladder(base: Base, rungs: Sequence[Rung], folder: Path) -> list[Path]:
     return list(files)
 
 
-def config_text(base: Base, rung: Rung, rungs: Sequence[Rung], folder: Path) -> str:
-    """A config file that loads the base and sets what differs."""
-    model = rung.model
-    lines = [
-        f"    cfg.model.{name} = {getattr(model, name)}" for name in ("embed_dim", "num_layers", "num_heads")
-    ]
-    lines += [
-        f"    cfg.model.{name} = {getattr(model, name)}"
+def settings(base: Base, rung: Rung) -> dict[str, int | float | None]:
+    """Config key -> value: all in which a rung differs from the base. The decay ends with the run."""
+    model = {name: getattr(rung.model, name) for name in ("embed_dim", "num_layers", "num_heads")}
+    model |= {
+        name: getattr(rung.model, name)
         for name in ("num_kv_heads", "head_dim", "mlp_dim")
         if getattr(base.model, name) is not None
-    ]
+    }
+    return {f"model.{name}": value for name, value in model.items()} | {
+        "optimizer.learning_rate": rung.learning_rate,
+        "optimizer.warmup_steps": rung.warmup_steps,
+        "optimizer.decay_steps": None,
+        "train.num_steps": rung.num_steps,
+        "train.eval_every_steps": rung.num_steps,
+    }
+
+
+def config_text(base: Base, rung: Rung, rungs: Sequence[Rung], folder: Path) -> str:
+    """A config file that loads the base and sets what differs."""
+    path, workdir = folder / f"{rung.name}.py", folder / "runs" / rung.name
+    lines = [f"    cfg.{key} = {value!r}" for key, value in settings(base, rung).items()]
     flags = ", ".join(json.dumps(flag, ensure_ascii=False) for flag in base.argv)
     return f'''"""Rung {rungs.index(rung) + 1} of {len(rungs)} of a scaling ladder: {rung.num_params:,} parameters, \
 {rung.num_tokens:,} tokens, {rung.flops:.2e} FLOPs (6 N D).
 
-    jaxlm train --config={shlex.quote(str(folder / rung.name))}.py --workdir={shlex.quote(str(folder / "runs" / rung.name))}
+    jaxlm train --config={shlex.quote(str(path))} --workdir={shlex.quote(str(workdir))}
 
-Written by `jaxlm plan ladder`; {rung.num_tokens / rung.num_params:.3g} tokens per parameter. Result: not run yet.
+Written by `jaxlm plan ladder`; {rung.num_tokens / rung.num_params:.3g} tokens per parameter. The learning rate is the
+base's, times (base width / width)^{LR_EXPONENT}, near the slope of GPT-3's table 2.1; the decay ends with the run.
+Result: not run yet.
 """
 
 from jaxlm import run
@@ -224,13 +236,6 @@ def get_config():
     cfg = run.parse([{flags}])
 
 {chr(10).join(lines)}
-
-    # The base's, times (base width / width)^{LR_EXPONENT}: near the slope of GPT-3's table 2.1.
-    cfg.optimizer.learning_rate = {rung.learning_rate!r}
-    cfg.optimizer.warmup_steps = {rung.warmup_steps}
-    cfg.optimizer.decay_steps = None  # the decay ends with the run
-    cfg.train.num_steps = {rung.num_steps}
-    cfg.train.eval_every_steps = {rung.num_steps}
     return cfg
 '''
 
@@ -307,6 +312,9 @@ def ladder_report(base: Base, rungs: Sequence[Rung], folder: Path, flops_per_s: 
             )
         ],
         warnings=[f"this ladder cannot be fitted: {reason}"] if reason else [],
-        notes=[f"Run it: sh {shlex.quote(str(folder / 'run.sh'))}"],
+        notes=[
+            "Where D is more than the data holds, a run reads it again, and its loss is no longer a point of the law.",
+            f"Run it: sh {shlex.quote(str(folder / 'run.sh'))}",
+        ],
         data={"folder": str(folder), "runs": data, "flops": total},
     )

@@ -165,7 +165,7 @@ def fit_law(points: Points, num_bootstraps: int = 200, seed: int = 0) -> Fit:
 
 
 def extrapolation(points: Points, num_params: float, num_tokens: float) -> list[str]:
-    """What to say of a prediction far from the points; nothing where it is near. Errors: UserError where it is too far."""
+    """What to say of a prediction far from the points, if it is. Errors: UserError where it is too far."""
     flops = [6 * n * d for n, d in zip(points.params, points.tokens, strict=True)]
     said = []
     for name, asked, known in (

@@ -3,7 +3,8 @@
 plan/points/chinchilla.csv: 245 runs of figure 4 of Hoffmann et al. 2022 (arXiv:2203.15556), read off its SVG by
 Besiroglu et al. 2024 (arXiv:2404.10102): https://github.com/epoch-research/analyzing-chinchilla, whose notebook reads
 https://raw.githubusercontent.com/Besiroglu/data/main/svg_extracted_data.csv (commit 02783ae). Tokens are FLOPs / 6 N
-as there, and digits beyond the ninth are left out. They leave out the five with the highest loss, which lie far off every fit; so does `NAMED`.
+as there; parameters are rounded to whole ones, losses to six digits. They leave out the five points of the highest loss,
+which lie far off every fit; so does `NAMED`.
 """
 
 from __future__ import annotations

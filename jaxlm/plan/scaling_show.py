@@ -115,11 +115,19 @@ def _fit_table(fit: Fit, seconds: float) -> Table:
     )
 
 
+def _size(fit: Fit, budget: Budget) -> tuple[float, float]:
+    """(N, D) of the budget."""
+    if budget.num_params is not None and budget.num_tokens is not None:
+        return budget.num_params, budget.num_tokens
+    assert budget.flops is not None  # Budget checks it
+    return fit.law.optimum(budget.flops)
+
+
 def _prediction(fit: Fit, budget: Budget) -> tuple[Table, dict[str, Any], list[str]]:
     """Its table, its numbers, and warnings."""
+    num_params, num_tokens = _size(fit, budget)
+    flops = budget.flops or training_flops(num_params, num_tokens)
     if budget.flops is not None:
-        flops = budget.flops
-        num_params, num_tokens = fit.law.optimum(flops)
         title = f"The best use of {report.flops(flops)} FLOPs"
         quantities = {
             "params": fit.interval(lambda law: law.optimum(flops)[0]),
@@ -128,10 +136,6 @@ def _prediction(fit: Fit, budget: Budget) -> tuple[Table, dict[str, Any], list[s
             "loss": fit.interval(lambda law: law.loss(*law.optimum(flops))),
         }
     else:
-        assert budget.num_params is not None
-        assert budget.num_tokens is not None
-        num_params, num_tokens = budget.num_params, budget.num_tokens
-        flops = training_flops(num_params, num_tokens)
         title = f"A model of {report.count(num_params)} parameters on {report.count(num_tokens)} tokens"
         quantities = {
             "loss": fit.interval(lambda law: law.loss(num_params, num_tokens)),
@@ -224,9 +228,8 @@ def plot(fit: Fit, budget: Budget | None, path: str | os.PathLike) -> None:
 
     points = fit.points
     flops = 6 * np.array(points.params) * np.array(points.tokens)
-    asked = None
-    if budget is not None:
-        asked = budget.flops or training_flops(budget.num_params or 0, budget.num_tokens or 0)
+    size = None if budget is None else _size(fit, budget)
+    asked = None if size is None else training_flops(*size)
     edges = [*flops, *([] if asked is None else [asked])]
     curve = np.geomspace(0.8 * min(edges), 1.25 * max(edges), 100)
     frontier = np.array([[law.loss(*law.optimum(C)) for C in curve] for law in (fit.law, *fit.replicates)])
@@ -238,8 +241,8 @@ def plot(fit: Fit, budget: Budget | None, path: str | os.PathLike) -> None:
     figure.colorbar(dots, ax=axes, label="parameters N")
     axes.plot(curve, frontier[0], color="black", label="lowest loss by the law")
     axes.fill_between(curve, low, high, color="black", alpha=0.15, linewidth=0, label="95% interval")
-    if budget is not None and asked is not None:
-        N, D = (budget.num_params, budget.num_tokens) if budget.flops is None else fit.law.optimum(asked)
+    if size is not None:
+        N, D = size
         found = fit.interval(lambda law: law.loss(N, D))
         error = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
         axes.errorbar(
