@@ -1,8 +1,8 @@
 """Configs of a scaling ladder: small runs of one config that differ in size and tokens, for `jaxlm plan scaling`.
 
 Shape. Heads are 64 wide. Width is a multiple of 64; there is one layer for each 64 to 128 of width, and never fewer
-than two: Kaplan et al. (arXiv:2001.08361, sections 3.1 and 3.2, figures 5 and 6) find the loss nearly the same over a wide
-range of shapes, and models of one layer off the trend. Of these shapes the one nearest in parameters is taken.
+than two: Kaplan et al. (arXiv:2001.08361, sections 3.1 and 3.2, figures 5 and 6) find the loss nearly the same over
+many shapes, and models of one layer off the trend. Of these shapes the one nearest in parameters is taken.
 
 Learning rate. The base config's, times (base width / width)^0.75. That is near the slope of GPT-3's table 2.1
 (arXiv:2005.14165): over its eight sizes, log learning rate falls by 0.77 for each log width (our regression). Warm-up

@@ -3,7 +3,7 @@
 plan/points/chinchilla.csv: 245 runs of figure 4 of Hoffmann et al. 2022 (arXiv:2203.15556), read off its SVG by
 Besiroglu et al. 2024 (arXiv:2404.10102): https://github.com/epoch-research/analyzing-chinchilla, whose notebook reads
 https://raw.githubusercontent.com/Besiroglu/data/main/svg_extracted_data.csv (commit 02783ae). Tokens are FLOPs / 6 N
-as there; parameters are rounded to whole ones, losses to six digits. They leave out the five points of the highest loss,
+as there; parameters are rounded to whole ones, losses to six digits. They leave out the five points of highest loss,
 which lie far off every fit; so does `NAMED`.
 """
 
@@ -166,8 +166,9 @@ def why_not(params: Sequence[float], tokens: Sequence[float]) -> str | None:
             f"{len(pairs)} different (N, D) in {len(params)} points are too few for the five parameters of the law: "
             f"at least {MIN_POINTS} are needed. Add runs; `jaxlm plan ladder` writes their configs."
         )
-    for name, what, values in (("N", "sizes of model", logs[0]), ("D", "numbers of tokens", logs[1])):
-        levels = 1 + int(np.sum(np.diff(np.sort(values.astype(float))) > math.log(SAME)))
+    for name, what, values in (("N", "sizes of model", params), ("D", "numbers of tokens", tokens)):
+        ordered = sorted(values)
+        levels = 1 + sum(high > SAME * low for low, high in zip(ordered, ordered[1:], strict=False))
         if levels < MIN_LEVELS:
             return (
                 f"the points have {levels} different {name}, and at least {MIN_LEVELS} are needed: its term has "

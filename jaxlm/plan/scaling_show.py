@@ -229,8 +229,8 @@ def plot(fit: Fit, budget: Budget | None, path: str | os.PathLike) -> None:
     points = fit.points
     flops = 6 * np.array(points.params) * np.array(points.tokens)
     size = None if budget is None else _size(fit, budget)
-    asked = None if size is None else training_flops(*size)
-    edges = [*flops, *([] if asked is None else [asked])]
+    asked = [] if size is None else [training_flops(*size)]
+    edges = [*flops, *asked]
     curve = np.geomspace(0.8 * min(edges), 1.25 * max(edges), 100)
     frontier = np.array([[law.loss(*law.optimum(C)) for C in curve] for law in (fit.law, *fit.replicates)])
     low, high = np.percentile(frontier[1:], [2.5, 97.5], axis=0)
@@ -244,10 +244,8 @@ def plot(fit: Fit, budget: Budget | None, path: str | os.PathLike) -> None:
     if size is not None:
         N, D = size
         found = fit.interval(lambda law: law.loss(N, D))
-        error = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
-        axes.errorbar(
-            [asked], [found.value], yerr=error, color="crimson", marker="D", label="asked", zorder=4
-        )
+        error = np.maximum([[found.value - found.low], [found.high - found.value]], 0)
+        axes.errorbar(asked, [found.value], yerr=error, color="crimson", marker="D", label="asked", zorder=4)
     axes.set(xscale="log", xlabel="training compute C = 6 N D, FLOPs", ylabel="held-out loss, nats")
     axes.legend()
     axes.grid(visible=True, which="both", alpha=0.2)
