@@ -76,8 +76,11 @@ class Law(NamedTuple):
 
     def optimum(self, flops: float) -> tuple[float, float]:
         """(N, D) of the lowest loss with 6 N D = C (arXiv:2203.15556, equation 4)."""
-        G = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        return G * (flops / 6) ** self.a, (flops / 6) ** self.b / G
+        log_G = math.log(self.alpha * self.A / (self.beta * self.B)) / (self.alpha + self.beta)
+        log_N = log_G + self.a * math.log(flops / 6)
+        # A replicate that found no exponents has its optimum at 1e200: kept where its powers are still numbers.
+        log_N = min(max(log_N, -100.0), 100.0)
+        return math.exp(log_N), flops / 6 / math.exp(log_N)
 
 
 class Interval(NamedTuple):
@@ -164,6 +167,21 @@ def fit_law(points: Points, num_bootstraps: int = 200, seed: int = 0) -> Fit:
     )
 
 
+MAX_SPREAD = 100.0
+"""From end to end of the interval of the optimal N. Beyond it the points say nothing of where the optimum is."""
+
+
+def check_optimum(fit: Fit, flops: float) -> None:
+    """Errors: UserError where the points do not determine the best N of this budget."""
+    found = fit.interval(lambda law: law.optimum(flops)[0])
+    if found.high > MAX_SPREAD * found.low:
+        raise UserError(
+            f"--flops={flops:.3g}: these {len(fit.points.loss)} points do not determine the best model; the interval "
+            f"of its N runs from {found.low:.2g} to {found.high:.2g}, more than {MAX_SPREAD:.0f} times. Add runs of "
+            "more different N and D, or ask for one model with --params and --tokens."
+        )
+
+
 def extrapolation(points: Points, num_params: float, num_tokens: float) -> list[str]:
     """What to say of a prediction far from the points, if it is. Errors: UserError where it is too far."""
     flops = [6 * n * d for n, d in zip(points.params, points.tokens, strict=True)]
@@ -195,10 +213,16 @@ def doubts(fit: Fit) -> list[str]:
     """What is wrong with the fit itself; each with its reason."""
     law, said = fit.law, []
     for name, what, value in (("alpha", "parameters", law.alpha), ("beta", "tokens", law.beta)):
-        if not MIN_EXPONENT * 1.001 < value < MAX_EXPONENT * 0.999:
+        found = fit.interval(lambda law, name=name: getattr(law, name))
+        if not _is_inside(value):
             said.append(
                 f"{name} ended at the edge of its range ({value:.3g}): the points do not show how the loss falls with "
                 f"{what}. Vary them more."
+            )
+        elif not (_is_inside(found.low) and _is_inside(found.high)):
+            said.append(
+                f"the interval of {name} reaches the edge of its range ({found.low:.3g} to {found.high:.3g}): the "
+                f"points hardly show how the loss falls with {what}. Vary them more."
             )
     if law.E < 0.01 * min(fit.points.loss):
         said.append(
@@ -211,6 +235,10 @@ def doubts(fit: Fit) -> list[str]:
             "intervals are too narrow. Add runs."
         )
     return said
+
+
+def _is_inside(exponent: float) -> bool:
+    return MIN_EXPONENT * 1.001 < exponent < MAX_EXPONENT * 0.999
 
 
 class _Data(NamedTuple):

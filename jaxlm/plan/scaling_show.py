@@ -9,7 +9,7 @@ from typing import Any
 from jaxlm.plan import report
 from jaxlm.plan.flops import training_flops
 from jaxlm.plan.report import Report, Table
-from jaxlm.plan.scaling import Fit, Interval, doubts, extrapolation
+from jaxlm.plan.scaling import Fit, Interval, check_optimum, doubts, extrapolation
 from jaxlm.types import UserError
 
 MAX_ROWS = 20
@@ -128,6 +128,7 @@ def _prediction(fit: Fit, budget: Budget) -> tuple[Table, dict[str, Any], list[s
     num_params, num_tokens = _size(fit, budget)
     flops = budget.flops or training_flops(num_params, num_tokens)
     if budget.flops is not None:
+        check_optimum(fit, flops)
         title = f"The best use of {report.flops(flops)} FLOPs"
         quantities = {
             "params": fit.interval(lambda law: law.optimum(flops)[0]),
@@ -137,19 +138,13 @@ def _prediction(fit: Fit, budget: Budget) -> tuple[Table, dict[str, Any], list[s
         }
     else:
         title = f"A model of {report.count(num_params)} parameters on {report.count(num_tokens)} tokens"
-        quantities = {
-            "loss": fit.interval(lambda law: law.loss(num_params, num_tokens)),
-            "best_loss": fit.interval(lambda law: law.loss(*law.optimum(flops))),
-            "best_params": fit.interval(lambda law: law.optimum(flops)[0]),
-        }
+        quantities = {"loss": fit.interval(lambda law: law.loss(num_params, num_tokens))}
     far = extrapolation(fit.points, num_params, num_tokens)
     labels = {
         "params": ("parameters N", report.count),
         "tokens": ("tokens D", report.count),
         "tokens_per_param": ("tokens per parameter", "{:.3g}".format),
         "loss": ("loss", _digits),
-        "best_loss": (f"the best loss of these {report.flops(flops)} FLOPs", _digits),
-        "best_params": ("which a model has of this many parameters", report.count),
     }
     rows = [
         [labels[name][0], *(labels[name][1](value) for value in interval)]
@@ -159,6 +154,8 @@ def _prediction(fit: Fit, budget: Budget) -> tuple[Table, dict[str, Any], list[s
     notes = [
         f"{times:,.3g} times the compute of the largest run. The interval is that of the law, not of a single run."
     ]
+    if budget.flops is None:
+        notes.append(f"--flops={flops:.3g} says what the best use of that compute would be.")
     table = Table(title, ["", "value", "95% from", "to"], rows, notes=notes)
     return table, {"flops": flops} | {name: _numbers(interval) for name, interval in quantities.items()}, far
 

@@ -140,6 +140,16 @@ def test_far_predictions_are_warned_of_and_farther_ones_refused(chinchilla):
         extrapolation(chinchilla, 1e4, 1e11)
 
 
+def test_an_optimum_that_the_points_do_not_determine_is_refused(chinchilla_fit):
+    flat = [TRUE._replace(alpha=alpha, beta=0.01) for alpha in (0.01, 0.3, 3.0)] * 10
+    fit = chinchilla_fit.__class__(chinchilla_fit.points, TRUE, 0.0, chinchilla_fit.residuals, tuple(flat))
+    assert all(np.isfinite(law.loss(*law.optimum(1e22))) for law in flat)
+    with pytest.raises(UserError, match="these 240 points do not determine the best model"):
+        scaling_report(fit, Budget(flops=1e22), count="all", seconds=0.0)
+    asked = scaling_report(fit, Budget(num_params=1e9, num_tokens=1e11), count="all", seconds=0.0)
+    assert asked.data["prediction"]["loss"]["value"] == TRUE.loss(1e9, 1e11)
+
+
 def test_a_floor_that_the_points_do_not_show_is_said():
     law = TRUE._replace(E=1e-6)
     fit = fit_law(points_of(law, np.geomspace(1e6, 4e6, 3), np.geomspace(1e7, 4e7, 3), noise=1e-3), 20)
@@ -149,6 +159,8 @@ def test_a_floor_that_the_points_do_not_show_is_said():
     assert doubts(few)[0].startswith("E ended at zero")
     flat = fit.__class__(fit.points, TRUE._replace(beta=3.0), 0.0, fit.residuals, fit.replicates)
     assert doubts(flat)[0].startswith("beta ended at the edge of its range (3)")
+    wide = fit.__class__(fit.points, TRUE, 0.0, fit.residuals, (TRUE, TRUE._replace(alpha=0.01)) * 10)
+    assert doubts(wide)[0].startswith("the interval of alpha reaches the edge of its range (0.01 to 0.35)")
 
 
 def test_every_point_and_number_of_the_tables_is_in_the_data(chinchilla_fit):
