@@ -11,7 +11,10 @@ import importlib
 from jaxlm.cli import _plan_run
 from jaxlm.cli._plan_output import add_output_arguments
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "ladder": "write the configs of small runs that a scaling law can be fitted to",
+    "scaling": "fit L(N, D) to finished runs or a CSV; predict the loss of a budget, and its best N and D",
+}
 """`jaxlm plan COMMAND` -> its line of help; its module is cli/_plan_COMMAND.py, made like a command's own."""
 
 
