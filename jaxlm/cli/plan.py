@@ -1,6 +1,7 @@
 """Plan a run before anything is bought: memory, chips, days and money; no device is touched.
 
 jaxlm plan --config=pretrain_llama2_7b_v5e256                  parameters, FLOPs, memory, slices, days, cost
+jaxlm plan cost --model=gpt3-175b --tokens=300e9 --chip=v5p    chip-hours, days, energy, money
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import importlib
 from jaxlm.cli import _plan_run
 from jaxlm.cli._plan_output import add_output_arguments
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "cost": "chip-hours, days, energy and money of a training, over chips and MFUs",
+}
 """`jaxlm plan COMMAND` -> its line of help; its module is cli/_plan_COMMAND.py, made like a command's own."""
 
 
