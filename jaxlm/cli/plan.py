@@ -1,6 +1,10 @@
 """Plan a run before anything is bought: memory, chips, days and money; no device is touched.
 
-jaxlm plan --config=pretrain_llama2_7b_v5e256                  parameters, FLOPs, memory, slices, days, cost
+jaxlm plan --config=pretrain_llama2_7b_v5e256                 parameters, FLOPs, memory, slices, days, cost
+jaxlm plan --config=quickstart --chip=v5e --num-chips=8       on chips that you have
+jaxlm plan cost --scenarios=gpt3                              where $0.5M to $4.6M for GPT-3 come from
+jaxlm plan mixture gpt3 --max-epochs=2                        epochs of each source, and the weights under a cap
+jaxlm plan scaling --csv=chinchilla --flops=1e24              the loss of a budget, and its best model
 """
 
 from __future__ import annotations
@@ -12,8 +16,10 @@ from jaxlm.cli import _plan_run
 from jaxlm.cli._plan_output import add_output_arguments
 
 COMMANDS: dict[str, str] = {
-    "ladder": "write the configs of small runs that a scaling law can be fitted to",
+    "cost": "chip-hours, days, energy and money of a training, over chips and MFUs",
+    "mixture": "tokens, shares and epochs of each source; caps on epochs",
     "scaling": "fit L(N, D) to finished runs or a CSV; predict the loss of a budget, and its best N and D",
+    "ladder": "write the configs of small runs that a scaling law can be fitted to",
 }
 """`jaxlm plan COMMAND` -> its line of help; its module is cli/_plan_COMMAND.py, made like a command's own."""
 

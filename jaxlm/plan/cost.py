@@ -9,12 +9,14 @@ The defaults of `Extras` add nothing: total equals compute until someone says wh
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 from jaxlm.models import sizes
 from jaxlm.plan.flops import count_params, training_flops
 from jaxlm.plan.hardware import Chip
+from jaxlm.plan.report import count
 from jaxlm.types import UserError
 
 
@@ -57,10 +59,15 @@ class Extras:
 
     @property
     def formula(self) -> str:
+        """How total follows from compute."""
         return (
-            f"total = compute x {self.runs_factor:g} (runs factor) + ${self.storage_usd:,.0f} storage + "
+            f"An estimate: total = compute x {self.runs_factor:g} (runs factor) + ${self.storage_usd:,.0f} storage + "
             f"${self.network_usd:,.0f} network + ${self.staff_usd:,.0f} staff"
         )
+
+    def data(self) -> dict[str, float]:
+        """For --json."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -101,18 +108,28 @@ def training(
     if num_tokens is not None:
         positive("--tokens", num_tokens)
     if flops is not None:
-        return Training("a training", positive("--flops", flops), num_tokens, f"C = {flops:.4g} FLOP, given")
+        return Training(
+            f"{flops:.4g} FLOP", positive("--flops", flops), num_tokens, f"C = {flops:.4g} FLOP, given"
+        )
     if num_tokens is None:
         raise UserError(f"--tokens is needed with {named[0]}: C = 6 N D; for example --tokens=300e9.")
     if model is None:
         assert num_params is not None
-        N, name, what = positive("--params", num_params), f"{num_params:,.0f} parameters", "given"
+        N, name, what = (
+            positive("--params", num_params),
+            f"a model of {count(num_params)} parameters",
+            "given",
+        )
     else:
         N, name = float(count_params(sizes.size(model)).active), model
         what = "all parameters that a token meets, embeddings among them"
     C = training_flops(N, num_tokens)
     return Training(
-        name, C, num_tokens, f"C = 6 N D = {C:.4g} FLOP; N = {N:,.0f}, {what}; D = {num_tokens:,.0f} tokens"
+        name,
+        C,
+        num_tokens,
+        f"C = 6 N D = {C:.4g} FLOP, attention not counted (arXiv:2001.08361, section 2.1); N = {N:,.0f}, {what}; "
+        f"D = {num_tokens:,.0f} tokens",
     )
 
 
@@ -159,6 +176,11 @@ def energy_mwh(chip_hours: float, chip: Chip, pue: float = 1.0) -> float | None:
     return None if chip.power_w is None else chip_hours * chip.power_w.value * pue / 1e6
 
 
+def total_usd(compute_usd: float, extras: Extras) -> float:
+    """Compute x runs factor + storage + network + staff."""
+    return compute_usd * extras.runs_factor + extras.storage_usd + extras.network_usd + extras.staff_usd
+
+
 def estimate(
     chip: Chip,
     chip_hours: float,
@@ -169,12 +191,11 @@ def estimate(
 ) -> Estimate:
     """Money, time and energy of chip-hours; extras as in `Extras`, None: nothing beside compute."""
     extras = extras or Extras()
-    usd = chip_hours * usd_per_chip_hour
-    other_usd = extras.storage_usd + extras.network_usd + extras.staff_usd
+    compute_usd = chip_hours * usd_per_chip_hour
     return Estimate(
         chip_hours=chip_hours,
         days=None if num_chips is None else chip_hours / check_num_chips(num_chips) / 24,
-        compute_usd=usd,
-        total_usd=usd * extras.runs_factor + other_usd,
+        compute_usd=compute_usd,
+        total_usd=total_usd(compute_usd, extras),
         energy_mwh=energy_mwh(chip_hours, chip, extras.pue),
     )

@@ -81,6 +81,12 @@ class Slices(NamedTuple):
             return next(count for count in self.counts if count >= num_chips)
         return None if self.step is None else -(-num_chips // self.step) * self.step
 
+    def at_most(self, num_chips: int) -> int | None:
+        """The largest with no more chips; None where even the smallest has more."""
+        if self.step is not None and num_chips > self.counts[-1]:
+            return max(self.counts[-1], num_chips // self.step * self.step)
+        return max((count for count in self.counts if count <= num_chips), default=None)
+
 
 @dataclass(frozen=True)
 class Chip:

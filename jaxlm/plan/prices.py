@@ -116,17 +116,21 @@ def given(chip: str, usd: float) -> Price:
     return Price(chip, _usd(usd, "--price"), "given", "-", "given", UNKNOWN, "--price", is_users=True)
 
 
+def of_chip(prices: Sequence[Price], chip: str) -> list[Price]:
+    """All prices of a chip; the user's alone, where there are any."""
+    found = [price for price in prices if price.chip == chip]
+    return [price for price in found if price.is_users] or found
+
+
 def matching(
     prices: Sequence[Price], chip: str, *, commitment: str = "on-demand", provider: str | None = None
 ) -> list[Price]:
-    """Prices of a chip for a commitment, the user's alone where there are any; the one that `choose` takes first."""
+    """Prices of a chip for a commitment, the one that `choose` takes first."""
     found = [
         price
-        for price in prices
-        if price.chip == chip and price.commitment == commitment and provider in (None, price.provider)
+        for price in of_chip(prices, chip)
+        if price.commitment == commitment and provider in (None, price.provider)
     ]
-    if any(price.is_users for price in found):
-        found = [price for price in found if price.is_users]
     by_age = {price: "" if price.date == UNKNOWN else tables.day(price.date).isoformat() for price in found}
     return sorted(sorted(found, key=lambda price: price.usd), key=lambda price: by_age[price], reverse=True)
 
@@ -146,31 +150,51 @@ def choose(
     Errors: UserError that names what there is, and --price, where nothing matches.
     """
     check_choice("chip", chip, CHIPS)
-    check_choice("--commitment", commitment, COMMITMENTS)
-    if provider is not None:
-        check_choice("--provider", provider, sorted({price.provider for price in prices}))
+    check_choices(prices, commitment, provider)
     found = matching(prices, chip, commitment=commitment, provider=provider)
     if found:
         return found[0]
     wanted = f"{commitment} price of {chip}" + (f" from {provider}" if provider else "")
-    others = sorted({f"{price.commitment} from {price.provider}" for price in prices if price.chip == chip})
+    others = sorted({f"{price.commitment} from {price.provider}" for price in of_chip(prices, chip)})
     known = f"known: {', '.join(others)}" if others else f"no public price of {chip} was found"
     raise UserError(
         f"There is no {wanted} ({known}): give dollars per chip-hour with --price=USD or --prices=FILE."
     )
 
 
+def check_choices(prices: Sequence[Price], commitment: str, provider: str | None) -> None:
+    """Errors: UserError for a commitment that is none, or a provider without a price."""
+    check_choice("--commitment", commitment, COMMITMENTS)
+    if provider is not None:
+        check_choice("--provider", provider, sorted({price.provider for price in prices}))
+
+
+def warnings(prices: Iterable[Price], today: datetime.date) -> list[str]:
+    """What has to be said of the ages of prices, one line for each kind; nothing of those that --price gives."""
+    undated, stale, future = [], [], []
+    for price in prices:
+        age = price.age_days(today)
+        what = f"{price.chip} ({dollars(price.usd)}, {price.provider})"
+        if price.provider == "given":
+            continue
+        if age is None:
+            undated.append(what)
+        elif age > STALE_DAYS:
+            stale.append(f"{what} of {price.date}")
+        elif age < 0:
+            future.append(f"{what} of {price.date}")
+    way_out = "Check, or give today's with --price=USD or --prices=FILE."
+    return [
+        f"{said}: {', '.join(found)}. {way_out}"
+        for said, found in (
+            ("prices from lists without a date, so perhaps over 12 months old", undated),
+            ("prices over 12 months old", stale),
+            ("prices with dates still to come", future),
+        )
+        if found
+    ]
+
+
 def warning(price: Price, today: datetime.date) -> str | None:
-    """What has to be said of a price's age; None for one of the last year, or given by --price."""
-    if price.provider == "given":
-        return None
-    age = price.age_days(today)
-    what = f"the price of {price.chip} ({dollars(price.usd)}, {price.provider}, {price.commitment})"
-    way_out = "check it, or give today's with --price=USD or --prices=FILE."
-    if age is None:
-        return f"{what} comes from a list without a date, so it may be over 12 months old: {way_out}"
-    if age > STALE_DAYS:
-        return f"{what} is of {price.date}, over 12 months old: {way_out}"
-    if age < 0:
-        return f"{what} is of {price.date}, which is still to come: {way_out}"
-    return None
+    """That of `warnings` for one price; None where there is nothing to say."""
+    return next(iter(warnings([price], today)), None)
