@@ -130,9 +130,7 @@ def cap_epochs(
             )
         spread = {name: share / total * left for name, share in free.items()}
         broken = {
-            name: largest[name]
-            for name, share in spread.items()
-            if name in largest and share > largest[name]
+            name: largest[name] for name, share in spread.items() if name in largest and share > largest[name]
         }
         if not broken:
             return {name: capped.get(name, spread.get(name, Fraction(0))) for name in shares}
