@@ -8,6 +8,7 @@ perhaps never to its end. All of it is exact (fractions), and none of it opens a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -123,10 +124,10 @@ def cap_epochs(
         free = {name: share for name, share in shares.items() if share and name not in capped}
         left, total = 1 - sum(capped.values()), sum(free.values())
         if not free and left:
-            fits_tokens = sum(capped.values()) * Fraction(table.budget_tokens)
+            fits_tokens = math.floor(sum(capped.values()) * Fraction(table.budget_tokens))
             raise UserError(
-                f"--max-epochs: {', '.join(capped)} give {float(fits_tokens):.6g} tokens at most within their caps, and "
-                f"the budget is {table.budget_tokens:.6g}. Try --tokens={float(fits_tokens):.6g} or less, or more epochs."
+                f"--max-epochs: {', '.join(capped)} give {fits_tokens:,} tokens at most within their caps, and the "
+                f"budget is {table.budget_tokens:,.0f}. Try --tokens={fits_tokens} or less, or allow more epochs."
             )
         spread = {name: share / total * left for name, share in free.items()}
         broken = {

@@ -148,7 +148,7 @@ def _capped_table(
     ]
     rows.append(["sum", "", "", "", "100.00%", "100.00%", count(table.budget_tokens)])
     columns = ("source", "max epochs", "epochs", "capped", "share", "capped share", "drawn tokens")
-    weights = ",".join(f"{name}={float(100 * share):.6g}" for name, share in after.items())
+    weights = ",".join(f"{name}={float(100 * share):.9g}" for name, share in after.items())
     notes = [
         "what a cap cuts off is spread over the others in proportion; as weights:",
         f"--weights={weights}",
