@@ -226,18 +226,27 @@ def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
 
 def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
     """What was decided, for the first screen."""
+<<<<<<< HEAD
     import jax
 
     from jaxlm.plan.flops import count_params, weights
     from jaxlm.plan.memory import predict
     from jaxlm.plan.tuning import trained_weights, tuned_flops_per_token
+=======
+    from jaxlm.plan.flops import count_params, flops_per_token, weights
+    from jaxlm.plan.memory import trained_weights
+>>>>>>> plan-mixture
     from jaxlm.report.progress import quantity
-    from jaxlm.run_hooks import run_peak_flops_per_s
+    from jaxlm.run_hooks import plan_numbers
 
     cfg, mesh, sizes, num_steps = run.config, run.pieces.mesh, run.pieces.sizes, run.plan.num_steps
     B, T = cfg.data.global_batch_size, cfg.data.seq_len
+<<<<<<< HEAD
     num_tokens, per_token = num_steps * B * T, tuned_flops_per_token(cfg.model, T, cfg.tune)
     memory = predict(cfg, sizes, mesh.size, platform=jax.default_backend())
+=======
+    plan = plan_numbers(run, first_step)
+>>>>>>> plan-mixture
     count = count_params(cfg.model, T)
     at_most = " at most" if cfg.data.packing == "pad" else ""
     active = f" ({count.active:,} for each token)" if count.idle_experts else ""
@@ -247,15 +256,16 @@ def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
         "mesh": " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         + f" on {mesh.size} {mesh.devices.flat[0].device_kind} device(s)",
         "batch": f"{B} x {T} = {B * T:,} tokens a step{at_most}, {cfg.train.num_microbatches} microbatch(es)",
-        "steps": f"{first_step:,} to {num_steps:,}; {num_tokens:,} tokens in all{at_most}",
-        "predicted": f"{per_token.total * num_tokens:.3g} FLOPs, {memory.total / 2**30:.2f} GiB a device",
+        "steps": f"{first_step:,} to {num_steps:,}; {plan['num_positions']:,} tokens in all{at_most}",
+        "predicted": f"{plan['flops']:.3g} FLOPs, {plan['device_bytes'] / 2**30:.2f} GiB a device",
     }
     if cfg.tune.train != "all":
         num_trained = sum(w.num_params for w in trained_weights(weights(cfg.model, T), cfg.tune))
         base = f", on a base in {cfg.tune.quantize}" if cfg.tune.quantize else ""
         facts["trained"] = f"{num_trained:,} parameters ({cfg.tune.train}){base}; the others are in {FROZEN}/"
-    if peak := run_peak_flops_per_s(run):
-        facts["MFU"] = f"share of {quantity(peak, 'FLOP/s')}; FLOPs a token: {per_token.formula}"
+    if peak := plan["peak_flops_per_s"]:
+        formula = flops_per_token(cfg.model, T).formula
+        facts["MFU"] = f"share of {quantity(peak, 'FLOP/s')}; FLOPs a token: {formula}"
     return facts
 
 
@@ -295,7 +305,7 @@ def _train(
     from jaxlm.data.pipeline import make_iterator
     from jaxlm.parallel.sharding import local_rows
     from jaxlm.report.run_report import RunReport
-    from jaxlm.run_hooks import fit_until_done_or_stopped, make_hooks
+    from jaxlm.run_hooks import fit_until_done_or_stopped, log_peak_memory, make_hooks, plan_numbers
 
     num_steps = run.plan.num_steps
     report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(run.config))
@@ -321,11 +331,13 @@ def _train(
             {"workdir": f"{folder} ({found})", "weights": words} | start_facts(run, first_step, joined),
             [*run.plan.table().splitlines(), *run.plan.notes, *([cut_short] if cut_short else [])],
         )
+        report.event("plan", **plan_numbers(run, first_step))
         row_ids = local_rows(run.pieces.mesh, cfg.data.global_batch_size)
         batches = make_iterator(run.rows, start_step=first_step, num_steps=num_steps, row_ids=row_ids)
         began = started - (meta.wall_time_s if meta else 0.0)
         hooks = make_hooks(run, batches, report, checkpoints, began=began, notes=notes)
         stopped = fit_until_done_or_stopped(run, state, batches, hooks)
+        log_peak_memory(report)
         checkpoints.wait()  # before anybody says that it is done
         if stopped is not None:
             report.say(str(stopped))

@@ -7,16 +7,24 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 
+from jaxlm import processes
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.checkpoint_meta import Meta
 from jaxlm.data.packing import ExampleReader, TokenReader
 from jaxlm.data.padding import PadPacking
 from jaxlm.data.pipeline import Batches, make_eval_batches, make_record_eval_batches
 from jaxlm.parallel.sharding import local_rows, place_batch
+<<<<<<< HEAD
 from jaxlm.plan.hardware import peak_flops_per_s
 from jaxlm.plan.tuning import tuned_flops_per_token
+=======
+from jaxlm.plan.flops import flops_per_token
+from jaxlm.plan.hardware import find_chip, peak_flops_per_s
+from jaxlm.plan.memory import predict
+>>>>>>> plan-mixture
 from jaxlm.report.run_report import RunReport
 from jaxlm.run_data import labelled
 from jaxlm.train.hooks import Evaluate, Hook, LogSteps, Profile, Save, StopOnSignal, Stopped
@@ -86,6 +94,47 @@ def run_peak_flops_per_s(run: Run) -> float | None:
     return peak_flops_per_s(
         device.device_kind, run.config.model.dtype, run.pieces.mesh.size, getattr(device, "num_cores", None)
     )
+
+
+def plan_numbers(run: Run, first_step: int) -> dict[str, Any]:
+    """The `plan` event: what the start screen says, as numbers, for whoever compares it with what happens.
+
+    Tokens are those trained on (targets of weight 1); positions are all places of the batches, which FLOPs count.
+    `num_chips` counts TPUs whose devices are cores as chips; of what plan/hardware.py does not know, devices.
+    """
+    cfg, mesh, num_steps = run.config, run.pieces.mesh, run.plan.num_steps
+    device = mesh.devices.flat[0]
+    chip, num_chips = find_chip(device.device_kind), float(mesh.size)
+    if chip is not None:
+        num_chips *= (getattr(device, "num_cores", None) or chip.cores_per_device) / chip.num_cores
+    num_positions = num_steps * cfg.data.global_batch_size * cfg.data.seq_len
+    per_token = flops_per_token(cfg.model, cfg.data.seq_len).total
+    memory = predict(cfg, run.pieces.sizes, mesh.size, platform=jax.default_backend())
+    return {
+        "first_step": first_step,
+        "num_steps": num_steps,
+        "num_processes": processes.count(),
+        "num_devices": mesh.size,
+        "num_chips": num_chips,
+        "device_kind": device.device_kind,
+        "peak_flops_per_s": run_peak_flops_per_s(run),
+        "num_positions": num_positions,
+        "flops_per_token": per_token,
+        "flops": per_token * num_positions,
+        "device_bytes": memory.total,
+        "sources": {
+            source.name: {"tokens": source.planned_tokens, "epochs": source.planned_epochs}
+            for source in run.plan.sources
+        },
+    }
+
+
+def log_peak_memory(report: RunReport) -> None:
+    """The `memory` event: the most bytes in use at once on any device of the first process; CPUs do not count them."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    if peaks:
+        report.event("memory", peak_device_bytes=max(peaks))
 
 
 def make_log(run: Run, batches: Batches, report: RunReport) -> LogSteps:

@@ -17,6 +17,8 @@ from jaxlm.runconfig import RunConfig
 
 MODEL, T, V5E = sizes.size("gpt3-125m"), 2048, "TPU v5 lite"
 
+SOURCES = (SimpleNamespace(name="web", planned_tokens=150_000, planned_epochs=0.5),)
+
 
 def run_on(device_kind, num_devices, num_cores=None):
     """A Run whose mesh has only the names of its devices."""
@@ -28,7 +30,7 @@ def run_on(device_kind, num_devices, num_cores=None):
     return SimpleNamespace(
         config=RunConfig(model=MODEL, data=DataConfig(seq_len=T, global_batch_size=8)),
         pieces=SimpleNamespace(mesh=mesh, sizes=axes),
-        plan=SimpleNamespace(num_steps=10, metrics_at=lambda step: {}),
+        plan=SimpleNamespace(num_steps=10, metrics_at=lambda step: {}, sources=SOURCES),
     )
 
 
@@ -81,3 +83,36 @@ def test_the_first_screen_says_what_mfu_is_a_share_of():
     assert "the causal half" in facts["MFU"]
     assert facts["mesh"] == "data 4 x fsdp 1 x tensor 1 on 4 TPU v5 lite device(s)"
     assert "MFU" not in run.start_facts(run_on("cpu", 4), 0, "1")
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "num_cores", "num_chips"),
+    [(V5E, 1, 8), ("TPU v4", 2, 8), ("TPU v4", 1, 4), ("TPU7x", 1, 4), ("TPU7x", None, 4), ("cpu", None, 8)],
+)
+def test_the_plan_is_logged_as_the_numbers_of_the_start_screen(device_kind, num_cores, num_chips):
+    made = run_on(device_kind, 8, num_cores)
+    plan = run_hooks.plan_numbers(made, 3)
+    assert (plan["first_step"], plan["num_steps"], plan["num_devices"]) == (3, 10, 8)
+    assert (plan["num_chips"], plan["device_kind"]) == (num_chips, device_kind)
+    assert plan["num_positions"] == 10 * 8 * T
+    assert plan["flops"] == plan["flops_per_token"] * 10 * 8 * T
+    assert plan["peak_flops_per_s"] == run_hooks.run_peak_flops_per_s(made)
+    assert plan["sources"] == {"web": {"tokens": 150_000, "epochs": 0.5}}
+    said = run.start_facts(made, 3, "1")
+    assert said["predicted"] == f"{plan['flops']:.3g} FLOPs, {plan['device_bytes'] / 2**30:.2f} GiB a device"
+    assert f"3 to 10; {plan['num_positions']:,} tokens" in said["steps"]
+
+
+@pytest.mark.parametrize(
+    ("stats", "logged"),
+    [
+        ([{"peak_bytes_in_use": 5}, {"peak_bytes_in_use": 7}], [{"peak_device_bytes": 7}]),
+        ([{"bytes_in_use": 5}, None], []),
+    ],
+)
+def test_the_peak_of_memory_is_logged_where_devices_count_it(monkeypatch, stats, logged):
+    devices, events = [SimpleNamespace(memory_stats=lambda one=one: one) for one in stats], []
+    monkeypatch.setattr("jax.local_devices", lambda: devices)
+    report = SimpleNamespace(event=lambda name, **fields: events.append((name, fields)))
+    run_hooks.log_peak_memory(report)
+    assert events == [("memory", fields) for fields in logged]

@@ -14,12 +14,12 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
 
 from jaxlm.data.config import SourceConfig
+from jaxlm.data.weights import about, normalise_weights
 from jaxlm.types import UserError
 
 MIN_BLOCK_ROWS = 16
@@ -82,39 +82,6 @@ def _feistel(x: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np
     return left * b + right
 
 
-def normalise_weights(weights: Mapping[str, float]) -> tuple[dict[str, Fraction], str | None]:
-    """Shares that sum to exactly 1, by name and without the sources of weight 0; and a warning, or None.
-
-    Weights that sum to 1 or to 100 say what they mean. Any other sum is divided out, and the warning names
-    the factor. Weights are read as the decimals they print as: 0.1 is one tenth.
-    """
-    for name, weight in weights.items():
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UserError(
-                f"data.sources.{name}.weight_tokens={weight} must be a number of at least 0: a share of the "
-                f"tokens. Give a positive share, or 0 to leave the source out of training."
-            )
-    exact = {name: Fraction(str(weights[name])) for name in sorted(weights) if weights[name] > 0}
-    if not exact:
-        raise UserError(
-            f"No source has a positive weight ({', '.join(sorted(weights)) or 'data.sources is empty'}): "
-            f"nothing to train on. Set data.sources.<name>.weight_tokens to a share of the tokens."
-        )
-    total = sum(exact.values(), Fraction(0))
-    warning = None
-    if min(abs(total - 1), abs(total / 100 - 1)) > Fraction(1, 10**6):
-        warning = (
-            f"data.sources: the weights sum to {_about(total)}, not to 1 (or 100); each was multiplied by "
-            f"{_about(1 / total)}: {', '.join(f'{n} {float(w / total):.4g}' for n, w in exact.items())}."
-        )
-    return {name: weight / total for name, weight in exact.items()}, warning
-
-
-def _about(number: Fraction) -> str:
-    """Six digits of a number that may be too large or too small for a float."""
-    return f"{(Decimal(number.numerator) / Decimal(number.denominator)).normalize():.6g}"
-
-
 @dataclass(frozen=True)
 class SourceSize:
     """What one epoch of a source holds."""
@@ -146,7 +113,7 @@ class Mixture:
         if smallest * MAX_BLOCK_ROWS < 1:
             name = self.names[self.row_shares.index(smallest)]
             raise UserError(
-                f"data.sources.{name}.weight_tokens is {_about(smallest)} of all rows: below one row in "
+                f"data.sources.{name}.weight_tokens is {about(smallest)} of all rows: below one row in "
                 f"{MAX_BLOCK_ROWS:,} a share cannot be kept. Raise it, or set it to 0."
             )
         # K >= 1 / smallest share: then no difference of floors below is ever negative.

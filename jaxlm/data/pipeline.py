@@ -29,12 +29,12 @@ from jaxlm.data.mixture import (
     SourceSize,
     make_plan,
     mix64,
-    normalise_weights,
     permute,
     seed_key,
 )
 from jaxlm.data.packing import ConcatPacking, ExampleReader, TokenReader, open_packing
 from jaxlm.data.padding import Labelled, PadPacking, group_by_length
+from jaxlm.data.weights import normalise_weights
 from jaxlm.paths import is_local
 from jaxlm.types import Batch, UserError
 

@@ -2,8 +2,8 @@
 
     {"event": "step", "time_s": 1763971200.25, "step": 10, "train/loss": 6.2541823387145996, ...}
 
-`event` is start, step, eval, text, save, warning, message, end, failed, or a word of the caller's; `time_s` is
-Unix time. Floats are written so that reading gives back the same bits. NaN and infinities, which JSON has not, are
+`event` is start, plan, step, eval, text, save, memory, warning, message, end, failed, or a word of the caller's;
+`time_s` is Unix time. Floats are written so that reading gives back the same bits. NaN and infinities, which JSON has not, are
 written as null and named beside it, `"train/loss": null, "nonfinite": {"train/loss": "nan"}`, so that every
 number column of the file stays a column of numbers; `read_events` puts them back.
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.data.config import SourceConfig
-from jaxlm.data.mixture import Mixture, SourceSize, make_plan, normalise_weights, permute, seed_key
+from jaxlm.data.mixture import Mixture, SourceSize, make_plan, permute, seed_key
+from jaxlm.data.weights import normalise_weights
 from jaxlm.types import UserError
 
 sizes = st.tuples(st.integers(1, 5000), st.floats(0.05, 1.0)).map(
