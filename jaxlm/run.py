@@ -226,27 +226,14 @@ def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
 
 def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
     """What was decided, for the first screen."""
-<<<<<<< HEAD
-    import jax
-
     from jaxlm.plan.flops import count_params, weights
-    from jaxlm.plan.memory import predict
     from jaxlm.plan.tuning import trained_weights, tuned_flops_per_token
-=======
-    from jaxlm.plan.flops import count_params, flops_per_token, weights
-    from jaxlm.plan.memory import trained_weights
->>>>>>> plan-mixture
     from jaxlm.report.progress import quantity
     from jaxlm.run_hooks import plan_numbers
 
     cfg, mesh, sizes, num_steps = run.config, run.pieces.mesh, run.pieces.sizes, run.plan.num_steps
     B, T = cfg.data.global_batch_size, cfg.data.seq_len
-<<<<<<< HEAD
-    num_tokens, per_token = num_steps * B * T, tuned_flops_per_token(cfg.model, T, cfg.tune)
-    memory = predict(cfg, sizes, mesh.size, platform=jax.default_backend())
-=======
     plan = plan_numbers(run, first_step)
->>>>>>> plan-mixture
     count = count_params(cfg.model, T)
     at_most = " at most" if cfg.data.packing == "pad" else ""
     active = f" ({count.active:,} for each token)" if count.idle_experts else ""
@@ -264,7 +251,7 @@ def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
         base = f", on a base in {cfg.tune.quantize}" if cfg.tune.quantize else ""
         facts["trained"] = f"{num_trained:,} parameters ({cfg.tune.train}){base}; the others are in {FROZEN}/"
     if peak := plan["peak_flops_per_s"]:
-        formula = flops_per_token(cfg.model, T).formula
+        formula = tuned_flops_per_token(cfg.model, T, cfg.tune).formula
         facts["MFU"] = f"share of {quantity(peak, 'FLOP/s')}; FLOPs a token: {formula}"
     return facts
 

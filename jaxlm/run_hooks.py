@@ -17,14 +17,9 @@ from jaxlm.data.packing import ExampleReader, TokenReader
 from jaxlm.data.padding import PadPacking
 from jaxlm.data.pipeline import Batches, make_eval_batches, make_record_eval_batches
 from jaxlm.parallel.sharding import local_rows, place_batch
-<<<<<<< HEAD
-from jaxlm.plan.hardware import peak_flops_per_s
-from jaxlm.plan.tuning import tuned_flops_per_token
-=======
-from jaxlm.plan.flops import flops_per_token
 from jaxlm.plan.hardware import find_chip, peak_flops_per_s
 from jaxlm.plan.memory import predict
->>>>>>> plan-mixture
+from jaxlm.plan.tuning import tuned_flops_per_token
 from jaxlm.report.run_report import RunReport
 from jaxlm.run_data import labelled
 from jaxlm.train.hooks import Evaluate, Hook, LogSteps, Profile, Save, StopOnSignal, Stopped
@@ -108,7 +103,7 @@ def plan_numbers(run: Run, first_step: int) -> dict[str, Any]:
     if chip is not None:
         num_chips *= (getattr(device, "num_cores", None) or chip.cores_per_device) / chip.num_cores
     num_positions = num_steps * cfg.data.global_batch_size * cfg.data.seq_len
-    per_token = flops_per_token(cfg.model, cfg.data.seq_len).total
+    per_token = tuned_flops_per_token(cfg.model, cfg.data.seq_len, cfg.tune).total
     memory = predict(cfg, run.pieces.sizes, mesh.size, platform=jax.default_backend())
     return {
         "first_step": first_step,

@@ -3,8 +3,8 @@
     {"event": "step", "time_s": 1763971200.25, "step": 10, "train/loss": 6.2541823387145996, ...}
 
 `event` is start, plan, step, eval, text, save, memory, warning, message, end, failed, or a word of the caller's;
-`time_s` is Unix time. Floats are written so that reading gives back the same bits. NaN and infinities, which JSON has not, are
-written as null and named beside it, `"train/loss": null, "nonfinite": {"train/loss": "nan"}`, so that every
+`time_s` is Unix time. Floats are written so that reading gives back the same bits. NaN and infinities, which JSON has
+not, are written as null and named beside it, `"train/loss": null, "nonfinite": {"train/loss": "nan"}`, so that every
 number column of the file stays a column of numbers; `read_events` puts them back.
 
 A resumed run writes the steps after its checkpoint once more. `last_of_each_step` lets the later one win.
