@@ -58,6 +58,7 @@ golden: $(PARITY)/stamp  ## renew tests/interop/golden by what transformers comp
 	$(PARITY)/bin/python parity/make_golden.py
 
 bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
+	$(BIN)/python bench/planner.py
 	$(BIN)/python bench/loader.py
 	$(BIN)/python bench/tokenizing.py
 	$(BIN)/python bench/checkpoint.py

@@ -6,8 +6,11 @@ import argparse
 import dataclasses
 import datetime
 
+from jaxlm.cli._plan_mixture import config_mixture, pairs, unknown_sizes
 from jaxlm.cli._plan_output import emit
 from jaxlm.plan import cost, prices
+from jaxlm.plan.mixture_report import mixture_report
+from jaxlm.plan.report import Report
 from jaxlm.plan.run_plan import ATTENTION_FLOPS, DEFAULT_CHIPS, RunPlan, plan_run
 from jaxlm.run import RunConfig, parse, resolve
 from jaxlm.types import UserError
@@ -33,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="; ".join(f"{name}: {what}" for name, what in ATTENTION_FLOPS.items()) + " (default: half)",
     )
+    parser.add_argument("--source-tokens", metavar="SOURCE=N,...", help="tokens that these sources have")
     parser.add_argument("--commitment", default="on-demand", help=f"one of {', '.join(prices.COMMITMENTS)}")
     parser.add_argument("--provider", help="take the prices of this one")
     parser.add_argument(
@@ -64,8 +68,27 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         today=datetime.date.today(),
     )
     report = plan_run(cfg, given, wanted)
-    emit(dataclasses.replace(report, notes=[*notes, *report.notes]), args)
+    mixture = sources(cfg, args.source_tokens)
+    emit(
+        dataclasses.replace(
+            report,
+            tables=[*report.tables[:2], *mixture.tables, *report.tables[2:]],
+            warnings=[*report.warnings, *mixture.warnings],
+            notes=[*notes, *report.notes, *mixture.notes],
+            data={**report.data, "mixture": mixture.data},
+        ),
+        args,
+    )
     return 0
+
+
+def sources(cfg: RunConfig, tokens: str | None) -> Report:
+    """Shares and epochs of the sources; tokens: of --source-tokens."""
+    table, _ = config_mixture(cfg, None)
+    if tokens is not None:
+        table = table.with_tokens(pairs("--source-tokens", tokens, table.names))
+    notes = unknown_sizes(table, cfg.objective == "pretrain")
+    return mixture_report(table, max_epochs=None, need=False, check_published=False, notes=notes)
 
 
 def mfus(text: str) -> tuple[float, float]:

@@ -47,6 +47,19 @@ def test_json_holds_the_numbers(jaxlm):
     assert found["slices"][0]["mesh"]["fsdp"] == 256
 
 
+def test_a_source_that_is_read_too_often_is_warned_of(jaxlm):
+    code, out, _ = jaxlm("plan", LLAMA, "--chip=v5e", "--source-tokens=webtext=19e9,wikipedia=30e9", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["mixture"]["sources"]["webtext"]["epochs"] == pytest.approx(
+        22 / 101 * found["tokens"] / 19e9
+    )
+    (said,) = [warning for warning in found["warnings"] if "2305.16264" in warning]
+    assert said.startswith("webtext is read 22.9 times")
+    code, _, err = jaxlm("plan", LLAMA, "--source-tokens=webtxt=19e9")
+    assert (code, "did you mean 'webtext'?" in err) == (2, True)
+
+
 class Page(HTMLParser):
     """What of a page points elsewhere, and its cells."""
 
