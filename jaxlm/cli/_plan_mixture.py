@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxlm.cli._plan_output import emit
@@ -127,8 +128,8 @@ def config_mixture(cfg: RunConfig, budget_tokens: float | None) -> tuple[Mixture
 
 def corpus_tokens(path: str) -> float | None:
     """Training tokens of a folder made by `jaxlm corpus build`; None for all other sources."""
-    if not is_local(path) or path.startswith("embedded:"):
-        return None
+    if not is_local(path) or not Path(path).is_dir():
+        return None  # and no NumPy is imported for it
     from jaxlm.data.manifest import MANIFEST, is_corpus, read_manifest
 
     if not is_corpus(path):
