@@ -12,6 +12,7 @@ from jaxlm.cli import _plan_run
 from jaxlm.cli._plan_output import add_output_arguments
 
 COMMANDS: dict[str, str] = {
+    "compare": "what was planned against what happened, from the logs of runs",
     "mixture": "tokens, shares and epochs of each source; caps on epochs",
 }
 """`jaxlm plan COMMAND` -> its line of help; its module is cli/_plan_COMMAND.py, made like a command's own."""

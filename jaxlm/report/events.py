@@ -3,8 +3,8 @@
     {"event": "step", "time_s": 1763971200.25, "step": 10, "train/loss": 6.2541823387145996, ...}
 
 `event` is start, plan, step, eval, text, save, memory, warning, message, end, failed, or a word of the caller's;
-`time_s` is Unix time. Floats are written so that reading gives back the same bits. NaN and infinities, which JSON has not, are
-written as null and named beside it, `"train/loss": null, "nonfinite": {"train/loss": "nan"}`, so that every
+`time_s` is Unix time. Floats are written so that reading gives back the same bits. NaN and infinities, which JSON has
+not, are written as null and named beside it, `"train/loss": null, "nonfinite": {"train/loss": "nan"}`, so that every
 number column of the file stays a column of numbers; `read_events` puts them back.
 
 A resumed run writes the steps after its checkpoint once more. `last_of_each_step` lets the later one win.
@@ -27,7 +27,7 @@ from etils import epath
 
 from jaxlm.data.files import disk_error
 from jaxlm.paths import is_local
-from jaxlm.types import UserError
+from jaxlm.types import JSON_ERRORS, UserError
 
 EVENTS = "events.jsonl"
 UPLOAD_EVERY_S = 60.0
@@ -180,7 +180,7 @@ def read_events(path: epath.PathLike) -> Iterator[dict[str, Any]]:
                 return
             try:
                 event = json.loads(line)
-            except ValueError:
+            except JSON_ERRORS:
                 event = None
             if not isinstance(event, dict):
                 raise UserError(
