@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from jaxlm.plan.report import Table, count, dollars, flops, gigabytes, percent
 from jaxlm.types import UserError
@@ -131,7 +131,7 @@ def compare(
     return Comparison(name, planned, happened, attempts, num_written - len(steps), hardware)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a log's value can be counted with."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
