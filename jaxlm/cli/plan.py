@@ -17,6 +17,7 @@ from jaxlm.cli._plan_output import add_output_arguments
 
 COMMANDS: dict[str, str] = {
     "cost": "chip-hours, days, energy and money of a training, over chips and MFUs",
+    "compare": "what was planned against what happened, from the logs of runs",
     "mixture": "tokens, shares and epochs of each source; caps on epochs",
     "scaling": "fit L(N, D) to finished runs or a CSV; predict the loss of a budget, and its best N and D",
     "ladder": "write the configs of small runs that a scaling law can be fitted to",

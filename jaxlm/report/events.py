@@ -27,7 +27,7 @@ from etils import epath
 
 from jaxlm.data.files import disk_error
 from jaxlm.paths import is_local
-from jaxlm.types import UserError
+from jaxlm.types import JSON_ERRORS, UserError
 
 EVENTS = "events.jsonl"
 UPLOAD_EVERY_S = 60.0
@@ -180,7 +180,7 @@ def read_events(path: epath.PathLike) -> Iterator[dict[str, Any]]:
                 return
             try:
                 event = json.loads(line)
-            except ValueError:
+            except JSON_ERRORS:
                 event = None
             if not isinstance(event, dict):
                 raise UserError(
