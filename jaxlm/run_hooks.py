@@ -101,7 +101,7 @@ def plan_numbers(run: Run, first_step: int) -> dict[str, Any]:
     device = mesh.devices.flat[0]
     chip, num_chips = find_chip(device.device_kind), float(mesh.size)
     if chip is not None:
-        num_chips *= (getattr(device, "num_cores", None) or chip.cores_per_device) / chip.num_cores
+        num_chips *= chip.share(getattr(device, "num_cores", None))
     num_positions = num_steps * cfg.data.global_batch_size * cfg.data.seq_len
     per_token = tuned_flops_per_token(cfg.model, cfg.data.seq_len, cfg.tune).total
     memory = predict(cfg, run.pieces.sizes, mesh.size, platform=jax.default_backend())

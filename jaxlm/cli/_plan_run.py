@@ -11,7 +11,8 @@ from jaxlm.cli._plan_output import emit
 from jaxlm.plan import cost, prices
 from jaxlm.plan.mixture_report import mixture_report
 from jaxlm.plan.report import Report
-from jaxlm.plan.run_plan import ATTENTION_FLOPS, DEFAULT_CHIPS, RunPlan, plan_run
+from jaxlm.plan.run_plan import ATTENTION_FLOPS, plan_run
+from jaxlm.plan.slices import DEFAULT_CHIPS, RunPlan
 from jaxlm.run import RunConfig, parse, resolve
 from jaxlm.types import UserError
 

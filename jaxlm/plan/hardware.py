@@ -124,13 +124,17 @@ class Chip:
         """Its peak in `training_dtype`, which MFU is a share of."""
         return self.peak_flops_per_s[self.training_dtype].value
 
+    def share(self, num_cores: int | None = None) -> float:
+        """Of a chip, what one JAX device has; num_cores as of `device`."""
+        return (num_cores or self.cores_per_device) / self.num_cores
+
     def device(self, num_cores: int | None = None) -> Device:
         """The share of one JAX device.
 
         Args:
           num_cores: `jax.Device.num_cores`, which only TPUs have; None: the default of this chip.
         """
-        share = (num_cores or self.cores_per_device) / self.num_cores
+        share = self.share(num_cores)
         usable = self.usable_hbm_bytes
         return Device(
             peak_flops_per_s={dtype: share * figure.value for dtype, figure in self.peak_flops_per_s.items()},
@@ -273,6 +277,11 @@ def peak_flops_per_s(
     chip = find_chip(device_kind)
     if chip is None:
         return None
-    peaks = chip.device(num_cores).peak_flops_per_s
-    found = next((peaks[name] for name in PRODUCTS.get(dtype, (dtype,)) if name in peaks), None)
-    return None if found is None else num_devices * found
+    found = product_flops_per_s(chip, dtype)
+    return None if found is None else num_devices * found * chip.share(num_cores)
+
+
+def product_flops_per_s(chip: Chip, dtype: str) -> float | None:
+    """A chip's peak for the products that JAX computes for a model of this dtype; None where it has no such units."""
+    peaks = chip.peak_flops_per_s
+    return next((peaks[name].value for name in PRODUCTS.get(dtype, (dtype,)) if name in peaks), None)

@@ -7,12 +7,12 @@ import pytest
 
 from jaxlm import run
 from jaxlm.cli._plan_run import completed
-from jaxlm.plan import prices, run_plan
+from jaxlm.plan import prices, run_plan, slices
 from jaxlm.plan.hardware import CHIPS
 from jaxlm.plan.report import to_json
 from jaxlm.types import UserError
 
-WANTED = run_plan.RunPlan(
+WANTED = slices.RunPlan(
     chips=("v5e",),
     num_chips=256,
     mfus=(0.4, 0.5),
@@ -74,9 +74,9 @@ def test_the_conventions_differ_by_the_attention_alone(llama):
 
 
 def test_memory_is_listed_for_every_remat_policy_and_adds_up(llama):
-    place = run_plan.placement_on(llama, CHIPS["v5e"], 256)
+    place = slices.placement_on(llama, CHIPS["v5e"], 256)
     assert place is not None
-    table = run_plan.memory_table(llama, place)
+    table = slices.memory_table(llama, place)
     assert table.columns[1:] == ("none", "dots", "attention", "full *")
     totals = dict((row[0], row[1:]) for row in table.rows)["total"]
     assert totals[3] == f"{place.memory.total / 1e9:,.2f} GB"
