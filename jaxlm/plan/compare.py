@@ -186,7 +186,7 @@ def _attempts(events: Sequence[Event]) -> list[Attempt]:
             found[-1] = last._replace(
                 seconds=max(last.seconds, event["time_s"] - began_s),
                 num_steps=last.num_steps + (kind == "step"),
-                is_finished=last.is_finished or kind == "end",
+                is_finished=kind == "end",
             )
     return found
 

@@ -35,7 +35,8 @@ def compared(events, **options):
 
 
 def test_a_run_without_interruptions():
-    found = compared(log({"event": "memory", "time_s": 185.0, "peak_device_bytes": 3e9}))
+    peaks = [{"event": "memory", "time_s": 185.0, "peak_device_bytes": peak} for peak in (3e9, 1e9)]
+    found = compared(log(*peaks))
     assert found.is_finished
     assert (found.planned.steps, found.happened.steps, found.num_lost) == (4, 4, 0)
     assert (found.planned.tokens, found.happened.tokens) == (390, 4 * 97)
