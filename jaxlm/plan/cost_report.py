@@ -148,16 +148,10 @@ def _estimates_table(
     rows: Sequence[Row], num_chips: int | None, tokens_per_s_per_chip: float | None, extras: Extras
 ) -> Table:
     measured = tokens_per_s_per_chip is not None
-    where = "" if num_chips is None else f" on {num_chips:,} chips"
-    columns = [
-        "chip",
-        "implied MFU" if measured else "MFU",
-        "chip-hours",
-        "days",
-        "compute only",
-        "total",
-        "MWh",
-    ]
+    where = "" if num_chips is None else f" on {_chips(num_chips)}"
+    columns = ["chip", "implied MFU" if measured else "MFU", "chip-hours", "compute only", "total", "MWh"]
+    if num_chips is not None:
+        columns.insert(3, "days")
     cells = []
     for row in rows:
         at, energy = row.estimate, row.estimate.energy_mwh
@@ -213,7 +207,13 @@ def _slice_warnings(chips: Sequence[str], num_chips: int) -> list[str]:
             odd.append(f"{chip} ({near})")
     if not odd:
         return []
-    return [f"{num_chips:,} chips are no slice of {', '.join(odd)}; days are of that number all the same."]
+    return [
+        f"There is no slice of {_chips(num_chips)} of {', '.join(odd)}; days are of that number all the same."
+    ]
+
+
+def _chips(number: int) -> str:
+    return f"{number:,} chip{'s' * (number != 1)}"
 
 
 def _data(row: Row) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _rows(row: Any, where: str, training: Training) -> list[Row]:
     if "training" in row:
         training = _training(row["training"], f"{where}.training")
     out = []
-    for value in row[key] if isinstance(row[key], list) else [row[key]]:
+    for value in tables.rows(row[key], f"{where}.{key}") if isinstance(row[key], list) else [row[key]]:
         speed = tables.number(value, f"{where}.{key}", at_most=1.0 if key == "mfu" else float("inf"))
         chip_hours, shown = _chip_hours(key, speed, scenario, training, where)
         for index, price in enumerate(tables.rows(row["prices"], f"{where}.prices")):
@@ -145,8 +145,7 @@ def _chip_hours(
     key: str, speed: float, scenario: Scenario, training: Training, where: str
 ) -> tuple[float, str]:
     """(chip-hours, the speed as a table shows it)."""
-    if scenario.chip is None:
-        raise UserError(f"{where}: chip is missing; {key} is the speed of one.")
+    assert scenario.chip is not None
     if key == "mfu":
         return cost.compute(training.flops, CHIPS[scenario.chip], speed), f"{speed:.0%} MFU"
     if key == "sustained_flops_per_s":
@@ -166,7 +165,7 @@ def report(scenarios: Scenarios, extras: Extras) -> Report:
         cells.append(
             (
                 f"{number}",
-                scenario.name,
+                f"{scenario.name} *" if scenario.is_reconstruction else scenario.name,
                 scenario.chip or "-",
                 row.speed,
                 "-" if price is None else f"${price:,.3f}",
@@ -191,11 +190,15 @@ def report(scenarios: Scenarios, extras: Extras) -> Report:
                 "date": scenario.date,
             }
         )
+    is_marked = any(row.scenario.is_reconstruction for row in scenarios.rows)
+    marked = [
+        "* A reconstruction: its assumptions are not those of the source, which does not say them."
+    ] * is_marked
     table = Table(
         title="Estimates, in US dollars",
         columns=("#", "scenario", "chip", "speed", "$/chip-h", "chip-hours", "compute only", "total"),
         rows=cells,
-        notes=[extras.formula, *_sources(scenarios.rows)],
+        notes=[extras.formula, *marked, *_sources(scenarios.rows)],
         left=("scenario", "chip", "speed"),
     )
     return Report(
@@ -215,10 +218,9 @@ def _sources(rows: tuple[Row, ...]) -> list[str]:
     for scenario, numbered in by_scenario.items():
         first, last = numbered[0][0], numbered[-1][0]
         prices = {
-            f"{dollars(r.usd_per_chip_hour)} {r.price_from}": None for _, r in numbered if r.usd_per_chip_hour
+            f"${r.usd_per_chip_hour:g} {r.price_from}": None for _, r in numbered if r.usd_per_chip_hour
         }
-        what = "Reconstruction: " if scenario.is_reconstruction else ""
         paid = f" Prices: {'; '.join(prices)}." if prices else ""
         which = f"#{first}" if first == last else f"#{first}-{last}"
-        notes.append(f"{which} {what}{scenario.assumptions}{paid} {scenario.url} ({scenario.date})")
+        notes.append(f"{which} {scenario.assumptions}{paid} {scenario.url} ({scenario.date})")
     return notes

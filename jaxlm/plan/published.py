@@ -119,7 +119,7 @@ def report() -> Report:
         notes=(
             "C = 6 N D, attention not counted; N are the parameters that a token meets. Gemma and Mixtral are not "
             "here: no chip-hours of theirs were found.",
-            f"Sources were read on {about['read']}.",
+            f"Read on {about['read']}: model cards themselves, papers in public accounts of them that agree.",
         ),
         data={"trainings": [_data(t) for t in trainings], "flops": [_flops_data(row) for row in of_flops]},
     )
