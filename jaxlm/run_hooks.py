@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,11 +126,22 @@ def plan_numbers(run: Run, first_step: int) -> dict[str, Any]:
 
 
 def log_peak_memory(report: RunReport) -> None:
-    """The `memory` event: the most bytes in use at once on any device of the first process; CPUs do not count them."""
+    """The `memory` event: the most bytes that were in use at once, on any device and by the process; of the first one.
+
+    CPUs count nothing for their devices, which are the process.
+    """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
-    if peaks:
-        report.event("memory", peak_device_bytes=max(peaks))
+    found = {"peak_device_bytes": max(peaks)} if peaks else {}
+    report.event("memory", **found, peak_process_bytes=peak_process_bytes())
+
+
+def peak_process_bytes() -> int:
+    """The most memory that this process ever held, in bytes; shared pages count."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def make_log(run: Run, batches: Batches, report: RunReport) -> LogSteps:

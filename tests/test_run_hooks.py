@@ -106,13 +106,20 @@ def test_the_plan_is_logged_as_the_numbers_of_the_start_screen(device_kind, num_
 @pytest.mark.parametrize(
     ("stats", "logged"),
     [
-        ([{"peak_bytes_in_use": 5}, {"peak_bytes_in_use": 7}], [{"peak_device_bytes": 7}]),
-        ([{"bytes_in_use": 5}, None], []),
+        ([{"peak_bytes_in_use": 5}, {"peak_bytes_in_use": 7}], {"peak_device_bytes": 7}),
+        ([{"bytes_in_use": 5}, None], {}),
     ],
 )
 def test_the_peak_of_memory_is_logged_where_devices_count_it(monkeypatch, stats, logged):
     devices, events = [SimpleNamespace(memory_stats=lambda one=one: one) for one in stats], []
     monkeypatch.setattr("jax.local_devices", lambda: devices)
+    monkeypatch.setattr(run_hooks, "peak_process_bytes", lambda: 9)
     report = SimpleNamespace(event=lambda name, **fields: events.append((name, fields)))
     run_hooks.log_peak_memory(report)
-    assert events == [("memory", fields) for fields in logged]
+    assert events == [("memory", logged | {"peak_process_bytes": 9})]
+
+
+def test_the_peak_of_a_process_is_in_bytes():
+    held = bytearray(300_000_000)
+    held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])  # so that every page is there
+    assert 300e6 < run_hooks.peak_process_bytes() < 100e9

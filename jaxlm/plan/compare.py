@@ -20,7 +20,8 @@ from jaxlm.types import UserError
 Event = Mapping[str, Any]
 WORK = ("step", "eval", "save", "memory", "end")
 """Events of a process that trains; others (a message, a failure) may come hours later, from one that only looked."""
-NEEDED = ("step", "train/num_tokens", "train/num_inputs", "perf/step_time_s", "perf/mfu", "peak_device_bytes")
+NEEDED = ("step", "train/num_tokens", "train/num_inputs", "perf/step_time_s", "perf/mfu", "peak_device_bytes",
+          "peak_process_bytes")  # fmt: skip
 """Keys of steps that are compared, beside those of `start`, `plan` and data/."""
 
 
@@ -81,6 +82,8 @@ class Comparison:
     """Steps that were computed and taken back, by a restart from a checkpoint before them."""
     hardware: str
     """Of the latest process; empty where the log does not say."""
+    process_bytes: float | None = None
+    """The most that the first process held: on CPUs the only peak there is, with all that Python takes."""
 
     @property
     def is_finished(self) -> bool:
@@ -128,7 +131,8 @@ def compare(
         hardware = f"{num_devices:,} {plan.get('device_kind')} device(s), {num_processes:,} process(es)"
     num_written = sum(event["event"] == "step" for event in events)
     happened = _happened(name, events, steps, attempts, plan)
-    return Comparison(name, planned, happened, attempts, num_written - len(steps), hardware)
+    process_bytes = _peak(name, events, "peak_process_bytes")
+    return Comparison(name, planned, happened, attempts, num_written - len(steps), hardware, process_bytes)
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -210,17 +214,22 @@ def _happened(
         _number(name, step, "train/num_inputs" if "train/num_inputs" in step else "train/num_tokens")
         for step in steps.values()
     )
-    peaks = [_number(name, event, "peak_device_bytes") for event in events if event["event"] == "memory"]
     return Account(
         steps=max(steps),
         tokens=sum(_number(name, step, "train/num_tokens") for step in steps.values()),
         step_time_s=median("perf/step_time_s"),
-        device_bytes=max(peaks, default=None),
+        device_bytes=_peak(name, events, "peak_device_bytes"),
         chip_hours=chip_hours,
         flops=None if plan is None else num_positions * _number(name, plan, "flops_per_token"),
         mfu=median("perf/mfu"),
         sources=_drawn(name, steps),
     )
+
+
+def _peak(name: str, events: Sequence[Event], key: str) -> float | None:
+    """The largest of the `memory` events; None where none has it."""
+    found = [_number(name, event, key) for event in events if event["event"] == "memory" and key in event]
+    return max(found, default=None)
 
 
 def _drawn(name: str, steps: Mapping[int, Event]) -> dict[str, Drawn]:
@@ -316,6 +325,7 @@ def _notes(found: Comparison) -> list[str]:
         notes.append("no time was planned: the peak FLOP/s of these devices are not known")
     if found.happened.device_bytes is None:
         notes.append(
-            "its log has no peak of memory: CPUs do not count it, nor did runs before they logged `memory`"
+            "its log has no peak of a device's memory: CPUs count none"
+            + (f"; its process held {gigabytes(found.process_bytes)} at most" if found.process_bytes else "")
         )
     return notes

@@ -134,6 +134,15 @@ def test_nothing_trained_is_nothing_to_compare():
         compared([START, PLAN, {"event": "failed", "time_s": 101.0}])
 
 
+def test_on_a_cpu_the_peak_of_the_process_is_said():
+    found = compared(log({"event": "memory", "time_s": 185.0, "peak_process_bytes": 3e9}))
+    assert found.happened.device_bytes is None
+    said = tables(found)[0].notes[-1]
+    assert (
+        said == "its log has no peak of a device's memory: CPUs count none; its process held 3.00 GB at most"
+    )
+
+
 GOLDEN = """\
 two
 runs/a
