@@ -8,6 +8,7 @@ from jaxlm.config import check_choice
 from jaxlm.plan.flops import FlopsPerToken, ParamCount, count_params, flops_per_token, training_flops, weights
 from jaxlm.plan.prices import COMMITMENTS
 from jaxlm.plan.report import Report, Table, count, flops, percent
+from jaxlm.plan.scaling import Law
 from jaxlm.plan.slices import (
     RunPlan,
     cost_table,
@@ -35,8 +36,8 @@ FEW_TOKENS, OPTIMAL_TOKENS, MANY_TOKENS = 10, 20, 100
 CRITICAL_TOKENS, CRITICAL_EXPONENT = 2e8, 0.21
 """Critical batch in tokens: 2e8 / L^(1 / 0.21) at a loss of L nats (Kaplan et al. 2020, arXiv:2001.08361, eq. 5.3)."""
 
-CHINCHILLA = {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658}
-"""Loss = E + A / N^alpha + B / D^beta, as Besiroglu et al. 2024 refitted it (arXiv:2404.10102, table 1)."""
+CHINCHILLA = Law(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)
+"""Nats per token, of Chinchilla's data and tokenizer, as Besiroglu et al. 2024 refitted it (arXiv:2404.10102)."""
 
 
 class Budget(NamedTuple):
@@ -142,12 +143,6 @@ def plan_run(run: Any, name: str, wanted: RunPlan) -> Report:
     )
 
 
-def predicted_loss(num_params: float, num_tokens: float) -> float:
-    """Nats per token that the refitted Chinchilla law says; of their data and tokenizer."""
-    law = CHINCHILLA
-    return law["E"] + law["A"] / num_params ** law["alpha"] + law["B"] / num_tokens ** law["beta"]
-
-
 def unusual(run: Any, found: Budget) -> list[str]:
     """What of a pretraining stands out, each with the paper that says so."""
     if run.objective != "pretrain":
@@ -165,7 +160,7 @@ def unusual(run: Any, found: Budget) -> list[str]:
             f"{OPTIMAL_TOKENS} being compute-optimal (Hoffmann et al. 2022, arXiv:2203.15556); it pays where the model "
             "is used a lot (Sardana et al. 2023, arXiv:2401.00448)."
         )
-    loss = predicted_loss(N, D)
+    loss = CHINCHILLA.loss(N, D)
     critical = CRITICAL_TOKENS / loss ** (1 / CRITICAL_EXPONENT)
     if found.tokens_per_step > critical:
         said.append(
