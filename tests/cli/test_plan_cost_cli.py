@@ -248,7 +248,7 @@ def test_html_holds_the_same_tables(jaxlm, tmp_path):
         ((*GPT3[2:], "--chip=tpu7x"), "no on-demand price of tpu7x (no public price of tpu7x was found)"),
         ((*GPT3[2:], "--chip=tpu7x", "--commitment=spto"), "did you mean 'spot'"),
         ((*GPT3[2:], "--commitment=spto"), "did you mean 'spot'"),
-        ((*GPT3[2:], "--provider=Lamda"), "did you mean 'Lambda'"),
+        ((*GPT3[2:], "--provider=Lambada"), "did you mean 'Lambda'"),
         ((*GPT3[2:], "--provider=Lambda", "--commitment=spot"), "No chip has a spot price from Lambda"),
         ((*GPT3[2:], "--chip=v5p", "--mfu=1.2"), "--mfu=1.2 has to be above 0 and at most 1"),
         ((*GPT3[2:], "--chip=v5p", "--mfu=40"), "That is 0.4"),
