@@ -17,6 +17,7 @@ import datetime
 from jaxlm.cli._plan_output import emit
 from jaxlm.plan import cost, cost_report, cost_scenarios, prices, published
 from jaxlm.plan.cost import Extras
+from jaxlm.plan.report import Report
 from jaxlm.types import UserError
 
 MFUS = "0.3,0.4,0.5"
@@ -111,7 +112,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     return 0
 
 
-def _of_a_training(args: argparse.Namespace, extras: Extras):
+def _of_a_training(args: argparse.Namespace, extras: Extras) -> Report:
     training = cost.training(
         model=args.model,
         num_params=_number(args, "params"),
@@ -121,7 +122,11 @@ def _of_a_training(args: argparse.Namespace, extras: Extras):
     rate = _number(args, "measured_tokens_per_s_per_chip")
     if rate is not None and args.mfu is not None:
         raise UserError("--mfu and --measured-tokens-per-s-per-chip are two speeds: give one.")
-    mfus = None if rate is not None else [cost.check_mfu(mfu) for mfu in _numbers("--mfu", args.mfu or MFUS)]
+    mfus = (
+        None
+        if rate is not None
+        else [cost.check_mfu(mfu) for mfu in _numbers("--mfu", MFUS if args.mfu is None else args.mfu)]
+    )
     num_chips = _number(args, "num_chips")
     if args.price is not None:
         for flag in ("prices", "commitment", "provider"):
@@ -130,7 +135,7 @@ def _of_a_training(args: argparse.Namespace, extras: Extras):
     chosen = cost_report.choose_prices(
         prices.load(args.prices),
         None if args.chip is None else _names(args.chip),
-        commitment=args.commitment or prices.COMMITMENTS[0],
+        commitment=prices.COMMITMENTS[0] if args.commitment is None else args.commitment,
         provider=args.provider,
         usd=_number(args, "price"),
     )

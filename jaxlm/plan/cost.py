@@ -177,8 +177,13 @@ def energy_mwh(chip_hours: float, chip: Chip, pue: float = 1.0) -> float | None:
 
 
 def total_usd(compute_usd: float, extras: Extras) -> float:
-    """Compute x runs factor + storage + network + staff."""
-    return compute_usd * extras.runs_factor + extras.storage_usd + extras.network_usd + extras.staff_usd
+    """Compute x runs factor + storage + network + staff. Errors: UserError for more than a number can hold."""
+    out = compute_usd * extras.runs_factor + extras.storage_usd + extras.network_usd + extras.staff_usd
+    if not math.isfinite(out):
+        raise UserError(
+            "These numbers make a sum too large to count: check FLOPs, MFU or speed, and what is added."
+        )
+    return out
 
 
 def estimate(

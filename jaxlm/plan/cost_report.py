@@ -120,6 +120,11 @@ def report(
     warnings = prices.warnings(chosen.prices, today)
     if num_chips is not None:
         warnings += _slice_warnings([price.chip for price in chosen.prices], num_chips)
+    if tokens_per_s_per_chip is not None and any(row.mfu > 1 for row in rows):
+        warnings.append(
+            f"{tokens_per_s_per_chip:,.6g} tokens/s per chip is more than the peak in bfloat16 allows: was it "
+            "measured in fp8 or int8, of several chips together, or of a smaller model?"
+        )
     notes = [training.formula]
     if chosen.left_out:
         reasons = ", ".join(f"{chip} ({why})" for chip, why in chosen.left_out.items())

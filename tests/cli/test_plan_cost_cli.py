@@ -110,6 +110,14 @@ def test_a_measured_speed_takes_the_place_of_mfu(jaxlm):
     assert "Measured: 357.58 tokens/s per chip" in out
 
 
+def test_a_speed_beyond_the_peak_is_questioned(jaxlm):
+    argv = (*GPT3, "--chip=v6e", "--json")
+    fast = json.loads(printed(jaxlm, *argv, "--measured-tokens-per-s-per-chip=900"))
+    assert fast["warnings"][-1].startswith("900 tokens/s per chip is more than the peak in bfloat16 allows")
+    slow = json.loads(printed(jaxlm, *argv, "--measured-tokens-per-s-per-chip=800"))
+    assert not any("peak" in warning for warning in slow["warnings"])
+
+
 def test_extras_are_labelled_and_only_touch_the_total(jaxlm):
     out = printed(
         jaxlm, *GPT3, "--chip=h100", "--mfu=0.4", "--runs-factor=2", "--storage-usd=1e5", "--pue=1.1"
@@ -240,7 +248,7 @@ def test_html_holds_the_same_tables(jaxlm, tmp_path):
         ((*GPT3[2:], "--chip=tpu7x"), "no on-demand price of tpu7x (no public price of tpu7x was found)"),
         ((*GPT3[2:], "--chip=tpu7x", "--commitment=spto"), "did you mean 'spot'"),
         ((*GPT3[2:], "--commitment=spto"), "did you mean 'spot'"),
-        ((*GPT3[2:], "--provider=Lamda"), "did you mean 'Lambda'"),
+        ((*GPT3[2:], "--provider=Lambada"), "did you mean 'Lambda'"),
         ((*GPT3[2:], "--provider=Lambda", "--commitment=spot"), "No chip has a spot price from Lambda"),
         ((*GPT3[2:], "--chip=v5p", "--mfu=1.2"), "--mfu=1.2 has to be above 0 and at most 1"),
         ((*GPT3[2:], "--chip=v5p", "--mfu=40"), "That is 0.4"),
@@ -270,6 +278,10 @@ def test_html_holds_the_same_tables(jaxlm, tmp_path):
         (("--scenarios=gpt3", "--published"), "ask for one"),
         (("--published", "--mfu=0.4"), "leave --mfu out"),
         (("--published", "--runs-factor=2"), "leave --runs-factor out"),
+        ((*GPT3[2:], "--mfu="), "--mfu= has to be numbers such as"),
+        ((*GPT3[2:], "--mfu=5e-324"), "a sum too large to count"),
+        ((*GPT3[2:], "--commitment="), "--commitment='' is not one of"),
+        (("--scenarios=gpt3", "--staff-usd=1e308", "--storage-usd=1e308"), "a sum too large to count"),
         (("--config=quickstart",), "takes --model, --params or --flops"),
         (("--modle=gpt3-175b",), "did you mean --model"),
     ],
