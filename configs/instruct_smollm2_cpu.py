@@ -25,10 +25,10 @@ def get_config(init_from: str | None = None):
     cfg.model.remat = "attention"  # as fast on CPUs, and a third less memory for LoRA
 
     cfg.tune.train = "lora"
-    cfg.optimizer.learning_rate = 5e-4
+    cfg.optimizer.learning_rate = 3e-4
     cfg.optimizer.weight_decay = 0.0
     cfg.optimizer.warmup_steps = 10
-    cfg.train.num_steps = 150
+    cfg.train.num_steps = 120  # two epochs of a thousand short records
     cfg.train.eval_every_steps, cfg.train.eval_batches = 30, 20
-    cfg.checkpoint.every_steps = 150
+    cfg.checkpoint.every_steps = 120
     return cfg

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from jaxlm.config import divisors
 from jaxlm.plan import memory
 from jaxlm.plan.hardware import Chip
+from jaxlm.types import UserError
 
 MOST_TENSOR = 8
 """Chips along `tensor` at most: every layer waits for it, so it stays within the nearest neighbours."""
@@ -59,24 +60,45 @@ def platform_of(chip: Chip) -> str:
 def meshes(run: Any, num_devices: int) -> Iterator[dict[str, int]]:
     """Meshes of this many devices that divide model and batch, the one that costs least traffic first.
 
-    Weights are split over `fsdp` as far as the width and the batch divide; the rest of the devices hold copies
-    (`data`), or, where the batch has too few rows for that, split heads and MLP (`tensor`, at most 8 ways).
+    First the mesh of the config, where its sizes fill the devices. Then weights are split over `fsdp` as far as the
+    width and the batch divide; the rest of the devices hold copies (`data`), or, where the batch has too few rows for
+    that, split heads and MLP (`tensor`, at most 8 ways).
     """
-    model, batch = run.model, run.data.global_batch_size
+    own = own_mesh(run, num_devices)
+    if own is not None and divides(run, own):
+        yield own
     for tensor in divisors(num_devices):
         if tensor > MOST_TENSOR:
             return
-        if any(width % tensor for width in (model.num_heads, model.kv_heads, model.mlp_width)) or (
-            model.vocab_size is not None and model.vocab_size % tensor
-        ):
-            continue
         rows = num_devices // tensor
-        if batch % (rows * run.train.num_microbatches):
-            continue
-        for fsdp in reversed(divisors(rows)):
-            if model.embed_dim % fsdp == 0:
-                yield {"data": rows // fsdp, "fsdp": fsdp, "expert": 1, "tensor": tensor}
-                break
+        fsdp = next(fsdp for fsdp in reversed(divisors(rows)) if run.model.embed_dim % fsdp == 0)
+        mesh = {"data": rows // fsdp, "fsdp": fsdp, "expert": 1, "tensor": tensor}
+        if mesh != own and divides(run, mesh):
+            yield mesh
+
+
+def own_mesh(run: Any, num_devices: int) -> dict[str, int] | None:
+    """The mesh of the config with its -1 filled in; None where its sizes do not multiply to the devices."""
+    try:
+        return memory.resolve_mesh(run.mesh.sizes, num_devices)
+    except UserError:
+        return None
+
+
+def divides(run: Any, mesh: dict[str, int]) -> bool:
+    """Whether a mesh cuts batch and model evenly, as a training demands."""
+    model, tensor = run.model, mesh["tensor"]
+    rows = mesh["data"] * mesh["fsdp"] * mesh["expert"] * run.train.num_microbatches
+    split = [
+        (run.data.global_batch_size, rows),
+        (model.embed_dim, mesh["fsdp"]),
+        *(
+            (width, tensor)
+            for width in (model.num_heads, model.kv_heads, model.mlp_width, model.vocab_size or tensor)
+        ),
+        (model.num_experts or 1, mesh["expert"]),
+    ]
+    return not any(size % parts for size, parts in split)
 
 
 def microbatches(run: Any, mesh: dict[str, int]) -> list[int]:

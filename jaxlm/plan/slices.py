@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jaxlm.models.config import REMATS
 from jaxlm.plan import cost, placement
 from jaxlm.plan.hardware import Chip, Slices, chip_named, product_flops_per_s
-from jaxlm.plan.memory import MemoryEstimate
+from jaxlm.plan.memory import MemoryEstimate, resolve_mesh
 from jaxlm.plan.placement import Placement
 from jaxlm.plan.prices import RULE, Price, choose, given, warning
 from jaxlm.plan.report import Table, count, days, dollars, gigabytes, percent
@@ -92,6 +92,8 @@ def placement_on(run: Any, chip: Chip, num_chips: int | None) -> Placement | Non
         raise UserError(
             f"--num-chips={num_chips:,} is no slice of {chip.name}: there are {', '.join(map(str, near[-4:]))}, ..."
         )
+    if run.mesh != type(run.mesh)():  # a mesh that was asked for is kept to, or refused
+        resolve_mesh(run.mesh.sizes, num_chips * chip.devices_per_chip)
     return placement.best(run, chip, num_chips)
 
 

@@ -34,6 +34,13 @@ def test_weights_are_split_as_far_as_they_go_before_anything_is_copied(llama):
     assert first == {"data": 1, "fsdp": 64, "expert": 1, "tensor": 1}
 
 
+def test_the_mesh_of_the_config_comes_first():
+    gpt = config("--config=pretrain_gpt2_124m_v5e8", "--config.tokenizer.vocab_size=4096")
+    assert next(placement.meshes(gpt, 8)) == {"data": 8, "fsdp": 1, "expert": 1, "tensor": 1}
+    moe = config("--config=pretrain_size:mixtral-8x7b", "--config.mesh.expert=8")
+    assert next(placement.meshes(moe, 64)) == {"data": 1, "fsdp": 8, "expert": 8, "tensor": 1}
+
+
 def test_more_devices_than_rows_split_heads(llama):
     rows = llama.data.global_batch_size
     assert [mesh["tensor"] for mesh in placement.meshes(llama, 4 * rows)][0] == 4
