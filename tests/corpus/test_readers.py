@@ -54,7 +54,7 @@ TEXTS = ["the lion", "  is in\n\tthe forest \n", "ক্‌ষ 🇧🇩", "a\u20
 def test_all_formats_hold_the_same_documents(tmp_path):
     rows = [{"id": i, "text": text} for i, text in enumerate(TEXTS)]
     content = write_jsonl(tmp_path / "a.jsonl", rows).read_bytes()
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content, mtime=0))
     (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(content))
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet", row_group_size=2)
     write_records(tmp_path / "e.arrayrecord", [text.encode() for text in TEXTS])
@@ -298,7 +298,7 @@ def test_one_line_of_five_megabytes_is_one_document(tmp_path):
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
 def test_a_truncated_archive_is_named_with_how_far_it_was_readable(tmp_path, suffix):
     content = b"".join(json.dumps({"text": str(i) * 50}).encode() + b"\n" for i in range(20_000))
-    packed = gzip.compress(content) if suffix == "gz" else zstandard.compress(content)
+    packed = gzip.compress(content, mtime=0) if suffix == "gz" else zstandard.compress(content)
     path = tmp_path / f"a.jsonl.{suffix}"
     # Two members, as `cat a.gz b.gz` makes them, are one text.
     path.write_bytes(packed + packed)
