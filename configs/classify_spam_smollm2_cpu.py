@@ -23,11 +23,11 @@ def get_config(init_from: str | None = None):
     cfg.data.global_batch_size = 16
 
     cfg.tune.train, cfg.tune.num_blocks = "last_blocks", 4
-    cfg.optimizer.learning_rate, cfg.optimizer.final_lr_fraction = 3e-4, 0.0
+    cfg.optimizer.learning_rate = 4e-4
     cfg.optimizer.weight_decay = 0.01
     cfg.optimizer.b2 = 0.999
     cfg.optimizer.warmup_steps = 20
-    cfg.train.num_steps = 220  # about one epoch of 3,611 messages
-    cfg.train.eval_every_steps, cfg.train.eval_batches = 220, 40
-    cfg.checkpoint.every_steps = 220
+    cfg.train.num_steps = 240  # about one epoch of 3,611 messages
+    cfg.train.eval_every_steps, cfg.train.eval_batches = 240, 40
+    cfg.checkpoint.every_steps = 240
     return cfg
