@@ -4,8 +4,8 @@
         --config.data.sources.sms.path=train.jsonl --config.data.sources.sms.eval_path=validation.jsonl
 
 Records of {text, label}; any other labels will do as well.
-Result (2026-11-26, two busy cores of an Intel Xeon, about 500 tokens/s, SMS spam, 3,611 messages): test accuracy
-0.9913, F1 of spam 0.9644, after two epochs.
+Result (2026-11-26, two cores of an Intel Xeon, SMS spam, 3,611 messages, one epoch): test accuracy 0.9893, F1 of spam
+0.9558; 185 s from the start to the last step, compilation included.
 """
 
 from jaxlm import run

@@ -27,7 +27,7 @@ XLA:CPU (jax 0.10.2), within 12 % in tests/plan/test_memory_compiled.py (bfloat1
 counted: a second copy of the optimizer's moments (0 to 9 % of the total; they are overwritten in place only with
 `xla_cpu_copy_insertion_use_region_analysis`), and what an optimizer's update needs beside the gradients.
 
-XLA:TPU (v5e, jax 0.10.2, libtpu 0.0.42.1, 2026-11-24), within 11 % on 44 train steps; some of them, and what the
+XLA:TPU (v5e, jax 0.10.2, libtpu 0.0.42.1, 2026-11-24), within 11 % on 46 train steps; some of them, and what the
 formula says of them. Compiled is what has to fit: arguments and the one block of temporaries of the buffer assignment.
 `memory_analysis()` does not say it: its temp_size_in_bytes is 0.5 to 3 GiB above (a step of "18.0 GiB" compiles for a
 chip with 15.75), its peak_memory_in_bytes leaves out the gaps between buffers, 0 to 11 %.
@@ -48,6 +48,8 @@ chip with 15.75), its peak_memory_in_bytes leaves out the gaps between buffers, 
 | Gemma 3 1B, fsdp 8, 8 x 1024, none                                    | 8.29         | +9%      |
 | configs/pretrain_llama2_7b_v5e256, fsdp 256                           | 5.93         | -1%      |
 | configs/pretrain_gpt2_124m_v5e8, data 8                               | 5.63         | +0%      |
+| configs/instruct_llama31_8b_v5e16, fsdp 16                            | 14.08        | -8%      |
+| configs/instruct_lora_llama31_8b_v6e8, fsdp 8                         | 12.74        | +2%      |
 | Llama 3 8B, fsdp 64, 64 x 4096, full                                  | 7.99         | -5%      |
 | GPT-3 13B on v5p, fsdp 64, 64 x 2048, attention                       | 6.64         | +10%     |
 | Llama 3 70B on v5p, fsdp 128 x tensor 4, 512 x 4096, full             | 32.61        | +1%      |
