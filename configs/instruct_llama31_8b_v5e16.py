@@ -4,8 +4,8 @@
         --config.data.sources.mine.path=train.jsonl
 
 The argument is a folder of `jaxlm import-hf meta-llama/Llama-3.1-8B FOLDER --mesh=fsdp:16`.
-Hardware: TPU v5e-16 (16 GB a chip), fsdp 16. Compiled ahead of time for v5e:4x4 (jax 0.10.2, libtpu 0.0.42, 2026-11-26):
-14.1 of 15.75 GiB a chip. Result: not run yet.
+Hardware: TPU v5e-16 (16 GB a chip), fsdp 16. Compiled ahead of time for v5e:4x4 (jax 0.10.2, libtpu 0.0.42,
+2026-11-26): 14.1 of 15.75 GiB a chip. Result: not run yet.
 """
 
 from jaxlm import run
