@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxlm.config import check_choice
 from jaxlm.plan.flops import FlopsPerToken, ParamCount, count_params, flops_per_token, training_flops, weights
-from jaxlm.plan.prices import COMMITMENTS
+from jaxlm.plan.prices import check_choices
 from jaxlm.plan.report import Report, Table, count, flops, percent
 from jaxlm.plan.scaling import Law
 from jaxlm.plan.slices import (
@@ -121,9 +121,7 @@ def plan_run(run: Any, name: str, wanted: RunPlan) -> Report:
     Errors: UserError for a chip, price or convention that does not exist.
     """
     check_choice("--attention-flops", wanted.attention_flops, ATTENTION_FLOPS)
-    check_choice("--commitment", wanted.commitment, COMMITMENTS)
-    if wanted.provider is not None:
-        check_choice("--provider", wanted.provider, sorted({price.provider for price in wanted.prices}))
+    check_choices(wanted.prices, wanted.commitment, wanted.provider)
     found = budget(run, wanted.attention_flops)
     slices, without = find_slices(run, found.flops, wanted)
     tables = [parameters_table(found), training_table(run, found, wanted.attention_flops)]

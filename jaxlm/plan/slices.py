@@ -13,7 +13,7 @@ from jaxlm.plan import cost, placement
 from jaxlm.plan.hardware import Chip, Slices, chip_named, product_flops_per_s
 from jaxlm.plan.memory import MemoryEstimate, resolve_mesh
 from jaxlm.plan.placement import Placement
-from jaxlm.plan.prices import RULE, Price, choose, given, warning
+from jaxlm.plan.prices import RULE, Price, choose, given, matching, warning
 from jaxlm.plan.report import Table, count, days, dollars, gigabytes, percent
 from jaxlm.types import UserError
 
@@ -110,14 +110,8 @@ def price_of(chip: Chip, wanted: RunPlan) -> Price | None:
     """What a chip-hour costs; None where the tables have no price of that kind."""
     if wanted.price_usd is not None:
         return given(chip.name, wanted.price_usd)
-    known = {price.chip for price in wanted.prices if price.commitment == wanted.commitment}
-    if wanted.provider is not None:
-        known = {
-            p.chip
-            for p in wanted.prices
-            if (p.commitment, p.provider) == (wanted.commitment, wanted.provider)
-        }
-    if chip.name not in known and len(wanted.chips) > 1:
+    found = matching(wanted.prices, chip.name, commitment=wanted.commitment, provider=wanted.provider)
+    if not found and len(wanted.chips) > 1:
         return None
     return choose(wanted.prices, chip.name, commitment=wanted.commitment, provider=wanted.provider)
 
