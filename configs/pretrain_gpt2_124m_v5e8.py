@@ -18,7 +18,7 @@ def get_config():
     cfg = run.default_config()
     sizes.apply(cfg.model, "gpt2-124m")
     cfg.model.dtype = "bfloat16"
-    cfg.model.remat = "dots"
+    cfg.model.remat = "save_dots"
 
     cfg.data.sources.webtext = dict(path="corpora/webtext", on_exhausted="repeat")
     cfg.data.seq_len = 1024

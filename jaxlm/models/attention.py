@@ -13,8 +13,19 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.models.attention_chunked import attend_chunked
 from jaxlm.models.config import ModelConfig
-from jaxlm.models.layers import Constrain, Norm, adapter, normal, project, residual_stddev, softcap, weight
+from jaxlm.models.layers import (
+    Constrain,
+    Norm,
+    Spread,
+    adapter,
+    normal,
+    project,
+    residual_stddev,
+    softcap,
+    weight,
+)
 from jaxlm.models.masks import NEG_INF, causal_mask, is_seen
+from jaxlm.types import UserError
 
 
 class Rotation(NamedTuple):
@@ -101,13 +112,28 @@ def attend_dense(
 
 
 def pick_attention(name: str, platform: str) -> str:
-    """What `model.attention` stands for on this platform: `auto` is `chunked` on a CPU, else `dense`.
+    """What `model.attention` stands for on this platform: `auto`: `splash` on TPUs, `chunked` on CPUs, else `dense`.
 
     On two CPU cores chunks of queries halve the time and the memory of the [T, T] table (`make bench` measures it).
+    Errors: UserError for a kernel that the platform does not have.
     """
+    if name == "splash" and platform != "tpu":
+        raise UserError(
+            f"model.attention='splash' is a kernel of TPUs, and this is a {platform}. Try attention='auto'."
+        )
     if name != "auto":
         return name
-    return "chunked" if platform == "cpu" else "dense"
+    return {"tpu": "splash", "cpu": "chunked"}.get(platform, "dense")
+
+
+def attend(kernel: str, spread: Spread | None, q_BTNH, k_BSKH, v_BSKH, **how) -> jax.Array:
+    """Causal attention by one of the kernels, all of which compute `attend_dense`; `how`: its keywords."""
+    if kernel == "splash":
+        from jaxlm.models.attention_splash import attend_splash  # Pallas: half a second, on TPUs only
+
+        return attend_splash(q_BTNH, k_BSKH, v_BSKH, spread=spread, **how)
+    o_BTNH = {"dense": attend_dense, "chunked": attend_chunked}[kernel](q_BTNH, k_BSKH, v_BSKH, **how)
+    return checkpoint_name(o_BTNH, "attention")
 
 
 class Cache(NamedTuple):
@@ -156,6 +182,7 @@ class Attention(nn.Module):
     kind: str
     kernel: str
     constrain: Constrain
+    spread: Spread | None = None
     lora_dropout: float = 0.0
 
     @nn.compact
@@ -163,14 +190,17 @@ class Attention(nn.Module):
         config = self.config
         lora = functools.partial(adapter, self, dropout=self.lora_dropout)
         D, N, K, H = config.embed_dim, config.num_heads, config.kv_heads, config.head_width
+        place = self.spread.place if self.spread is not None else lambda axes: None
         qkv_bias = config.bias in ("qkv", "all")
 
         def heads(name: str, num: int, axis: str) -> jax.Array:
-            w = weight(self, name, (D, num, H), ("embed", axis, "head_dim"), normal())
+            axes = ("embed", axis, "head_dim")
+            w = weight(self, name, (D, num, H), axes, normal())
             b = None
             if qkv_bias:
                 b = weight(self, f"{name}_bias", (num, H), (axis, "head_dim"), nn.initializers.zeros)
-            return self.constrain(project(x_BTD, w, b, lora=lora(name)), "batch", "length", axis, "head_dim")
+            x_BTNH = project(x_BTD, w, b, lora=lora(name), name=name, place=place(axes))
+            return self.constrain(x_BTNH, "batch", "length", axis, "head_dim")
 
         q_BTNH, k_BTKH, v_BTKH = heads("q", N, "heads"), heads("k", K, "kv_heads"), heads("v", K, "kv_heads")
         if config.qk_norm:
@@ -187,19 +217,13 @@ class Attention(nn.Module):
                 q_BTNH, k_BTKH, v_BTKH, cache, layer, places, window=window, cap=cap, scale=scale
             )
         else:
-            attend = {"dense": attend_dense, "chunked": attend_chunked}[self.kernel]
-            o_BTNH = attend(
-                q_BTNH,
-                k_BTKH,
-                v_BTKH,
-                segments_BT=places.segments_BT,
-                window=window,
-                softcap=cap,
-                scale=scale,
-            )
-        o_BTNH = checkpoint_name(self.constrain(o_BTNH, "batch", "length", "heads", "head_dim"), "attention")
-        w_o = weight(self, "o", (N, H, D), ("heads", "head_dim", "embed"), normal(residual_stddev(config)))
+            how = {"segments_BT": places.segments_BT, "window": window, "softcap": cap, "scale": scale}
+            o_BTNH = attend(self.kernel, self.spread, q_BTNH, k_BTKH, v_BTKH, **how)
+        o_BTNH = self.constrain(o_BTNH, "batch", "length", "heads", "head_dim")
+        axes = ("heads", "head_dim", "embed")
+        w_o = weight(self, "o", (N, H, D), axes, normal(residual_stddev(config)))
         b_o = None
         if config.bias == "all":
             b_o = weight(self, "o_bias", (D,), ("embed",), nn.initializers.zeros)
-        return project(o_BTNH, w_o, b_o, num_in=2, lora=lora("o")), cache
+        y_BTD = project(o_BTNH, w_o, b_o, num_in=2, lora=lora("o"), name="o", place=place(axes))
+        return y_BTD, cache

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxlm.models.attention import Cache, init_cache, pick_attention
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.decoder import Block, Ends, class_logits, collections, head_logits, make_places, run_blocks
-from jaxlm.models.layers import Constrain, dropout
-from jaxlm.models.moe import RouterSums, Spread, no_router_sums
+from jaxlm.models.layers import Constrain, Spread, dropout
+from jaxlm.models.moe import RouterSums, no_router_sums
 from jaxlm.types import Batch, Params, PyTree, UserError
 
 
@@ -99,7 +99,7 @@ def build(
       seq_len: rows of a learned position table where config.max_seq_len is unset.
       platform: cpu, gpu or tpu, for `attention="auto"`; unset: the default backend.
       constrain: where activations live on a mesh, by logical axes.
-      spread: the mesh that experts are spread over; None: one device.
+      spread: the mesh that the model is spread over; None: one device.
       lora_dropout: on the input of adapters, where params["layers"]["lora"] holds some.
     """
     if config.vocab_size is None:

@@ -11,11 +11,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.models.attention import Attention, Cache, Places, rotation
 from jaxlm.models.config import ModelConfig
-from jaxlm.models.layers import MLP, Constrain, Norm, dropout, normal, softcap, weight
-from jaxlm.models.moe import MoE, RouterSums, Spread
+from jaxlm.models.layers import MLP, Constrain, Norm, Spread, dropout, normal, softcap, weight
+from jaxlm.models.moe import MoE, RouterSums
 
 
 class Block(nn.Module):
@@ -43,14 +44,15 @@ class Block(nn.Module):
             x_BTD = x_BTD + dropout(y_BTD, config.dropout, key)
             return self.constrain(x_BTD, "batch", "length", "embed")
 
+        x_BTD = checkpoint_name(x_BTD, "input")
         attention = Attention(
-            config, self.kind, self.kernel, self.constrain, self.lora_dropout, name="attention"
+            config, self.kind, self.kernel, self.constrain, self.spread, self.lora_dropout, name="attention"
         )
         y_BTD, cache = attention(Norm(config, name="attention_norm")(x_BTD), places, cache, layer)
         x_BTD = add(x_BTD, y_BTD, "attention_post_norm", keys[0])
         y_BTD = Norm(config, name="mlp_norm")(x_BTD)
         if config.num_experts is None:
-            y_BTD = MLP(config, self.constrain, self.lora_dropout, name="mlp")(y_BTD)
+            y_BTD = MLP(config, self.constrain, self.spread, self.lora_dropout, name="mlp")(y_BTD)
         else:
             y_BTD, router = MoE(config, self.constrain, self.spread, name="moe")(
                 y_BTD, places.segments_BT, layer
@@ -116,14 +118,17 @@ def class_logits(kernel_DC: jax.Array, x_XD: jax.Array) -> jax.Array:
     return jnp.matmul(x_XD.astype(jnp.float32), kernel_DC, precision=jax.lax.Precision.HIGHEST)
 
 
-def remat_policy(name: str) -> Callable[..., bool] | None:
-    """What the forward pass of a block keeps for the backward pass, by the name in `model.remat`."""
-    policies = jax.checkpoint_policies
-    return {
-        "dots": policies.save_only_these_names("dense"),
-        "attention": policies.save_only_these_names("attention"),
-        "full": policies.nothing_saveable,
-    }[name]
+def remat_policy(config: ModelConfig) -> Callable[..., Any]:
+    """What the forward pass of a block keeps for the backward pass, and what of it in the memory of the host."""
+    policies, kept, hosted = jax.checkpoint_policies, config.kept, config.kept_on_host
+    if not hosted:
+        return policies.save_only_these_names(*kept)
+    return policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=list(kept),
+        names_which_can_be_offloaded=list(hosted),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
 
 
 def unstack(stack, num_layers: int) -> list:
@@ -191,7 +196,7 @@ def run_stack(
     if config.remat != "none" and not isinstance(carried, Cache):
         # Inside a scan nothing can merge the recomputation with the original, so no barrier is needed.
         step = jax.checkpoint(
-            step, policy=remat_policy(config.remat), prevent_cse=not config.scan_layers, static_argnums=(1,)
+            step, policy=remat_policy(config), prevent_cse=not config.scan_layers, static_argnums=(1,)
         )
     apart = isinstance(stack, tuple)
     num_scanned = L // period if config.scan_layers and L // period > 1 and not apart else 0

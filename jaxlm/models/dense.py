@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from jaxlm.models.collective import Place, Split, gather, scatter_sum
 
 
 def product(a: jax.Array, b: jax.Array, a_dims: tuple[int, ...], b_dims: tuple[int, ...]) -> jax.Array:
@@ -41,44 +44,74 @@ def _weight_grad_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
     return lax.optimization_barrier(product(x_IR, g_RO, (1,), (0,)))
 
 
-def _as_matrix(w: jax.Array, x: jax.Array) -> jax.Array:
-    """The weights as [I, O], in the dtype of x. Made anew in each pass: what is kept between them is w itself."""
-    return w.reshape(x.shape[-1], -1).astype(x.dtype)
+def _matmul(x: jax.Array, w: jax.Array, split: Split | None, dtype: jnp.dtype) -> jax.Array:
+    return product(x, gather(w, x.dtype, split), (x.ndim - 1,), (0,)).astype(dtype)
 
 
-def _forward(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    y = product(x, _as_matrix(w, x), (x.ndim - 1,), (0,)).astype(dtype)
-    # remat "dots" goes by this name: a policy does not see the products inside a function with its own gradient.
-    return checkpoint_name(y, "dense")
+def _matmul_back(x, w, g, split: Split | None, others: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    """-> (dx, dw); others: mesh axes that hold copies of w, and other rows of x."""
+    dx = product(g, gather(w, x.dtype, split), (g.ndim - 1,), (1,)).astype(x.dtype)
+    dw = lax.platform_dependent(x, g, cpu=_weight_grad_cpu, default=_weight_grad)
+    if split is not None:
+        dw = scatter_sum(dw, split)
+        dw = lax.psum(dw, others) if others else dw
+    return dx, dw.astype(w.dtype)
 
 
-_dense = jax.custom_vjp(_forward, nondiff_argnums=(2,))
+def _forward(x: jax.Array, w: jax.Array, dtype: jnp.dtype, place: Place | None) -> jax.Array:
+    if place is None:
+        return _matmul(x, w, None, dtype)
+    rows = PartitionSpec(place.rows)
+    return jax.shard_map(
+        lambda x, w: _matmul(x, w, place.split, dtype),
+        mesh=place.mesh, in_specs=(rows, place.spec(2)), out_specs=rows, axis_names=set(place.rows), check_vma=False,
+    )(x, w)  # fmt: skip
 
 
-def _dense_fwd(x, w, dtype):
-    return _forward(x, w, dtype), (x, w)
+_dense = jax.custom_vjp(_forward, nondiff_argnums=(2, 3))
 
 
-def _dense_bwd(dtype, saved, g):
+def _dense_fwd(x, w, dtype, place):
+    return _forward(x, w, dtype, place), (x, w)
+
+
+def _dense_bwd(dtype, place: Place | None, saved, g):
     x, w = saved
     g = g.astype(x.dtype)
-    dx = product(g, _as_matrix(w, x), (g.ndim - 1,), (1,)).astype(x.dtype)
-    dw = lax.platform_dependent(x, g, cpu=_weight_grad_cpu, default=_weight_grad)
-    return dx, dw.reshape(w.shape).astype(w.dtype)
+    if place is None:
+        return _matmul_back(x, w, g, None, ())
+    rows, spec = PartitionSpec(place.rows), place.spec(2)
+    others = tuple(axis for axis in place.rows if axis != place.split.axis and place.mesh.shape[axis] > 1)
+    return jax.shard_map(
+        lambda x, w, g: _matmul_back(x, w, g, place.split, others),
+        mesh=place.mesh, in_specs=(rows, spec, rows), out_specs=(rows, spec), axis_names=set(place.rows),
+        check_vma=False,
+    )(x, w, g)  # fmt: skip
 
 
 _dense.defvjp(_dense_fwd, _dense_bwd)
 
 
-def dense(x: jax.Array, w: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+def dense(
+    x: jax.Array,
+    w: jax.Array,
+    dtype: jnp.dtype | None = None,
+    *,
+    place: Place | None = None,
+    name: str = "dense",
+) -> jax.Array:
     """x[..., I] @ w[I, O] -> [..., O] in x's dtype, accumulated in float32.
 
     Pass w as it is stored (float32): it is rounded to x's dtype for the products, while its gradient comes back in
-    float32 without ever being rounded.
+    float32 without ever being rounded (but for the sum over devices, where `place` says so).
 
     Args:
       x: activations; its dtype is the one the products run in.
       w: weights; its leading dims multiply to I, the others, flattened, are O.
       dtype: of the result, where it should differ from x's (float32 logits of bfloat16 states).
+      place: the mesh over which [I, O] is split; None: whole, or left to the compiler.
+      name: what `model.remat` calls the result. Named out here: a policy does not see what is inside a function with
+        its own gradient.
     """
-    return _dense(x, w, jnp.dtype(dtype or x.dtype))
+    y = _dense(x, w.reshape(x.shape[-1], -1), jnp.dtype(dtype or x.dtype), place)
+    return checkpoint_name(y, name)
