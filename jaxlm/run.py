@@ -103,13 +103,11 @@ def build_pieces(cfg: RunConfig, class_weights: tuple[float, ...] | None = None)
         cfg.model,
         cfg.data.seq_len,
         constrain=make_constrain(mesh),
-        spread=make_spread(mesh),
+        spread=make_spread(mesh, cfg.train.reduce_dtype),
         lora_dropout=cfg.tune.lora_dropout if cfg.tune.train == "lora" else 0.0,
     )
     tuning = Tuning(cfg.tune)
-    # The loss counts tokens over the whole batch; the config counts those of one device.
-    chunk_tokens = cfg.train.loss_chunk_tokens * sizes["data"] * sizes["fsdp"] * sizes["expert"]
-    options: dict[str, Any] = {"z_loss": cfg.train.z_loss, "chunk_tokens": chunk_tokens}
+    options: dict[str, Any] = {"z_loss": cfg.train.z_loss, "chunk_tokens": cfg.train.loss_chunk_tokens}
     if cfg.objective == "classify":
         task, smoothing = cfg.classify.task, cfg.classify.label_smoothing
         options = {"task": task, "label_smoothing": smoothing, "class_weights": class_weights}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.models.attention import Cache, init_cache, pick_attention
+from jaxlm.models.collective import Place
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.decoder import Block, Ends, class_logits, collections, head_logits, make_places, run_blocks
 from jaxlm.models.layers import Constrain, Spread, dropout
@@ -33,6 +34,8 @@ class LM(NamedTuple):
     """init_cache(batch_size, max_len) -> an empty KV cache."""
     extend: Callable[[Params, jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
     """extend(params, tokens_BT, positions_BT, cache) -> (x_BTD, cache): prefill and decode."""
+    head_place: Place | None = None
+    """On a mesh: where `head` runs on the rows of each device, for whoever hands it a whole table."""
     hidden_with_router: Callable[..., tuple[jax.Array, RouterSums]] | None = None
     """Of a mixture of experts: `hidden`, and what the routers say of that batch; None for other models."""
 
@@ -80,7 +83,7 @@ def make_modules(
         kind: Block(config, kind, kernel, constrain, spread, lora_dropout) for kind in set(config.layer_kinds)
     }
     has_dropout = config.dropout > 0 or lora_dropout > 0
-    return Modules(config, Ends(config, num_positions, constrain), blocks, constrain, has_dropout)
+    return Modules(config, Ends(config, num_positions, constrain, spread), blocks, constrain, has_dropout)
 
 
 def build(
@@ -131,7 +134,7 @@ def build(
 
     return LM(
         init, hidden, head, logical_axes(init_boxed), (head_key,), make_cache, extend,
-        with_router if config.num_experts else None,
+        None if spread is None else spread.ends(), with_router if config.num_experts else None,
     )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ all devices of a TPU pod comes as one all-reduce, of which every device then kee
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +31,44 @@ class Split(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a product runs: `mesh` and the axes that split the rows of a batch, `split.axis` among them."""
+    """Where a product runs: on each device of `mesh` its rows of the batch with the whole weight."""
 
     mesh: Mesh
     rows: tuple[str, ...]
-    split: Split
+    """Axes that split the batch."""
+    split: Split | None
+    """Of the weight, along one of `rows`; None: all have it."""
 
-    def spec(self, ndim: int) -> PartitionSpec:
-        """Of a matrix with `ndim` dims that is split."""
-        return PartitionSpec(*(self.split.axis if i == self.split.dim else None for i in range(ndim)))
+    def run(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        """`function` on what each device has. Mesh axes that are not `rows` (tensor) are left to the compiler."""
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            axis_names=set(self.rows),
+            check_vma=False,
+        )
+
+    @property
+    def batch_spec(self) -> PartitionSpec:
+        """Of an array of rows."""
+        return PartitionSpec(self.rows)
+
+    @property
+    def weight_spec(self) -> PartitionSpec:
+        """Of the weight."""
+        if self.split is None:
+            return PartitionSpec()
+        return PartitionSpec(*(None,) * self.split.dim, self.split.axis)
+
+    def collect_grad(self, g: jax.Array) -> jax.Array:
+        """What a device holds of the weight's gradient, from what its own rows say of the whole."""
+        others = self.rows
+        if self.split is not None:
+            g, others = scatter_sum(g, self.split), tuple(a for a in others if a != self.split.axis)
+        others = tuple(axis for axis in others if self.mesh.shape[axis] > 1)
+        return jax.lax.psum(g, others) if others else g
 
 
 def gather(w: jax.Array, dtype: jnp.dtype, split: Split | None) -> jax.Array:

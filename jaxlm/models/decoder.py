@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.models.attention import Attention, Cache, Places, rotation
 from jaxlm.models.config import ModelConfig
+from jaxlm.models.dense import lookup
 from jaxlm.models.layers import MLP, Constrain, Norm, Spread, dropout, normal, softcap, weight
 from jaxlm.models.moe import MoE, RouterSums
 
@@ -66,6 +67,7 @@ class Ends(nn.Module):
     config: ModelConfig
     num_positions: int
     constrain: Constrain
+    spread: Spread | None = None
 
     def setup(self):
         config = self.config
@@ -83,15 +85,19 @@ class Ends(nn.Module):
 
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         config = self.config
-        # Gathered from rows that are whole: over fsdp the table is collected once, not the result reshuffled.
-        table_VD = self.constrain(self.embedding, "vocab", "embed")
-        x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.dtype)
+        if self.spread is None:
+            x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(config.dtype)
+        else:
+            x_BTD = lookup(self.embedding, tokens_BT, jnp.dtype(config.dtype), self.spread.ends())
         if config.scale_embeddings:
             # Rounded to the compute dtype first, as Gemma does.
             x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, config.dtype)
         if config.positions == "learned":
-            table_PD = self.constrain(self.position_table, "positions", "embed")
-            x_BTD = x_BTD + jnp.take(table_PD, positions_BT, axis=0).astype(config.dtype)
+            if self.spread is None:
+                y_BTD = jnp.take(self.position_table, positions_BT, axis=0).astype(config.dtype)
+            else:
+                y_BTD = lookup(self.position_table, positions_BT, jnp.dtype(config.dtype), self.spread.ends())
+            x_BTD = x_BTD + y_BTD
         return x_BTD
 
     def norm(self, x_BTD: jax.Array) -> jax.Array:

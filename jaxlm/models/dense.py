@@ -7,13 +7,14 @@ On TPUs and GPUs: as one contraction, as it stands. On CPUs a weight gradient ne
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 
-from jaxlm.models.collective import Place, Split, gather, scatter_sum
+from jaxlm.models.collective import Place, Split, gather
 
 
 def product(a: jax.Array, b: jax.Array, a_dims: tuple[int, ...], b_dims: tuple[int, ...]) -> jax.Array:
@@ -48,24 +49,17 @@ def _matmul(x: jax.Array, w: jax.Array, split: Split | None, dtype: jnp.dtype) -
     return product(x, gather(w, x.dtype, split), (x.ndim - 1,), (0,)).astype(dtype)
 
 
-def _matmul_back(x, w, g, split: Split | None, others: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
-    """-> (dx, dw); others: mesh axes that hold copies of w, and other rows of x."""
+def _matmul_back(x, w, g, split: Split | None) -> tuple[jax.Array, jax.Array]:
+    """-> dx, and what these rows say of dw."""
     dx = product(g, gather(w, x.dtype, split), (g.ndim - 1,), (1,)).astype(x.dtype)
-    dw = lax.platform_dependent(x, g, cpu=_weight_grad_cpu, default=_weight_grad)
-    if split is not None:
-        dw = scatter_sum(dw, split)
-        dw = lax.psum(dw, others) if others else dw
-    return dx, dw.astype(w.dtype)
+    return dx, lax.platform_dependent(x, g, cpu=_weight_grad_cpu, default=_weight_grad)
 
 
 def _forward(x: jax.Array, w: jax.Array, dtype: jnp.dtype, place: Place | None) -> jax.Array:
     if place is None:
         return _matmul(x, w, None, dtype)
-    rows = PartitionSpec(place.rows)
-    return jax.shard_map(
-        lambda x, w: _matmul(x, w, place.split, dtype),
-        mesh=place.mesh, in_specs=(rows, place.spec(2)), out_specs=rows, axis_names=set(place.rows), check_vma=False,
-    )(x, w)  # fmt: skip
+    specs = place.batch_spec, place.weight_spec
+    return place.run(lambda x, w: _matmul(x, w, place.split, dtype), specs, place.batch_spec)(x, w)
 
 
 _dense = jax.custom_vjp(_forward, nondiff_argnums=(2, 3))
@@ -79,14 +73,15 @@ def _dense_bwd(dtype, place: Place | None, saved, g):
     x, w = saved
     g = g.astype(x.dtype)
     if place is None:
-        return _matmul_back(x, w, g, None, ())
-    rows, spec = PartitionSpec(place.rows), place.spec(2)
-    others = tuple(axis for axis in place.rows if axis != place.split.axis and place.mesh.shape[axis] > 1)
-    return jax.shard_map(
-        lambda x, w, g: _matmul_back(x, w, g, place.split, others),
-        mesh=place.mesh, in_specs=(rows, spec, rows), out_specs=(rows, spec), axis_names=set(place.rows),
-        check_vma=False,
-    )(x, w, g)  # fmt: skip
+        dx, dw = _matmul_back(x, w, g, None)
+        return dx, dw.astype(w.dtype)
+
+    def local(x, w, g):
+        dx, dw = _matmul_back(x, w, g, place.split)
+        return dx, place.collect_grad(dw).astype(w.dtype)
+
+    rows, spec = place.batch_spec, place.weight_spec
+    return place.run(local, (rows, spec, rows), (rows, spec))(x, w, g)
 
 
 _dense.defvjp(_dense_fwd, _dense_bwd)
@@ -115,3 +110,36 @@ def dense(
     """
     y = _dense(x, w.reshape(x.shape[-1], -1), jnp.dtype(dtype or x.dtype), place)
     return checkpoint_name(y, name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def lookup(table_VD: jax.Array, tokens_BT: jax.Array, dtype: jnp.dtype, place: Place) -> jax.Array:
+    """The rows of a table for each token, x_BTD, on a mesh: the table is collected whole, and not its rows.
+
+    The gradient is added up by each device for its own tokens, in float32, and then over the devices.
+    """
+
+    def local(table_VD, tokens_BT):
+        return jnp.take(gather(table_VD, dtype, place.split), tokens_BT, axis=0)
+
+    return place.run(local, (place.weight_spec, place.batch_spec), place.batch_spec)(table_VD, tokens_BT)
+
+
+def _lookup_fwd(table_VD, tokens_BT, dtype, place):
+    return lookup(table_VD, tokens_BT, dtype, place), (table_VD, tokens_BT)
+
+
+def _lookup_bwd(dtype, place: Place, saved, g_BTD):
+    table_VD, tokens_BT = saved
+
+    def local(tokens_BT, g_BTD):
+        whole_VD = jnp.zeros((table_VD.shape[0], g_BTD.shape[-1]), jnp.float32)
+        return place.collect_grad(whole_VD.at[tokens_BT].add(g_BTD.astype(jnp.float32))).astype(
+            table_VD.dtype
+        )
+
+    rows = place.batch_spec
+    return place.run(local, (rows, rows), place.weight_spec)(tokens_BT, g_BTD), None
+
+
+lookup.defvjp(_lookup_fwd, _lookup_bwd)

@@ -61,6 +61,10 @@ class Spread(Protocol):
         """Where the product with a matrix of these logical axes runs; None: the compiler's choice."""
         ...
 
+    def ends(self) -> Place:
+        """Where tokens are looked up and predicted: the tables are [V, embed]."""
+        ...
+
     def split(self, dim: int) -> Split | None:
         """How a weight is held whose dim `dim` is `embed`; None: it is whole."""
         ...
@@ -96,7 +100,7 @@ class Norm(nn.Module):
     """
 
     config: ModelConfig
-    axis: str = "embed"
+    axis: str = "width"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -211,7 +215,7 @@ class MLP(nn.Module):
         h_BTF = self.constrain(h_BTF, "batch", "length", "mlp")
         w_down = weight(self, "down", (F, D), out_of, normal(residual_stddev(config)))
         place = None if self.spread is None else self.spread.place(out_of)
-        b_down = weight(self, "down_bias", (D,), ("embed",), zeros) if has_bias else None
+        b_down = weight(self, "down_bias", (D,), ("width",), zeros) if has_bias else None
         return project(h_BTF, w_down, b_down, lora=lora("down"), name="down", place=place)
 
 

@@ -17,6 +17,7 @@ Table = Mapping[str, str | tuple[str, ...] | None]
 PARAMS: Table = {
     "vocab": "tensor",
     "embed": "fsdp",
+    "width": None,  # embed, of a vector: to collect so little takes longer than to keep it
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
@@ -135,6 +136,10 @@ class Spread(NamedTuple):
         """Where the product with a matrix of these logical axes, first or last of them `embed`, runs."""
         split = self.split(0 if axes[0] == "embed" else 1)
         return None if split is None else Place(self.mesh, self.batch, split)
+
+    def ends(self) -> Place:
+        """Where tokens are looked up and predicted: the tables are [V, embed]."""
+        return Place(self.mesh, self.batch, self.split(1))
 
 
 def make_spread(mesh: Mesh, sum_dtype: str = "float32") -> Spread | None:

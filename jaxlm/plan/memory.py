@@ -78,6 +78,7 @@ from jaxlm.types import UserError
 PARAM_AXES: dict[str, str | None] = {
     "vocab": "tensor",
     "embed": "fsdp",
+    "width": None,
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
