@@ -168,8 +168,9 @@ def trips(known: Integers, loop: Instruction) -> Trips:
     count = _run(known.module, body, condition, start, counters)
     if count is not None:
         return Trips(count, False, inside)
-    zero = {index: 0 if index in counters and start[index] is None else start[index] for index in start}
-    count = _run(known.module, body, condition, zero, counters)
+    unknown = [index for index in counters if start.get(index) is None]
+    if len(unknown) == 1:  # with more, one of them may well be the limit
+        count = _run(known.module, body, condition, start | {unknown[0]: 0}, counters) or None
     return Trips(count, count is not None, inside)
 
 
