@@ -219,5 +219,8 @@ def _run(
         if not goes_on:
             return count
         inside = Integers(module, body, argument)
-        state |= {index: inside.value(results[index]) for index in counters}
+        moved = {index: inside.value(results[index]) for index in counters}
+        if moved.items() <= state.items():
+            return None  # it stands still
+        state |= moved
     return None

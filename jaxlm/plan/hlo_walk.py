@@ -248,12 +248,11 @@ class Walk:
         if sent is None:
             return
         total.unknown += [sent.unknown] if sent.unknown else []
-        if not sent.across_slices_bytes:
-            exposed = 0.0 if hidden else 1.0
-            total.links = total.links.plus(Links(sent.wire_bytes, exposed * sent.wire_bytes))
-            total.as_written = total.as_written.plus(
-                Links(sent.as_written_bytes, exposed * sent.as_written_bytes)
-            )
+        in_slice = 1 - sent.across_slices_bytes / sent.wire_bytes if sent.wire_bytes else 1.0
+        exposed = 0.0 if hidden else 1.0
+        for key, wire_bytes in (("links", sent.wire_bytes), ("as_written", sent.as_written_bytes)):
+            links = Links(in_slice * wire_bytes, exposed * in_slice * wire_bytes)
+            setattr(total, key, getattr(total, key).plus(links))
         total.add_collective(
             Collective(
                 kind=sent.kind,
