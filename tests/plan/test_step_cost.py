@@ -3,7 +3,9 @@
 # ruff: noqa: E501 (a line of HLO is one line)
 
 import dataclasses
+import gzip
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -662,3 +664,23 @@ def test_half_of_a_megacore_has_half_of_its_peak():
 def test_text_that_is_no_module_is_refused():
     with pytest.raises(UserError, match="compiled.as_text"):
         read_step("nothing", V5E)
+
+
+def test_a_real_step_of_two_slices_adds_up():
+    """`fsdp_step` of test_step_cost_tpu.py, which says how it was compiled; cycles are the sum of the compiler's."""
+    text = gzip.decompress(Path(__file__).with_name("step_fsdp_two_slices.hlo.gz").read_bytes()).decode()
+    found = read_step(text, CHIPS["v6e"])
+    product, layer = 2 * 1024 * 2048 * 2048, 2 * 2048 * 2048
+    assert found.flops == 4 * 4 * product  # forward, again, and twice backward
+    rows = {(row.kind, row.in_loop): row for row in found.collectives}
+    gathered = [rows["all-gather", in_loop] for in_loop in (False, True)]
+    # Eight times a layer's weights in bfloat16, of which one is gathered outside: the last turn of a loop, peeled off.
+    assert [row.count for row in gathered] == [1, 7]
+    assert sum(row.wire_bytes for row in gathered) == 8 * layer * 7 / 8
+    assert sum(rows["reduce-scatter", in_loop].wire_bytes for in_loop in (False, True)) == 4 * layer * 7 / 8
+    crossing = [rows["all-reduce", in_loop] for in_loop in (False, True)]
+    assert sum(row.across_slices_bytes for row in crossing) == 4 * layer / 8
+    assert found.links.all_bytes == 12 * layer * 7 / 8
+    assert [(loop.trip_count, loop.entered) for loop in found.loops] == [(4, 1), (3, 1)]
+    assert (found.cycles, found.hbm_bytes) == (642143, 52428976)
+    assert (found.unknown, found.uncosted, found.host_bytes) == ((), {}, 0)
