@@ -64,6 +64,20 @@ class CompiledStep(NamedTuple):
     seconds: float
 
 
+def import_all() -> None:
+    """Imports what lowering needs, so that its seconds can be told from those of the work."""
+    import jax.experimental.topologies  # noqa: F401
+
+    import jaxlm.data.examples
+    import jaxlm.data.pipeline
+    import jaxlm.models.build
+    import jaxlm.objectives
+    import jaxlm.run_weights
+    import jaxlm.train.optimizer
+    import jaxlm.train.step
+    import jaxlm.train.tuning  # noqa: F401
+
+
 def one_example(cfg: RunConfig) -> ExampleStore:
     """A store of one example that fills a row: enough for the data pipeline to make a batch of."""
     import numpy as np
@@ -232,7 +246,10 @@ def compile_step(step: LoweredStep) -> CompiledStep:
     started, arguments = time.perf_counter(), sum(step.argument_parts_bytes.values())
     is_tpu = step.pieces.mesh.devices.flat[0].platform == "tpu"
     with tempfile.TemporaryDirectory(prefix="jaxlm-compile-") as dump:
-        options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True} if is_tpu else None
+        # LLVM's optimisations change neither buffers nor collectives, and take most of the time on CPUs.
+        options: dict[str, Any] = {"xla_backend_optimization_level": 0}
+        if is_tpu:
+            options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True}
         try:
             with quiet_stderr():
                 compiled = step.lowered.compile(options)
