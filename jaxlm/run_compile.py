@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxlm.plan.compile_report import DeviceMemory
+from jaxlm.plan.compiled import DeviceMemory
 from jaxlm.plan.topology import Topology
 from jaxlm.run import Pieces, abstract_state, build_pieces
 from jaxlm.types import Batch, PyTree, UserError
@@ -232,7 +232,8 @@ def device_bytes(tree: PyTree) -> int:
     import jax
 
     return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
     )
 
 
@@ -290,7 +291,9 @@ def reported_bytes(dump: Path) -> int | None:
     """Bytes of HBM in the memory-usage report that XLA:TPU dumps, of a program that is refused too; None: none."""
     totals = []
     for path in dump.glob("*memory-usage-report.txt"):
-        totals += re.findall(r"^Memory Space: default \(color=0\)\nTotal bytes: (\d+)", path.read_text(), re.MULTILINE)
+        totals += re.findall(
+            r"^Memory Space: default \(color=0\)\nTotal bytes: (\d+)", path.read_text(), re.MULTILINE
+        )
     return max(map(int, totals), default=None)
 
 

@@ -4,7 +4,7 @@ jaxlm compile --config=pretrain_llama2_7b_v5e256 --topology=v5e:16x16
 jaxlm compile --config=pretrain_llama2_7b_v5e256 --topology=v5e:16x16 --num-slices=2 --config.mesh.data=2
 jaxlm compile --config=quickstart --topology=cpu:8          memory and collectives on fake CPU devices
 
-It is the step that `jaxlm train` compiles, for any objective; no data is read and no TPU is needed, but its compiler is:
+It is the step that `jaxlm train` compiles, for any objective. No data is read and no TPU is needed, but its compiler:
 pip install 'jaxlm[tpu]'. The exit code is 4 where the step does not fit.
 """
 
@@ -23,6 +23,10 @@ from pathlib import Path
 from jaxlm.cli._plan_output import add_output_arguments, emit
 from jaxlm.cli._plan_run import add_price_arguments, completed
 from jaxlm.plan import prices, topology
+from jaxlm.plan.compile_report import compile_report
+from jaxlm.plan.compiled import Facts, Pricing
+from jaxlm.plan.hardware import CHIPS
+from jaxlm.plan.step_cost import read_step, step_time
 from jaxlm.plan.topology import Topology
 from jaxlm.run import parse, resolve, resolve_mesh
 from jaxlm.types import UserError
@@ -53,18 +57,12 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         check_libtpu()
     set_environment(on)
 
-    from jaxlm.plan.compile_report import Facts, Pricing, compile_report
-    from jaxlm.plan.hardware import CHIPS
-    from jaxlm.plan.step_cost import read_step, step_time
-
     pricing = Pricing(
         prices.load(args.prices), args.price, args.commitment, args.provider, datetime.date.today()
     )
     if on.chip is not None:
         pricing.of(on.chip)  # a price that there is not is refused before it takes minutes
     started = time.perf_counter()
-    import jax
-
     from jaxlm import run_compile
 
     run_compile.import_all()
@@ -120,8 +118,8 @@ def check_libtpu() -> None:
     """Raises UserError where the compiler of TPUs is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"The compiler of TPUs is not installed: pip install '{libtpu_of_jax()}' (what jax {version('jax')} is made "
-            "for, also without a TPU), or compile for --topology=cpu:8."
+            f"The compiler of TPUs is not installed: pip install '{libtpu_of_jax()}' (what jax {version('jax')} is "
+            "made for; it needs no TPU), or compile for --topology=cpu:8."
         )
 
 

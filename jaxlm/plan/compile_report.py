@@ -2,103 +2,24 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxlm.plan import cost, prices
-from jaxlm.plan.hardware import Chip, product_flops_per_s
+from jaxlm.plan import prices
+from jaxlm.plan.compiled import MEASURED, Facts, Pricing, Speed, estimates, facts_data, model_flops, speeds_of
+from jaxlm.plan.hardware import Chip
 from jaxlm.plan.memory import predict
 from jaxlm.plan.placement import limit_bytes
 from jaxlm.plan.prices import Price
 from jaxlm.plan.report import Report, Table, count, days, dollars, flops, percent
 from jaxlm.plan.report import gigabytes as gigabytes_of
-from jaxlm.plan.run_plan import Budget, budget, numbers
+from jaxlm.plan.run_plan import Budget, budget
 from jaxlm.plan.slices import between, mesh_name
 from jaxlm.plan.step_cost import StepCost, StepTime
-from jaxlm.plan.topology import Topology
 from jaxlm.plan.what_fits import Change, changes
-
-MEASURED = {"roofline": (1.07, 1.71), "hybrid": (0.91, 1.35), "cycles": (0.88, 1.07)}
-"""Step times that MaxText publishes for five recipes on v5e, v5p and v6e, over what each estimate says of their steps
-as compiled here with jax 0.11.1 and libtpu 0.0.46: lowest, highest."""
 
 BOUNDS = {"compute": "matrix units", "memory": "bandwidth of HBM", "network": "network between chips"}
 """`StepTime.bound` in words."""
-
-
-class DeviceMemory(NamedTuple):
-    """What a compiled step takes of one device, in bytes."""
-
-    total_bytes: int
-    """What has to fit: arguments, outputs and temporaries, as they lie in memory."""
-    argument_bytes: int
-    """State and batch."""
-    output_bytes: int = 0
-    """Those that do not take the place of an argument."""
-    host_bytes: int = 0
-    """Offloaded to the host."""
-    program_bytes: int = 0
-    is_reported: bool = True
-    """Whether the total is that of the compiler's report, not a sum."""
-    refused: str | None = None
-    """Why the compiler made no program of it."""
-
-    @property
-    def temporary_bytes(self) -> int:
-        return self.total_bytes - self.argument_bytes - self.output_bytes
-
-
-class Pricing(NamedTuple):
-    """Which price of a chip-hour is taken."""
-
-    prices: Sequence[Price]
-    price_usd: float | None
-    """In place of a price of the table."""
-    commitment: str
-    provider: str | None
-    today: datetime.date
-
-    def of(self, chip: Chip) -> Price | None:
-        """None where there is no price of that kind. Errors: UserError for a commitment or provider that is none."""
-        prices.check_choices(self.prices, self.commitment, self.provider)
-        if self.price_usd is not None:
-            return prices.given(chip.name, self.price_usd)
-        kind: Any = {"commitment": self.commitment, "provider": self.provider}
-        return next(iter(prices.matching(self.prices, chip.name, **kind)), None)
-
-
-class Facts(NamedTuple):
-    """What was compiled, and what came of it."""
-
-    name: str
-    """What the user calls the config."""
-    on: Topology
-    mesh: dict[str, int]
-    kernels: dict[str, str]
-    memory: DeviceMemory
-    argument_parts_bytes: dict[str, int]
-    step: StepCost | None
-    """None where there is no program."""
-    time: StepTime | None
-    """None for CPU devices too."""
-    seconds: dict[str, float]
-    """import, lower, compile."""
-    versions: dict[str, str]
-    stablehlo_sha256: str
-
-
-class Speed(NamedTuple):
-    """One estimate of a step's time, and what follows from it."""
-
-    basis: str
-    predicted_s: float
-    low_s: float
-    high_s: float
-    """Between which steps were measured that were predicted alike."""
-    tokens_per_s_per_chip: float
-    mfu: float | None
-    """None where the chip has no units for the model's dtype."""
 
 
 def compile_report(run: Any, facts: Facts, pricing: Pricing, notes: Sequence[str] = ()) -> Report:
@@ -134,7 +55,7 @@ def compile_report(run: Any, facts: Facts, pricing: Pricing, notes: Sequence[str
         tables=tables,
         warnings=warnings,
         notes=[*notes, *caveats(facts)],
-        data=data(facts, found, predicted.total, limit, better, speeds, price),
+        data=facts_data(facts, found, predicted.total, limit, better, speeds, price),
     )
 
 
@@ -147,6 +68,7 @@ def step_table(run: Any, facts: Facts, found: Budget) -> Table:
     """What was compiled."""
     rows_each = run.data.global_batch_size // (found_rows(facts.mesh) * run.train.num_microbatches)
     B, T, num_parts = run.data.global_batch_size, run.data.seq_len, run.train.num_microbatches
+    kernels = [f"{what} {name}" for what, name in facts.kernels.items()]
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in facts.seconds.items())
     devices = f"{facts.on.num_devices:,} devices on {facts.on.num_hosts:,} host(s)"
     if facts.on.chip is not None:
@@ -157,7 +79,7 @@ def step_table(run: Any, facts: Facts, found: Budget) -> Table:
         ("parameters", f"{found.params.total:,}"),
         ("batch", f"{B:,} x {T:,} = {found.tokens_per_step:,} tokens a step"),
         ("of a device", f"{rows_each:,} x {T:,} tokens, {num_parts} time(s) a step"),
-        ("model", f"{run.model.dtype}, remat {run.model.remat}, " + ", ".join(f"{k} {v}" for k, v in facts.kernels.items())),
+        ("model", ", ".join([run.model.dtype, f"remat {run.model.remat}", *kernels])),
         ("took", seconds),
         ("versions", ", ".join(f"{name} {value}" for name, value in facts.versions.items())),
     ]  # fmt: skip
@@ -208,7 +130,9 @@ def too_large(facts: Facts, limit: float) -> str:
 
 def changes_table(better: Sequence[Change], limit: float) -> Table:
     """What to change."""
-    rows = [(one.flags, gigabytes(one.predicted_bytes), percent(one.predicted_bytes / limit)) for one in better]
+    rows = [
+        (one.flags, gigabytes(one.predicted_bytes), percent(one.predicted_bytes / limit)) for one in better
+    ]
     notes = [
         "As `jaxlm plan` predicts it; where it takes too little for what was compiled, as much more is allowed for. "
         "Microbatches, remat and mesh change no result."
@@ -239,11 +163,6 @@ def flops_table(facts: Facts, found: Budget, step: StepCost) -> Table:
     return Table("FLOPs of a device and step", ("", "FLOPs", "of the model's"), rows, notes=notes)
 
 
-def model_flops(facts: Facts, found: Budget) -> float:
-    """Of one device and step."""
-    return found.per_token.total * found.tokens_per_step / facts.on.num_devices
-
-
 def collectives_table(facts: Facts, step: StepCost) -> Table:
     """What a device sends in a step."""
     rows = [
@@ -269,22 +188,6 @@ def collectives_table(facts: Facts, step: StepCost) -> Table:
     return Table("collectives of a device and step", columns, rows, notes=[hint], left=("where",))
 
 
-def speeds_of(run: Any, facts: Facts, found: Budget) -> list[Speed]:
-    """All estimates that there are, the most trusted one last."""
-    time, chip = facts.time, facts.on.chip
-    assert time is not None
-    assert chip is not None
-    peak = product_flops_per_s(chip, run.model.dtype)
-    out = []
-    for basis, seconds in (("roofline", time.roofline_s), ("hybrid", time.hybrid_s), ("cycles", time.cycles_s)):
-        if seconds:
-            low, high = MEASURED[basis]
-            mfu = peak and model_flops(facts, found) / (seconds * peak * chip.share())
-            tokens = found.tokens_per_step / seconds / facts.on.num_chips
-            out.append(Speed(basis, seconds, low * seconds, high * seconds, tokens, mfu))
-    return out
-
-
 def speed_table(time: StepTime, speeds: Sequence[Speed]) -> Table:
     """How long a step takes, by each estimate."""
     rows = [
@@ -298,11 +201,16 @@ def speed_table(time: StepTime, speeds: Sequence[Speed]) -> Table:
         )
         for one in speeds
     ]
-    parts = (("products", time.compute_s), ("HBM", time.hbm_s), ("network", time.wire_s), ("of it not hidden", time.exposed_wire_s))
+    parts = (
+        ("products", time.compute_s),
+        ("HBM", time.hbm_s),
+        ("network", time.wire_s),
+        ("of it not hidden", time.exposed_wire_s),
+    )
     notes = [
         f"Bound by the {BOUNDS[time.bound]}. Roofline, s: "
         + ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in parts)
-        + ". A lower bound. Cycles: the compiler's own, within about 15 %. Hybrid: products by cycles, the rest by HBM.",
+        + ". A lower bound. Cycles: the compiler's own. Hybrid: products by cycles, the rest by bytes of HBM.",
         "measured: step times that MaxText publishes for five recipes over this estimate of their steps; expected: "
         "the step times that this range means here.",
     ]
@@ -312,19 +220,6 @@ def speed_table(time: StepTime, speeds: Sequence[Speed]) -> Table:
 
 def _seconds(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-
-
-def estimates(facts: Facts, found: Budget, chip: Chip, speed: Speed, price: Price | None) -> list[cost.Estimate]:
-    """Of the whole run, at the fast and the slow end of what is expected; without a price its dollars mean nothing."""
-    return [
-        cost.estimate(
-            chip,
-            found.num_steps * seconds / 3600 * facts.on.num_chips,
-            price.usd if price else 0.0,
-            num_chips=facts.on.num_chips,
-        )
-        for seconds in (speed.low_s, speed.high_s)
-    ]
 
 
 def money_table(facts: Facts, found: Budget, chip: Chip, speed: Speed, price: Price | None) -> Table:
@@ -337,8 +232,14 @@ def money_table(facts: Facts, found: Budget, chip: Chip, speed: Speed, price: Pr
         between(count(fast.chip_hours), count(slow.chip_hours)),
         "-" if price is None else between(dollars(fast.compute_usd), dollars(slow.compute_usd)),
     )
-    note = f"At the step time that is expected by {speed.basis}, without evaluation, checkpoints and restarts. "
-    note += str(price) if price else f"No price of {chip.name} is known: give one with --price=USD or --prices=FILE."
+    note = (
+        f"At the step time that is expected by {speed.basis}, without evaluation, checkpoints and restarts. "
+    )
+    note += (
+        str(price)
+        if price
+        else f"No price of {chip.name} is known: give one with --price=USD or --prices=FILE."
+    )
     return Table("the whole run", ("steps", "tokens", "time", "chip-hours", "compute"), [row], notes=[note])
 
 
@@ -350,68 +251,3 @@ def caveats(facts: Facts) -> list[str]:
     if facts.on.num_slices > 1:
         said.append("The network between slices is timed as if it were within one: a step takes longer.")
     return said
-
-
-def data(
-    facts: Facts,
-    found: Budget,
-    predicted_bytes: int,
-    limit: float | None,
-    better: Sequence[Change],
-    speeds: Sequence[Speed],
-    price: Price | None,
-) -> dict[str, Any]:
-    """For --json."""
-    memory, step, on = facts.memory, facts.step, facts.on
-    out: dict[str, Any] = {
-        "config": facts.name,
-        "topology": {
-            "name": on.slice_name,
-            "num_slices": on.num_slices,
-            "num_chips": on.num_chips,
-            "num_devices": on.num_devices,
-            "num_hosts": on.num_hosts,
-        },
-        "mesh": dict(facts.mesh),
-        "kernels": dict(facts.kernels),
-        "seconds": dict(facts.seconds),
-        "versions": dict(facts.versions),
-        "stablehlo_sha256": facts.stablehlo_sha256,
-        **numbers(found),
-        "memory": {
-            **memory._asdict(),
-            "temporary_bytes": memory.temporary_bytes,
-            "argument_parts_bytes": dict(facts.argument_parts_bytes),
-            "limit_bytes": limit,
-            "fits": None if limit is None else memory.total_bytes <= limit,
-            "predicted_bytes": predicted_bytes,
-            "changes": [one._asdict() for one in better],
-        },
-        "step": None,
-        "time": None if facts.time is None else facts.time._asdict(),
-        "speeds": [one._asdict() for one in speeds],
-        "run": None,
-    }
-    if step is not None:
-        model = model_flops(facts, found)
-        out["step"] = {
-            **step._asdict(),
-            "collectives": [row._asdict() for row in step.collectives],
-            "loops": [loop._asdict() for loop in step.loops],
-            "model_flops": model,
-            "executed_share": step.flops / model,
-        }
-    if speeds and on.chip is not None:
-        ends = estimates(facts, found, on.chip, speeds[-1], price)
-        out["run"] = {
-            "price": None if price is None else {**vars(price)},
-            **{
-                name: {
-                    "chip_hours": one.chip_hours,
-                    "days": one.days,
-                    "compute_usd": None if price is None else one.compute_usd,
-                }
-                for name, one in zip(("fast", "slow"), ends, strict=True)
-            },
-        }
-    return out

@@ -5,13 +5,13 @@ rectangle for v5e and v6e and a box for v4, v5p and tpu7x. The compiler takes fa
 a shape is also held against the numbers of chips of hardware.yaml:
 
 - a rectangle: one shape for each number of chips, as square as a power of two gets (2x4, 8x16);
-- a box of up to 32 chips: 2x2x1, 2x2x2, 2x2x4, 2x4x4; a larger one is made of cubes of 4x4x4, its dimensions ascend, and
-  it has no more chips than the largest slice (https://docs.cloud.google.com/tpu/docs/v4 and /v5p, read 2026-11-26).
+- a box of up to 32 chips: 2x2x1, 2x2x2, 2x2x4, 2x4x4; a larger one is made of cubes of 4x4x4, its dimensions ascend,
+  and it has no more chips than the largest slice (https://docs.cloud.google.com/tpu/docs/v4 and /v5p, read 2026-11-26).
 
 `cpu:8` stands for eight fake CPU devices: what is sharded how can be seen on them, and no time.
 
-What libtpu was seen to do (0.0.42.1 and 0.0.46, 2026-11-26): four chips make a host, so one chip alone has to be asked for
-by `chips_per_host_bounds`; a v4 chip is two devices unless its configuration is `megacore`, as on Google Cloud.
+What libtpu was seen to do (0.0.42.1 and 0.0.46, 2026-11-26): four chips make a host, so one chip alone has to be asked
+for by `chips_per_host_bounds`; a v4 chip is two devices unless its configuration is `megacore`, as on Google Cloud.
 """
 
 from __future__ import annotations
@@ -182,16 +182,16 @@ def _check_chip(text: str, chip: str) -> None:
     meant = OTHER_NAMES.get(chip.lower()) or nearest(chip.lower(), DIMS)
     known = f"there are {', '.join(DIMS)}, and cpu for fake devices."
     if meant is None and chip in CHIPS:
-        raise UserError(
-            f"--topology={text}: {chip} cannot be compiled for without the chip itself; {known}"
-        )
+        raise UserError(f"--topology={text}: {chip} cannot be compiled for without the chip itself; {known}")
     hint = "" if meant is None else f" Did you mean {meant}:{shape_name(_first_choice(meant, text))}?"
     raise UserError(f"--topology={text}: {chip!r} is no TPU; {known}{hint}")
 
 
 def _first_choice(chip: str, text: str) -> tuple[int, ...]:
     """The shape of a chip that is most like the one that was written behind another name."""
-    numbers = [int(number) for number in re.findall(r"\d{1,5}", text.partition(":")[2] or text.partition("-")[2])]
+    numbers = [
+        int(number) for number in re.findall(r"\d{1,5}", text.partition(":")[2] or text.partition("-")[2])
+    ]
     return _near(chip, math.prod(numbers) if numbers else 8)[0]
 
 

@@ -42,7 +42,9 @@ def predicted_bytes(run: Any, way: Try, num_devices: int) -> int:
     """What `jaxlm plan` says of a TPU device."""
     model = dataclasses.replace(run.model, remat=way.remat)
     train = dataclasses.replace(run.train, num_microbatches=way.num_microbatches)
-    return predict(dataclasses.replace(run, model=model, train=train), way.mesh, num_devices, platform="tpu").total
+    return predict(
+        dataclasses.replace(run, model=model, train=train), way.mesh, num_devices, platform="tpu"
+    ).total
 
 
 def changes(run: Any, mesh: dict[str, int], on: Topology, compiled_bytes: int) -> list[Change]:
@@ -58,7 +60,11 @@ def changes(run: Any, mesh: dict[str, int], on: Topology, compiled_bytes: int) -
     now = Try(mesh, run.model.remat, run.train.num_microbatches)
     factor = max(1.0, compiled_bytes / predicted_bytes(run, now, on.num_devices))
     most = (1 - placement.MARGIN) * placement.limit_bytes(chip) / factor
-    parts, remats, meshes = more_microbatches(run, mesh), stronger(now.remat), more_fsdp(run, mesh, on.num_slices)
+    parts, remats, meshes = (
+        more_microbatches(run, mesh),
+        stronger(now.remat),
+        more_fsdp(run, mesh, on.num_slices),
+    )
 
     def first(ways: Sequence[Try]) -> list[Change]:
         for way in ways:
