@@ -11,8 +11,6 @@ import pytest
 from small_classifier import make_run
 from test_run import small, write_squares
 
-from jax._src.config import disable_most_optimizations
-
 from jaxlm import run, run_compile
 from jaxlm.data.pipeline import make_iterator
 from jaxlm.plan import topology
@@ -81,10 +79,13 @@ def trained_program(cfg, workdir, monkeypatch):
 
         return pieces._replace(steps=pieces.steps._replace(train=train))
 
-    with monkeypatch.context() as patch, pytest.raises(Seen) as seen:
-        patch.setattr(run, "build_pieces", watched)
-        with disable_most_optimizations(True):  # of the program that makes the weights
+    monkeypatch.setattr(run, "build_pieces", watched)
+    jax.config.update("jax_disable_most_optimizations", True)  # of the program that makes the weights
+    try:
+        with pytest.raises(Seen) as seen:
             run.train(cfg, workdir)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
     return seen.value.args[0]
 
 

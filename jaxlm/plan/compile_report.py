@@ -222,6 +222,10 @@ def _seconds(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
+def _hours(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else count(value)
+
+
 def money_table(facts: Facts, found: Budget, chip: Chip, speed: Speed, price: Price | None) -> Table:
     """What the tokens of the config take."""
     fast, slow = estimates(facts, found, chip, speed, price)
@@ -229,7 +233,7 @@ def money_table(facts: Facts, found: Budget, chip: Chip, speed: Speed, price: Pr
         f"{found.num_steps:,}",
         count(found.tokens),
         between(days(fast.days or 0), days(slow.days or 0)),
-        between(count(fast.chip_hours), count(slow.chip_hours)),
+        between(_hours(fast.chip_hours), _hours(slow.chip_hours)),
         "-" if price is None else between(dollars(fast.compute_usd), dollars(slow.compute_usd)),
     )
     note = (
