@@ -131,7 +131,9 @@ class Chip:
     @property
     def clock_hz(self) -> float | None:
         """At which its matrix units reach their peak."""
-        return None if self.flops_per_cycle is None else self.training_flops_per_s / self.flops_per_cycle.value
+        return (
+            None if self.flops_per_cycle is None else self.training_flops_per_s / self.flops_per_cycle.value
+        )
 
     def share(self, num_cores: int | None = None) -> float:
         """Of a chip, what one JAX device has; num_cores as of `device`."""

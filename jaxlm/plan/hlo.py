@@ -59,7 +59,7 @@ def dtype_bytes(dtype: str) -> float:
     return int(bits.group()) / 8 if bits else 1.0
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def arrays_of(shape: str) -> tuple[Array, ...]:
     """The arrays of a shape, those of nested tuples in a row."""
     found = []

@@ -50,9 +50,7 @@ class Sent(NamedTuple):
     """What could not be read."""
 
 
-def sent(
-    computation: Computation, one: Instruction, num_devices: int, devices_per_slice: int | None
-) -> Sent:
+def sent(computation: Computation, one: Instruction, num_devices: int, devices_per_slice: int | None) -> Sent:
     """What a collective sends.
 
     Args:
@@ -80,8 +78,30 @@ def sent(
         if shards > 1:
             kind = "reduce-scatter"
             wire = _scatter_share(size, shards) * payload
-    spans = devices_per_slice and any(len({device // devices_per_slice for device in group}) > 1 for group in groups)
+    spans = devices_per_slice and any(
+        len({device // devices_per_slice for device in group}) > 1 for group in groups
+    )
     return Sent(kind, payload, wire, written, wire if spans else 0.0, unknown)
+
+
+def sent_to_slices(one: Instruction) -> Sent | None:
+    """What a `send` sends to other slices; None where it is of another sort.
+
+    The program of a TPU is that of one slice. What goes on between slices leaves it through the host ("megascale"), in
+    pairs of send and recv whose attributes say which collective over the slices it is.
+    """
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)
+    if one.opcode != "send" or found is None:
+        return None
+    kind = found.group(1).lower().replace("_", "-")
+    kind = "collective-permute" if kind == "one-to-one" else kind
+    payload = one.arrays[0].num_bytes
+    target = re.search(r'_xla_megascale_target="\{([\d,]+)\}x', one.attributes)
+    unknown = None if target else f"slices of {one.name}: taken as 2"
+    slices = len(target.group(1).split(",")) if target else 2
+    share = {"all-reduce": 2 * (slices - 1) / slices, "all-gather": slices - 1, "collective-permute": 1}
+    wire = payload * share.get(kind, (slices - 1) / slices)
+    return Sent(kind, payload, wire, wire, wire, unknown)
 
 
 def _result_bytes(one: Instruction) -> float:
@@ -153,13 +173,13 @@ def replica_groups(attributes: str, num_devices: int) -> Groups | None:
     return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _listed(text: str, num_devices: int) -> Groups:
     groups = tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", text))
     return groups or (tuple(range(num_devices)),)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _iota(count: str, size: str, dims: str, order: str | None, num_devices: int) -> Groups:
     ids, width = _iota_ids(dims, order), int(size)
     return tuple(tuple(ids[start : start + width]) for start in range(0, int(count) * width, width))
@@ -174,10 +194,14 @@ def _iota_ids(dims: str, order: str | None) -> list[int]:
     return [sum(strides[axis] * index for axis, index in zip(axes, place)) for place in places]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _mesh(mesh: str, device_ids: str | None, chosen: str, num_devices: int) -> Groups | None:
-    sizes = {name.strip("' "): int(size) for name, size in (axis.split("=") for axis in mesh.split(",") if axis)}
-    picks = [re.fullmatch(r"\s*'?([^':]+)'?(?::\((\d+)\)(\d+))?'?\s*", one) for one in chosen.split(",") if one]
+    sizes = {
+        name.strip("' "): int(size) for name, size in (axis.split("=") for axis in mesh.split(",") if axis)
+    }
+    picks = [
+        re.fullmatch(r"\s*'?([^':]+)'?(?::\((\d+)\)(\d+))?'?\s*", one) for one in chosen.split(",") if one
+    ]
     ranges = []  # (axis, from, to): the part of an axis whose strides, counted from its outer end, are in this range
     for pick in picks:
         if pick is None or pick.group(1) not in sizes:
@@ -188,7 +212,9 @@ def _mesh(mesh: str, device_ids: str | None, chosen: str, num_devices: int) -> G
     for name, size in sizes.items():
         cuts = sorted({1, size, *(cut for axis, *ends in ranges if axis == name for cut in ends)})
         for low, high in zip(cuts, cuts[1:]):
-            covered = [at for at, (axis, start, end) in enumerate(ranges) if axis == name and start <= low < end]
+            covered = [
+                at for at, (axis, start, end) in enumerate(ranges) if axis == name and start <= low < end
+            ]
             if covered:
                 inner.append((covered[0], len(dims)))
             dims.append(high // low)
@@ -213,4 +239,3 @@ def _along(ids: Sequence[int], dims: Sequence[int], inner: Sequence[int]) -> Gro
     return tuple(
         tuple(ids[place] for place in places[start : start + width]) for start in range(0, len(places), width)
     )
-

@@ -27,6 +27,7 @@ FREE = (
     "SPMDShardToFullShape",
     "Sharding",
     "SliceBitcast",
+    "SliceId",
 )
 """Targets of custom calls that only mark or rename something."""
 
@@ -73,8 +74,7 @@ def _attention_flops(computation: Computation, one: Instruction) -> float | None
     """2 x products x heads x pairs of query and key in the blocks it computes x width of a head."""
     found = re.search(r'op_name="([^"]*)"', one.attributes)
     names = f"{one.name} {found.group(1) if found else ''}".lower()
-    is_splash = "splash" in names
-    if not (is_splash or "flash" in names):
+    if "splash" not in names and "flash" not in names:
         return None
     operands = computation.operand_arrays(one)
     matrices = [array for array in operands if len(array.dims) >= 3 and array.dtype in ("bf16", "f16", "f32")]
@@ -82,13 +82,12 @@ def _attention_flops(computation: Computation, one: Instruction) -> float | None
         return None
     query, key, value = matrices[:3]
     if _field(one, "q_layout") == 2:  # the sequence is the minor dimension
-        query, key, value = (Array(a.dtype, (*a.dims[:-2], a.dims[-1], a.dims[-2])) for a in (query, key, value))
+        query, key, value = (
+            Array(a.dtype, (*a.dims[:-2], a.dims[-1], a.dims[-2])) for a in (query, key, value)
+        )
     phase = next(iter(re.findall(r"_(fwd|dq|dkv)(?![a-z])", names)), "fwd")
     grids = [array.dims for array in operands if len(array.dims) == 3 and array.dtype in ("s8", "s16", "s32")]
-    if is_splash and not grids:
-        pairs = float(query.dims[-2] * key.dims[-2])  # no block is skipped: there is no mask
-    else:
-        pairs = _pairs(one, phase, query.dims[-2], key.dims[-2], grids[0] if grids else None)
+    pairs = _pairs(one, phase, query.dims[-2], key.dims[-2], grids[0] if grids else None)
     if phase == "dkv" and any(len(array.dims) > len(query.dims) for array in one.arrays):
         phase = "dkv_fused"  # it also returns a part of dq for each block of keys
     of_keys, of_values = PRODUCTS[phase]

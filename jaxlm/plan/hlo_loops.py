@@ -16,7 +16,16 @@ from jaxlm.plan.hlo import Computation, Instruction, Module
 MAX_TRIPS = 100_000
 """A loop that runs longer than this is not counted: no step has one, and to run it here would take seconds."""
 
-COPIES = ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start", "broadcast", "optimization-barrier")
+COPIES = (
+    "copy",
+    "bitcast",
+    "convert",
+    "reshape",
+    "copy-done",
+    "copy-start",
+    "broadcast",
+    "optimization-barrier",
+)
 """Opcodes whose result is their first operand, as far as one integer is concerned."""
 
 _KNOWN_COUNT = re.compile(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)')
@@ -139,7 +148,7 @@ def unchanged(body: Computation) -> set[int]:
 class Trips(NamedTuple):
     """What is known of one loop."""
 
-    count: int | None
+    trip_count: int | None
     """How often the body runs each time the loop is reached; None where that depends on data."""
     assumed_start: bool
     """Its first counter is not in the text: taken as 0."""
@@ -160,7 +169,9 @@ def trips(known: Integers, loop: Instruction) -> Trips:
     start = {index: known.element(loop.operands[0], index) for index in range(width)}
     fixed = unchanged(body)
     always = {index: value for index, value in start.items() if index in fixed}
-    inside = Integers(known.module, body, lambda number, element: always.get(-1 if element is None else element))
+    inside = Integers(
+        known.module, body, lambda number, element: always.get(-1 if element is None else element)
+    )
     stated = _KNOWN_COUNT.search(loop.attributes)
     if stated:
         return Trips(int(stated.group(1)), False, inside)
@@ -208,5 +219,8 @@ def _run(
         if not goes_on:
             return count
         inside = Integers(module, body, argument)
-        state |= {index: inside.value(results[index]) for index in counters}
+        moved = {index: inside.value(results[index]) for index in counters}
+        if moved.items() <= state.items():
+            return None  # it stands still
+        state |= moved
     return None
