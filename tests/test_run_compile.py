@@ -38,7 +38,12 @@ def folder(tmp_path_factory):
 
 def config(kind, folder):
     """A run of one step of each objective."""
-    keys = {"train__num_steps": 1, "train__eval_batches": 0, "data__eval_fraction": 0.2, "data__eval_split": "hash"}
+    keys = {
+        "train__num_steps": 1,
+        "train__eval_batches": 0,
+        "data__eval_fraction": 0.2,
+        "data__eval_split": "hash",
+    }
     if kind == "pretrain":
         text = folder / "squares.txt"
         return small(text, model__dropout=0.1, train__num_microbatches=2, data__global_batch_size=16, **keys)
@@ -51,7 +56,11 @@ def config(kind, folder):
         keys["classify__task"] = kind
     config = run.default_config()
     config.objective = kind if kind == "instruct" else "classify"
-    config.data.sources.mine = {"path": str(folder / "records.jsonl"), "on_exhausted": "repeat", "columns": columns}
+    config.data.sources.mine = {
+        "path": str(folder / "records.jsonl"),
+        "on_exhausted": "repeat",
+        "columns": columns,
+    }
     config.data.global_batch_size = 8
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in keys.items()})
     return run.resolve(config)
@@ -108,7 +117,9 @@ def test_the_batch_is_like_the_first_one_that_is_read(kind, folder, tmp_path):
     expected = run_compile.abstract_batch(cfg, pieces.mesh)
     assert {name: value.shape for name, value in expected.items()} == {n: v.shape for n, v in first.items()}
     assert {name: value.dtype for name, value in expected.items()} == {n: v.dtype for n, v in first.items()}
-    assert {name: value.sharding for name, value in expected.items()} == {n: v.sharding for n, v in first.items()}
+    assert {name: value.sharding for name, value in expected.items()} == {
+        n: v.sharding for n, v in first.items()
+    }
 
 
 def test_bytes_of_the_arguments_are_those_of_the_compiler(folder):

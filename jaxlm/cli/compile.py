@@ -74,9 +74,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     if compiled.hlo is not None:
         # Without a chip only what is counted is used, which does not depend on it.
         chip = on.chip or CHIPS["v5e"]
-        step = read_step(
-            compiled.hlo, chip, devices_per_slice=on.devices_per_slice if on.num_slices > 1 else None
-        )
+        step = read_step(compiled.hlo, chip)
         at = None if on.chip is None else step_time(step, chip)
     facts = Facts(
         name=given,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -158,8 +160,11 @@ def flops_table(facts: Facts, found: Budget, step: StepCost) -> Table:
         "(the upper half of attention, where no kernel leaves it out).",
     ]
     if step.uncosted:
-        named = ", ".join(f"{name} (x {times:g})" for name, times in step.uncosted.items())
-        notes.append(f"Not counted, since nobody says what it costs: {named}.")
+        named: Counter[str] = Counter()
+        for name, times in step.uncosted.items():  # ZeroCrop custom-call.37, ZeroCrop custom-call.38, ...
+            named[re.sub(r"\s*custom-call[.\d]*$", "", name) or name] += round(times)
+        listed = ", ".join(f"{name} (x {times:,})" for name, times in named.most_common())
+        notes.append(f"Not counted, since nobody says what it costs: {listed}.")
     return Table("FLOPs of a device and step", ("", "FLOPs", "of the model's"), rows, notes=notes)
 
 
@@ -253,5 +258,5 @@ def caveats(facts: Facts) -> list[str]:
         return ["Fake CPU devices: bytes and collectives are those of XLA:CPU, and there are no times."]
     said = ["Not in the times: input, the start of each step, latency and contention of the network."]
     if facts.on.num_slices > 1:
-        said.append("The network between slices is timed as if it were within one: a step takes longer.")
+        said.append("What goes from slice to slice is counted, and not timed: a step takes longer.")
     return said

@@ -177,6 +177,8 @@ def facts_data(
         model = model_flops(facts, found)
         out["step"] = {
             **step._asdict(),
+            "links": step.links._asdict(),
+            "as_written": step.as_written._asdict(),
             "collectives": [row._asdict() for row in step.collectives],
             "loops": [loop._asdict() for loop in step.loops],
             "model_flops": model,

@@ -45,7 +45,16 @@ def test_a_process_of_its_own_makes_its_fake_devices(tmp_path):
         "assert not heavy, heavy\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "compile", *SMALL, "--topology=cpu:16", "--config.mesh.data=4", "--json"],
+        [
+            sys.executable,
+            "-c",
+            code,
+            "compile",
+            *SMALL,
+            "--topology=cpu:16",
+            "--config.mesh.data=4",
+            "--json",
+        ],
         capture_output=True,
         text=True,
         env=environment | {"XLA_FLAGS": "--xla_cpu_enable_fast_math=false"},
