@@ -137,7 +137,16 @@ def build_pieces(
         constrain_batch=constrain_batch if mesh.size > 1 else lambda batch: batch,
         tuning=tuning,
     )
-    steps = compile_steps(lm, tx, train_step, make_eval_step(loss, tuning), mesh, tuning=tuning)
+    options_of_chip: dict[str, Any] = {}  # of XLA, by devices[0].device_kind: none yet
+    steps = compile_steps(
+        lm,
+        tx,
+        train_step,
+        make_eval_step(loss, tuning),
+        mesh,
+        tuning=tuning,
+        compiler_options=options_of_chip,
+    )
     return Pieces(lm, steps, mesh, sizes, tuning)
 
 

@@ -122,6 +122,31 @@ def test_the_batch_is_like_the_first_one_that_is_read(kind, folder, tmp_path):
     }
 
 
+def test_rows_of_padded_texts_are_compiled_at_their_full_width(folder):
+    cfg, _ = filled_in(config("single_label", folder))
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, seq_len=40))
+    assert run_compile.abstract_batch(cfg, run.build_pieces(cfg).mesh)["tokens"].shape == (8, 40)
+
+
+def test_weights_of_labels_are_as_many_as_in_the_run(folder):
+    cfg, _ = filled_in(config("single_label", folder))
+    assert run_compile.class_weights_of(cfg) is None
+    cfg = dataclasses.replace(cfg, classify=dataclasses.replace(cfg.classify, class_weights="balanced"))
+    assert run_compile.class_weights_of(cfg) == (1.0, 1.0, 1.0)
+
+
+def test_auto_is_what_the_platform_of_the_devices_has(folder):
+    cfg = filled_in(config("pretrain", folder))[0]
+
+    def program(attention):
+        model = dataclasses.replace(cfg.model, attention=attention)
+        step = run_compile.lower_step(dataclasses.replace(cfg, model=model), jax.devices()[:2])
+        return step.sha256, step.kernels["attention"]
+
+    assert program("auto") == program("chunked")
+    assert program("auto")[0] != program("dense")[0]
+
+
 def test_bytes_of_the_arguments_are_those_of_the_compiler(folder):
     cfg = filled_in(config("pretrain", folder))[0]
     step = run_compile.lower_step(cfg, jax.devices()[:8])

@@ -52,7 +52,8 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     cfg, notes = completed(resolve(parse(config_argv)))
     given = next(arg.partition("=")[2] for arg in config_argv if arg.startswith("--config="))
     resolve_mesh(cfg, on.num_devices)
-    check_writable(args.hlo)
+    check_writable("--hlo", args.hlo)
+    check_writable("--html", args.html)
     if on.chip is not None:
         check_libtpu()
     set_environment(on)
@@ -89,21 +90,29 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         versions=versions(on),
         stablehlo_sha256=lowered.sha256,
     )
-    if args.hlo and compiled.hlo is not None:
-        Path(args.hlo).write_text(compiled.hlo, encoding="utf-8")
+    if args.hlo and compiled.hlo is None:
+        notes.append(f"--hlo={args.hlo} is not written: the compiler made no program.")
+    elif args.hlo:
+        Path(args.hlo).write_text(str(compiled.hlo), encoding="utf-8")
     report = compile_report(cfg, facts, pricing, notes)
     emit(report, args)
     return DOES_NOT_FIT if report.data["memory"]["fits"] is False else 0
 
 
-def check_writable(path: str | None) -> None:
-    """Raises UserError where --hlo cannot be written, before minutes of compiling."""
+def check_writable(flag: str, path: str | None) -> None:
+    """Raises UserError where a file cannot be written, before minutes of compiling."""
     if path is None:
         return
-    try:
-        Path(path).write_text("")
-    except OSError as error:
-        raise UserError(f"--hlo={path} cannot be written: {error.strerror}. Choose another place.") from None
+    folder = Path(path).absolute().parent
+    why = None
+    if not folder.is_dir():
+        why = f"there is no folder {folder}"
+    elif Path(path).is_dir():
+        why = "it is a folder"
+    elif not os.access(path if Path(path).exists() else folder, os.W_OK):
+        why = "permission denied"
+    if why is not None:
+        raise UserError(f"{flag}={path} cannot be written: {why}. Choose another place.")
 
 
 def libtpu_of_jax() -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from jaxlm.cli import compile as command
+from jaxlm.cli._plan_run import completed
+from jaxlm.run import parse, resolve
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = (
@@ -82,7 +84,8 @@ def test_a_process_of_its_own_makes_its_fake_devices(tmp_path):
         (("--topology=cpu:8", "--num-slices=2"), "fake CPU devices have no slices"),
         (("--topology=v5e:4x4",), "mesh.data=2 x mesh.fsdp=4 x mesh.expert=1 x mesh.tensor=1 must multiply to the 16"),
         (("--topology=v5e:2x4", "--config.data.global_batch_size=12"), "data.global_batch_size=12"),
-        (("--topology=cpu:8", "--hlo=/absent/step"), "--hlo=/absent/step cannot be written: No such file"),
+        (("--topology=cpu:8", "--hlo=/absent/step"), "cannot be written: there is no folder /absent"),
+        (("--topology=cpu:8", "--html=/"), "--html=/ cannot be written: it is a folder"),
         (("--topology=cpu:8", "--config.tokenizer.kind=char"), "model.vocab_size is unset"),
         (("--topolgy=cpu:8",), "did you mean --topology?"),
     ],
@@ -112,6 +115,11 @@ def test_a_price_that_there_is_not_is_refused_before_anything_is_compiled(jaxlm,
     monkeypatch.setattr(command, "check_libtpu", lambda: None)
     code, _, err = jaxlm("compile", *SMALL, "--topology=v5e:2x4", "--commitment=leased")
     assert (code, "--commitment='leased' is not one of on-demand" in err) == (2, True)
+
+
+def test_a_regression_has_one_output():
+    argv = ["--config=quickstart", "--config.objective=classify", "--config.classify.task=regression"]
+    assert completed(resolve(parse(argv)))[0].model.num_classes == 1
 
 
 def test_the_environment_is_set_for_this_process_alone(monkeypatch):

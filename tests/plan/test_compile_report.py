@@ -16,7 +16,7 @@ from jaxlm.plan.compiled import DeviceMemory, Facts, Pricing
 from jaxlm.plan.hardware import CHIPS
 from jaxlm.plan.report import print_report, to_json
 from jaxlm.plan.step_cost import Collective, Links, StepCost, StepTime
-from jaxlm.plan.what_fits import changes
+from jaxlm.plan.what_fits import changes, more_fsdp
 from jaxlm.runconfig import RunConfig
 from jaxlm.train.config import TrainConfig
 from jaxlm.types import UserError
@@ -173,6 +173,8 @@ def test_data_stays_a_multiple_of_the_slices():
     run, on = config(rows=8, size="gpt3-2.7b", remat="full"), topology.parse("v5e:2x2", 2)
     found = changes(run, MESH, on, predicted(run, MESH, on))
     assert [one.flags for one in found] == ["--config.mesh.data=2 --config.mesh.fsdp=4"]
+    assert [mesh["data"] for mesh in more_fsdp(run, MESH, 2)] == [4, 2]
+    assert [mesh["data"] for mesh in more_fsdp(run, MESH, 1)] == [4, 2, 1]
 
 
 def test_what_the_compiler_needs_beyond_the_prediction_is_allowed_for():
