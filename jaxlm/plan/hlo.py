@@ -3,9 +3,6 @@
 Only what a cost needs: names, shapes with their memory spaces, opcodes, operands, and the rest of the line as text,
 out of which an attribute is read when someone asks. Two things make it more than splitting lines: metadata of Pallas
 kernels spans lines, and computations for other units of a TPU end in `}, execution_thread="sparsecore"`.
-
-The grammar is that of `HloInstruction::ToString` and its parser:
-https://github.com/openxla/xla/tree/main/xla/hlo/parser (read 2026-11-26).
 """
 
 from __future__ import annotations
@@ -22,8 +19,6 @@ HBM, HOST = 0, 5
 """Memory spaces: `S(5)` in a layout is memory of the host; no S is that of the device. Others are on the chip: `S(1)`
 vector memory, `S(2)` and `S(4)` flags and scalars."""
 
-# What holds no data, though it looks like an array's type.
-_EMPTY = ("token", "opaque")
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,<=]*)\](?:\{([^}]*)\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{\s*$")
@@ -52,11 +47,11 @@ class Array(NamedTuple):
 
 @functools.cache
 def dtype_bytes(dtype: str) -> float:
-    """Of one element, off its name: bf16 has 16 bits, f8e4m3fn 8, s4 half a byte."""
+    """Of one element, off its name: bf16 has 16 bits, f8e4m3fn 8, s4 half a byte; token and opaque hold nothing."""
     bits = re.search(r"\d+", dtype)
-    if dtype in _EMPTY or not (bits or dtype == "pred"):
-        return 0.0
-    return int(bits.group()) / 8 if bits else 1.0
+    if bits:
+        return int(bits.group()) / 8
+    return 1.0 if dtype == "pred" else 0.0
 
 
 @functools.cache

@@ -161,7 +161,7 @@ def replica_groups(attributes: str, num_devices: int) -> Groups | None:
     Listed: {{0,1},{2,3}}; {} is one group of all. Iota: [2,4]<=[4,2]T(1,0), the numbers 0..7 as a 4 x 2 array,
     transposed, read off as two groups of four. Mesh: mesh['a'=2,'b'=4] {'b'}, one group along axis b for each place on
     the others; 'b':(2)2 is the part of axis b that is 2 long, after a part of 2.
-    Source: xla/hlo/ir/mesh_and_axis.cc, replica_group.cc and tile_assignment.cc of OpenXLA (read 2026-11-26).
+    Source of the last: xla/hlo/ir/mesh_and_axis.cc of OpenXLA (read 2026-11-26).
     """
     start = attributes.find("replica_groups=")
     if start < 0:

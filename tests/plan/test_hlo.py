@@ -176,8 +176,23 @@ def test_a_first_counter_that_is_not_in_the_text_is_taken_as_0_and_said():
     assert (found.trip_count, found.assumed_start) == (10, True)
 
 
-def test_a_loop_whose_limit_is_data_is_not_counted():
-    text = LOOP.format(**(PLAIN | {"condition": "compare(%i.2, %n.1), direction=LT"}))
+def test_a_first_counter_that_is_not_in_the_text_is_no_reason_to_count_nothing():
+    text = LOOP.format(**(PLAIN | {"start": "copy(%s)", "condition": "compare(%i.2, %ten), direction=GT"}))
+    module = parse(text)
+    found = trips(Integers(module, module.entry), module.entry.instructions["w"])
+    assert (found.trip_count, found.assumed_start) == (None, False)
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_a_loop_whose_limit_is_data_is_not_counted(down):
+    changed = {"condition": "compare(%i.2, %n.1), direction=LT"}
+    if down:
+        changed = {
+            "start": "constant(9)",
+            "next": "subtract(%i, %step)",
+            "condition": "compare(%i.2, %n.1), direction=GT",
+        }
+    text = LOOP.format(**(PLAIN | changed))
     module = parse(text.replace("%limit = s32[] constant(12)", "%limit = s32[] copy(%s)"))
     assert trips(Integers(module, module.entry), module.entry.instructions["w"]).trip_count is None
 

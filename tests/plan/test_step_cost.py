@@ -438,6 +438,14 @@ def test_collectives_that_share_a_channel_all_count():
     assert (row.count, row.wire_bytes) == (2, 3000 + 500)
 
 
+def test_fused_reduce_scatters_that_share_a_channel_all_count():
+    entry = """
+  %x = f32[1000] parameter(0)
+  %r = f32[250] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %s = f32[250] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1"""
+    assert collective(cost(entry, SCATTER), "reduce-scatter").count == 2
+
+
 def test_what_runs_on_the_sparsecores_is_hidden():
     others = ASYNC.format(name="offloaded", channel=5).replace("\n}", '\n}, execution_thread="sparsecore"')
     for opcode, key in (("call-start", "to_apply"), ("async-start", "calls")):
@@ -625,6 +633,16 @@ def test_three_step_times_add_up():
     assert found.hybrid_s == pytest.approx(3 + 4 + 1 + 0.8)
     assert found.cycles_s == pytest.approx(3 + 10 + 1 + 0.8)
     assert found.bound == "memory"
+
+
+def test_the_hybrid_times_a_product_by_its_cycles_even_where_hbm_bounds_it():
+    text = module("""
+  %a = bf16[1,1000] parameter(0)
+  ROOT %d = f32[1,1]{1,0:S(1)} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={1}, backend_config={"estimated_cycles":"3000"}""")
+    found = step_time(read_step(text, ROUND), ROUND)
+    # 2,000 FLOPs are 2 s, 4,000 bytes 40 s, 3,000 cycles 6 s.
+    assert (found.compute_s, found.hbm_s) == (0, pytest.approx(40))
+    assert found.hybrid_s == found.cycles_s == pytest.approx(6)
 
 
 def test_no_step_is_shorter_than_its_collectives():
