@@ -94,6 +94,8 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         notes.append(f"--hlo={args.hlo} is not written: the compiler made no program.")
     elif args.hlo:
         Path(args.hlo).write_text(str(compiled.hlo), encoding="utf-8")
+    if run_compile.class_weights_of(cfg):
+        notes.append("Weights of labels count as 1: their values come from the data, and change no size.")
     report = compile_report(cfg, facts, pricing, notes)
     emit(report, args)
     return DOES_NOT_FIT if report.data["memory"]["fits"] is False else 0
