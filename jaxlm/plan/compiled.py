@@ -16,7 +16,7 @@ from jaxlm.plan.what_fits import Change
 
 MEASURED = {"roofline": (1.07, 1.71), "hybrid": (0.91, 1.35), "cycles": (0.88, 1.07)}
 """Step times that MaxText publishes for five recipes on v5e, v5p and v6e, over what each estimate says of their steps
-as compiled here with jax 0.11.1 and libtpu 0.0.46: lowest, highest."""
+when compiled with jax 0.11.1 and libtpu 0.0.46: lowest, highest."""
 
 
 class DeviceMemory(NamedTuple):
