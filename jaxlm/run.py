@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,11 +82,14 @@ class Pieces(NamedTuple):
     tuning: Tuning
 
 
-def build_pieces(cfg: RunConfig, class_weights: tuple[float, ...] | None = None) -> Pieces:
+def build_pieces(
+    cfg: RunConfig, class_weights: tuple[float, ...] | None = None, devices: Sequence[Any] | None = None
+) -> Pieces:
     """Model, optimizer and steps, compiled on first use, on a mesh over all devices.
 
     Args:
       class_weights: of the labels of a classification; None: all 1.
+      devices: those of the mesh, also such as are only compiled for; None: all there are.
     """
     import jax
 
@@ -97,11 +101,13 @@ def build_pieces(cfg: RunConfig, class_weights: tuple[float, ...] | None = None)
     from jaxlm.train.step import compile_steps, make_eval_step, make_train_step
     from jaxlm.train.tuning import Tuning
 
-    sizes = resolve_mesh(cfg, jax.device_count())
-    mesh = make_mesh(sizes)
+    devices = jax.devices() if devices is None else devices
+    sizes = resolve_mesh(cfg, len(devices))
+    mesh = make_mesh(sizes, devices)
     lm = build(
         cfg.model,
         cfg.data.seq_len,
+        platform=devices[0].platform,
         constrain=make_constrain(mesh),
         spread=make_spread(mesh, cfg.train.reduce_dtype),
         lora_dropout=cfg.tune.lora_dropout if cfg.tune.train == "lora" else 0.0,
@@ -129,7 +135,16 @@ def build_pieces(cfg: RunConfig, class_weights: tuple[float, ...] | None = None)
         constrain_batch=constrain_batch if mesh.size > 1 else lambda batch: batch,
         tuning=tuning,
     )
-    steps = compile_steps(lm, tx, train_step, make_eval_step(loss, tuning), mesh, tuning=tuning)
+    options_of_chip: dict[str, Any] = {}  # of XLA, by devices[0].device_kind: none yet
+    steps = compile_steps(
+        lm,
+        tx,
+        train_step,
+        make_eval_step(loss, tuning),
+        mesh,
+        tuning=tuning,
+        compiler_options=options_of_chip,
+    )
     return Pieces(lm, steps, mesh, sizes, tuning)
 
 

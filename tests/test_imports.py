@@ -17,6 +17,7 @@ LAYERS = (
     {
         "origin",
         "run",
+        "run_compile",
         "run_data",
         "run_hooks",
         "run_interop",
