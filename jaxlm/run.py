@@ -97,6 +97,7 @@ def build_pieces(
     from jaxlm.objectives import OBJECTIVES
     from jaxlm.parallel.mesh import make_mesh
     from jaxlm.parallel.sharding import batch_sharding, make_constrain, make_spread
+    from jaxlm.parallel.xla_options import options_for
     from jaxlm.train.optimizer import make_optimizer, make_schedule
     from jaxlm.train.step import compile_steps, make_eval_step, make_train_step
     from jaxlm.train.tuning import Tuning
@@ -135,7 +136,6 @@ def build_pieces(
         constrain_batch=constrain_batch if mesh.size > 1 else lambda batch: batch,
         tuning=tuning,
     )
-    options_of_chip: dict[str, Any] = {}  # of XLA, by devices[0].device_kind: none yet
     steps = compile_steps(
         lm,
         tx,
@@ -143,7 +143,7 @@ def build_pieces(
         make_eval_step(loss, tuning),
         mesh,
         tuning=tuning,
-        compiler_options=options_of_chip,
+        compiler_options=options_for(mesh.devices.flat[0].device_kind),
     )
     return Pieces(lm, steps, mesh, sizes, tuning)
 

@@ -73,14 +73,22 @@ def widths(model: ModelConfig, seq_len: int, mesh: dict[str, int], *, dense: boo
 
 def kept_of_a_block(model: ModelConfig, w: Widths, item: int, everything: float) -> float:
     """Bytes per token that a block keeps in a loop; `everything` is what its backward pass reads."""
-    after = w.sent or (w.stream if model.post_norm else 0)
-    return {
-        "full": w.stream * item,  # the block's input
-        "attention": (w.stream + w.q) * item,  # and the attention's result
-        # and what every product with a weight returned, except the last where only the stream takes it
-        "dots": (2 * w.stream + w.q + w.kv + w.num_up * w.mlp + after) * item + w.router * FLOAT32,
-        "none": everything,
-    }[model.remat]
+    if model.remat == "none":
+        return everything
+    widths = {
+        "q": w.q,
+        "k": w.kv / 2,
+        "v": w.kv / 2,
+        "attention": w.q,
+        "o": w.stream,
+        "gate": w.mlp if model.gated else 0.0,
+        "up": w.mlp,
+        # Where only the stream takes it, nobody needs it again.
+        "down": w.sent or (w.stream if model.post_norm else 0.0),
+        "router": w.router * FLOAT32 / item,
+    }
+    own_input = 0.0 if "input" in model.kept_on_host else w.stream
+    return (own_input + sum(widths.get(name, 0.0) for name in model.kept)) * item
 
 
 def cpu_block(model: ModelConfig, w: Widths, *, dense: bool) -> Block:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxlm.config import divisors
-from jaxlm.models.config import REMATS
+from jaxlm.models.config import KEPT, REMATS, ModelConfig
 from jaxlm.plan import placement
 from jaxlm.plan.hardware import Chip
 from jaxlm.plan.memory import predict
@@ -62,7 +62,7 @@ def changes(run: Any, mesh: dict[str, int], on: Topology, compiled_bytes: int) -
     most = (1 - placement.MARGIN) * placement.limit_bytes(chip) / factor
     parts, remats, meshes = (
         more_microbatches(run, mesh),
-        stronger(now.remat),
+        stronger(run.model),
         more_fsdp(run, mesh, on.num_slices),
     )
 
@@ -94,9 +94,12 @@ def more_microbatches(run: Any, mesh: dict[str, int]) -> list[int]:
     return [num for num in placement.microbatches(run, mesh) if num > run.train.num_microbatches]
 
 
-def stronger(remat: str) -> list[str]:
-    """Policies that keep less than this one, the next one first."""
-    return list(REMATS[REMATS.index(remat) + 1 :])
+def stronger(model: ModelConfig) -> list[str]:
+    """Policies that keep less than that of this model, the one that keeps most first."""
+    names = list(REMATS)
+    if model.remat in REMATS:
+        return names[names.index(model.remat) + 1 :]
+    return [name for name in names if set(REMATS[name] or KEPT) < set(model.kept)]
 
 
 def more_fsdp(run: Any, mesh: dict[str, int], num_slices: int) -> list[dict[str, int]]:

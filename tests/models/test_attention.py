@@ -110,7 +110,8 @@ def test_attention_in_chunks_rounds_bfloat16_only_at_its_ends():
 
 def test_auto_picks_by_platform():
     assert pick_attention("auto", "cpu") == "chunked"
-    assert pick_attention("auto", "tpu") == "dense"
+    assert pick_attention("auto", "tpu") == "splash"
+    assert pick_attention("auto", "gpu") == "dense"
     assert pick_attention("dense", "cpu") == "dense"
 
 

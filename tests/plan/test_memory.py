@@ -84,7 +84,7 @@ def test_each_policy_keeps_less_than_the_one_before():
     model = dataclasses.replace(sizes.size("llama3-8b"), dtype="bfloat16")
     kept = [
         predict(make_run(dataclasses.replace(model, remat=remat), seq_len=2048), MESHES[1]).activations
-        for remat in ("none", "dots", "attention", "full")
+        for remat in ("none", "minimal", "save_dots", "save_attention", "full")
     ]
     assert kept == sorted(kept, reverse=True)
     assert len(set(kept)) == 4
@@ -192,13 +192,13 @@ COMPILED = [
     ("gpt3-125m", {}, 16, 1024, "full", {"attention": "chunked"}, 3.28),
     ("gpt3-125m", {}, 4, 1024, "none", {"scan_layers": False}, 5.02),
     ("gpt3-125m", {}, 16, 1024, "full", {"scan_layers": False}, 7.05),
-    ("gpt3-125m", {}, 16, 1024, "dots", {}, 6.12),
+    ("gpt3-125m", {}, 16, 1024, "save_dots", {}, 6.12),
     ("gpt3-125m", {}, 4, 1024, "none", {}, 7.02),
     ("gpt3-125m", {}, 16, 1024, "full", {"optimizer": "lion"}, 3.35),
     ("llama3.2-1b", {"fsdp": 8}, 16, 2048, "full", {}, 4.94),
-    ("llama3.2-1b", {"fsdp": 8}, 16, 2048, "dots", {}, 7.46),
+    ("llama3.2-1b", {"fsdp": 8}, 16, 2048, "save_dots", {}, 7.46),
     ("llama3.2-1b", {"fsdp": 8}, 8, 1024, "none", {}, 8.89),
-    ("llama3.2-1b", {"fsdp": 4, "tensor": 2}, 16, 2048, "attention", {"num_microbatches": 2}, 4.60),
+    ("llama3.2-1b", {"fsdp": 4, "tensor": 2}, 16, 2048, "save_attention", {"num_microbatches": 2}, 4.60),
     ("llama3.2-1b", {"tensor": 8}, 8, 2048, "full", {}, 4.62),
     ("llama3.2-1b", {"data": 2, "fsdp": 4}, 16, 1024, "full", {}, 7.18),
     ("llama3.2-1b", {"fsdp": 8}, 16, 2048, "full", {"optimizer": "muon"}, 5.00),
@@ -212,14 +212,14 @@ COMPILED = [
     ("gemma2-2b", {"fsdp": 16}, 32, 2048, "full", {}, 8.06),
     ("llama2-7b", {"fsdp": 256}, 1024, 4096, "full", {"num_microbatches": 4}, 5.93),
     ("llama3-8b", {"fsdp": 64}, 64, 4096, "full", {}, 7.99),
-    ("gpt2-124m", {"data": 8}, 480, 1024, "dots", {"num_microbatches": 5}, 5.63),
-    ("gpt3-13b", {"fsdp": 64}, 64, 2048, "attention", {}, 6.64),
-    ("qwen2.5-7b", {"fsdp": 32, "tensor": 2}, 128, 2048, "dots", {"num_microbatches": 2}, 9.74),
+    ("gpt2-124m", {"data": 8}, 480, 1024, "save_dots", {"num_microbatches": 5}, 5.63),
+    ("gpt3-13b", {"fsdp": 64}, 64, 2048, "save_attention", {}, 6.64),
+    ("qwen2.5-7b", {"fsdp": 32, "tensor": 2}, 128, 2048, "save_dots", {"num_microbatches": 2}, 9.74),
     ("llama3-70b", {"fsdp": 128, "tensor": 4}, 512, 4096, "full", {}, 32.61),
     ("gemma3-4b", {"fsdp": 16}, 32, 2048, "full", {}, 12.68),
     ("llama2-7b", {"fsdp": 64}, 64, 2048, "full", {"optimizer": "muon"}, 10.50),
     ("qwen3-0.6b", {"fsdp": 8}, 32, 1024, "full", {"optimizer": "muon"}, 2.88),
-    ("qwen3-4b", {"data": 2, "fsdp": 16, "tensor": 2}, 64, 4096, "attention", {"num_microbatches": 2}, 5.86),
+    ("qwen3-4b", {"data": 2, "fsdp": 16, "tensor": 2}, 64, 4096, "save_attention", {"num_microbatches": 2}, 5.86),
 ]  # fmt: skip
 
 

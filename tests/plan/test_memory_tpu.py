@@ -41,10 +41,10 @@ def compiled_bytes(cfg, on, num_devices):
     ("name", "mesh", "rows", "seq_len", "remat", "parts"),
     [
         pytest.param("gpt3-125m", ONE, 16, 1024, "full", 1, id="gpt-full"),
-        pytest.param("gpt3-125m", ONE, 16, 1024, "dots", 1, id="gpt-dots"),
+        pytest.param("gpt3-125m", ONE, 16, 1024, "save_dots", 1, id="gpt-dots"),
         pytest.param("gpt3-125m", ONE, 4, 1024, "none", 1, id="gpt-none"),
         pytest.param("llama3.2-1b", FSDP, 16, 2048, "full", 1, id="llama-full-fsdp8"),
-        pytest.param("llama3.2-1b", {"data": 1, "fsdp": 4, "tensor": 2}, 16, 2048, "attention", 2,
+        pytest.param("llama3.2-1b", {"data": 1, "fsdp": 4, "tensor": 2}, 16, 2048, "save_attention", 2,
                      id="llama-attention-fsdp4-tensor2-2-parts"),
         pytest.param("gemma3-270m", FSDP, 32, 2048, "full", 1, id="gemma-full-fsdp8"),
     ],
