@@ -172,15 +172,10 @@ class ModelConfig:
         self._check_experts()
 
     def _check_remat(self) -> None:
-        if self.remat in REMATS:
-            return
         names = [name.strip() for name in self.remat.split(",")]
+        usable = (*KEPT, *(name + ON_HOST for name in (*KEPT, "input")))
         for name in names:
-            plain = name.removesuffix(ON_HOST)
-            if plain not in (*KEPT, "input") or name == "input":
-                check_choice(
-                    "model.remat", name, (*REMATS, *KEPT, *(name + ON_HOST for name in (*KEPT, "input")))
-                )
+            check_choice("model.remat", name, usable if len(names) > 1 else (*REMATS, *usable))
 
     def _check_experts(self) -> None:
         """The fields of a mixture of experts, which only make sense together."""
