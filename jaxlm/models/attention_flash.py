@@ -38,10 +38,10 @@ class Blocks(NamedTuple):
     `vmem_bytes`: what a kernel may take of vector memory; None: by the chip.
     """
 
-    q: int = 512
+    q: int = 1024
     kv: int = 512
     diagonal: int = 256
-    q_back: int = 512
+    q_back: int = 1024
     kv_back: int = 512
     diagonal_back: int = 256
     vmem_bytes: int | None = None
@@ -83,55 +83,73 @@ def first_seen(segments_BT, window: int | None, B: int, T: int) -> jax.Array | N
     return first
 
 
+def turn_table(rotation, B: int, heads: int) -> jax.Array:
+    """[B, T, lanes of a block], float32: in each head's lanes its cosines, then its sines."""
+    halves = jnp.concatenate([x_BT1H[:, :, 0] for x_BT1H in rotation], axis=-1).astype(jnp.float32)
+    table = jnp.concatenate([halves] * heads, axis=-1)
+    return jnp.broadcast_to(table, (B, *table.shape[1:]))
+
+
 def pick_tiling(q_BTNH, kv_heads: int, blocks: Blocks, *, back: bool, **how) -> Tiling:
     """Blocks that divide the length, and as many keys at a time as vector memory holds."""
     _, T, N, H = q_BTNH.shape
-    heads = 2 if H < LANES else 1
-    q, kv, diagonal = blocks[3:6] if back else blocks[:3]
-    q = fit(q, T)
-    kv, diagonal = fit(kv, q), fit(diagonal, q)
-    size, group = q_BTNH.dtype.itemsize, N // kv_heads
+    asked_q, asked_kv, asked_diagonal = blocks[3:6] if back else blocks[:3]
     assert blocks.vmem_bytes is not None
-    lanes = heads * H
-    copies = 2 if heads == 2 and group > 1 else 0
-    key_bytes = lanes * (4 * size + copies * 2 * size)  # keys and values, twice: one is fetched while one is used
-    block_bytes = 2 * 3 * q * lanes * size + heads * q * (lanes * size + 2 * LANES * 4) + q * lanes * 4
-    table_bytes = max(q * kv, diagonal * q) * (4 * 3 + size)
+    tiling = None
+    for asked in range(asked_q, 0, -LANES):
+        q = fit(asked, T)
+        tiling = Tiling(
+            seq_len=T,
+            q=q,
+            kv=fit(asked_kv, q),
+            diagonal=fit(asked_diagonal, q),
+            chunk=q,
+            head_dim=H,
+            heads=2 if H < LANES else 1,
+            group=N // kv_heads,
+            vmem_bytes=blocks.vmem_bytes * 7 // 8,
+            **how,
+        )
+        for num_chunks in range(1, T // q + 1):
+            if T % (num_chunks * q) == 0:
+                whole = tiling._replace(chunk=T // num_chunks)
+                if estimate_bytes(whole, q_BTNH.dtype.itemsize, back=back) <= blocks.vmem_bytes * 3 // 4:
+                    return whole
+    assert tiling is not None
+    return tiling
+
+
+def estimate_bytes(t: Tiling, size: int, *, back: bool) -> int:
+    """Vector memory of a kernel, `size` bytes a number: what it names, and tables of logits between products.
+
+    Blocks that cross HBM are there twice: one is fetched, or written, while one is used.
+    """
+    moved = 4 * t.lanes * size + (2 * t.lanes * 4 if t.rotated else 0)
+    per_key = moved + t.copies * t.variants * t.lanes * size
+    per_query = 2 * 2 * t.lanes * size + t.heads * (t.lanes * size + 2 * LANES * 4) + t.lanes * 4 + LANES * 4
+    per_pair = 3 * 4 + size
     if back:
-        key_bytes += lanes * (max(copies, 1) * 2 * 4 + 4 * size)  # sums of both gradients, and what is written of them
-        block_bytes = 2 * 5 * q * lanes * size + heads * 2 * q * lanes * size + 2 * q * lanes * 4
-        table_bytes = max(q * kv, diagonal * q) * (4 * 4 + 2 * size)
-    limit = blocks.vmem_bytes * 3 // 4
-    fits = [c for c in range(T, q - 1, -q) if T % c == 0 and c * key_bytes + block_bytes + table_bytes <= limit]
-    return Tiling(
-        seq_len=T,
-        q=q,
-        kv=kv,
-        diagonal=diagonal,
-        chunk=fits[0] if fits else q,
-        head_dim=H,
-        heads=heads,
-        group=group,
-        vmem_bytes=blocks.vmem_bytes * 7 // 8,
-        **how,
-    )
+        per_key += 2 * t.variants * t.lanes * 4 + 4 * t.lanes * size
+        per_query = 2 * 4 * t.lanes * size + 2 * t.heads * t.lanes * size + 4 * t.lanes * 4
+        per_query += 4 * t.lanes * 4 if t.num_chunks > 1 else 0
+        per_pair = 4 * 4 + 2 * size
+    return t.chunk * per_key + t.q * per_query + t.q * max(t.kv, t.diagonal) * per_pair
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def attention(q_BTX, k_BTX, v_BTX, first_BT, ahead: Tiling, back: Tiling, window: int | None) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def attention(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead: Tiling, back: Tiling, window: int | None) -> jax.Array:
     """One device's rows and heads; X: its heads and their lanes. `ahead`, `back`: of the two passes."""
-    return kernel.forward(q_BTX, k_BTX, v_BTX, first_BT, ahead, window)[0]
+    return kernel.forward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead, window)[0]
 
 
-def _attention_ahead(q_BTX, k_BTX, v_BTX, first_BT, ahead: Tiling, back: Tiling, window: int | None):
-    o_BTX, lse = kernel.forward(q_BTX, k_BTX, v_BTX, first_BT, ahead, window)
+def _attention_ahead(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead: Tiling, back: Tiling, window: int | None):
+    o_BTX, lse = kernel.forward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead, window)
     o_BTX, lse = checkpoint_name(o_BTX, "attention"), checkpoint_name(lse, "attention")
-    return o_BTX, (q_BTX, k_BTX, v_BTX, first_BT, o_BTX, lse)
+    return o_BTX, (q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse)
 
 
 def _attention_back(ahead: Tiling, back: Tiling, window: int | None, residuals, do_BTX):
-    q_BTX, k_BTX, v_BTX, first_BT, o_BTX, lse = residuals
-    return *kernel.backward(q_BTX, k_BTX, v_BTX, first_BT, o_BTX, lse, do_BTX, back, window), None
+    return *kernel.backward(*residuals, do_BTX, back, window), None, None
 
 
 attention.defvjp(_attention_ahead, _attention_back)
@@ -146,6 +164,7 @@ def attend_flash(
     window: int | None,
     softcap: float | None,
     scale: float,
+    rotation: tuple[jax.Array, jax.Array] | None = None,
     spread: Spread | None = None,
     blocks: Blocks | None = None,
     interpret: bool = False,
@@ -153,30 +172,38 @@ def attend_flash(
     """The same function as `attend_dense`, if equal segments of a row are neighbours; see there for the arguments.
 
     Args:
+      rotation: cosines and sines of RoPE, [B or 1, T, 1, H // 2]; queries and keys are turned by them on the way into
+        the products (see `rope`), so that nobody writes or keeps them turned. No gradient flows into it.
       spread: the mesh whose devices hold rows and heads; the compiler cannot cut a kernel.
       interpret: on a CPU, for tests.
     """
-    T = q_BTNH.shape[1]
+    B, T, _, H = q_BTNH.shape
     blocks = DEFAULT_BLOCKS if blocks is None else blocks
     if blocks.vmem_bytes is None:
         kind = spread.mesh.devices.flat[0].device_kind if spread is not None else jax.devices()[0].device_kind
         blocks = blocks._replace(vmem_bytes=VMEM_BYTES.get(kind, min(VMEM_BYTES.values())))
+    table_BTX = None if rotation is None else turn_table(rotation, B, 2 if H < LANES else 1)
 
-    def local(q_BTNH, k_BSKH, v_BSKH, segments_BT):
+    def local(q_BTNH, k_BSKH, v_BSKH, segments_BT, table_BTX):
         pad = ((0, 0), (0, -T % LANES))  # queries beyond the end are cut off, and keys there are seen by them alone
         if T % LANES:
             q_BTNH, k_BSKH, v_BSKH = (jnp.pad(x, (*pad, (0, 0), (0, 0))) for x in (q_BTNH, k_BSKH, v_BSKH))
             segments_BT = None if segments_BT is None else jnp.pad(segments_BT, pad, mode="edge")
+            table_BTX = None if table_BTX is None else jnp.pad(table_BTX, (*pad, (0, 0)))
         B, size, N, H = q_BTNH.shape
         first_BT = first_seen(segments_BT, window, B, size)
-        how = {"scale": scale, "softcap": softcap, "limited": first_BT is not None, "interpret": interpret}
-        ahead, back = (pick_tiling(q_BTNH, k_BSKH.shape[2], blocks, back=back, **how) for back in (False, True))
+        how = {"scale": scale, "softcap": softcap, "limited": first_BT is not None, "rotated": table_BTX is not None}
+        ahead, back = (
+            pick_tiling(q_BTNH, k_BSKH.shape[2], blocks, back=back, interpret=interpret, **how)
+            for back in (False, True)
+        )
         flat = (x.reshape(*x.shape[:2], -1) for x in (q_BTNH, k_BSKH, v_BSKH))
-        return attention(*flat, first_BT, ahead, back, window)[:, :T].reshape(B, T, N, H)
+        return attention(*flat, first_BT, table_BTX, ahead, back, window)[:, :T].reshape(B, T, N, H)
 
     if spread is None:
-        return local(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+        return local(q_BTNH, k_BSKH, v_BSKH, segments_BT, table_BTX)
     rows, heads = PartitionSpec(spread.batch), PartitionSpec(spread.batch, None, spread.heads)
-    specs = (heads, heads, heads, None if segments_BT is None else rows)
-    run = jax.shard_map(local, mesh=spread.mesh, in_specs=specs, out_specs=heads, check_vma=False)
-    return run(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    run = jax.shard_map(
+        local, mesh=spread.mesh, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False
+    )
+    return run(q_BTNH, k_BSKH, v_BSKH, segments_BT, table_BTX)

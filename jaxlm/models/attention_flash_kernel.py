@@ -61,6 +61,8 @@ class Tiling(NamedTuple):
     softcap: float | None
     limited: bool
     """Whether some query does not see all keys before it."""
+    rotated: bool
+    """Whether the kernels apply RoPE to queries and keys."""
     vmem_bytes: int
     interpret: bool = False
 
@@ -76,6 +78,15 @@ class Tiling(NamedTuple):
     def variants(self) -> int:
         """Copies of keys and values in VMEM: with two grouped heads of 64 lanes, one more with the halves swapped."""
         return 2 if self.heads == 2 and self.group > 1 else 1
+
+    @property
+    def num_chunks(self) -> int:
+        return self.seq_len // self.chunk
+
+    @property
+    def copies(self) -> int:
+        """How many of (keys, values) the kernels change before use, and so keep in scratch memory."""
+        return 2 if self.variants == 2 else int(self.rotated)
 
     @property
     def query_scale(self) -> float:
@@ -115,11 +126,25 @@ def swap_halves(x: jax.Array) -> jax.Array:
     return pltpu.roll(x.astype(jnp.float32), x.shape[1] // 2, 1).astype(x.dtype)
 
 
+def turn(x: jax.Array, table: jax.Array, t: Tiling, *, back: bool = False) -> jax.Array:
+    """RoPE of float32 [rows, lanes], or its transpose. table: in each head's lanes, cosines and then sines.
+
+    Lane i of a head's first half pairs with lane i of its second half (see `rope` in attention.py).
+    """
+    half = t.head_dim // 2
+    lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    is_first = lax.rem(lane, t.head_dim) < half
+    before, after = ((pltpu.roll(y, half, 1), pltpu.roll(y, t.lanes - half, 1)) for y in (table, x))
+    cos = jnp.where(is_first, table, before[0])
+    sin = jnp.where(is_first, before[1] if back else -before[1], -table if back else table)
+    return x * cos + jnp.where(is_first, after[1], after[0]) * sin
+
+
 def variant(head: int, block, t: Tiling):
     """Which copy of the keys has a query head's KV head in this head's lanes. block: of the KV block's query heads."""
     if t.variants == 1:
         return 0
-    return ((t.heads * block + head) // t.group != head).astype(jnp.int32)
+    return (lax.div(t.heads * block + head, t.group) != head).astype(jnp.int32)
 
 
 def logits(raw: jax.Array, t: Tiling) -> tuple[jax.Array, jax.Array | None]:
@@ -136,9 +161,22 @@ def wide(x: jax.Array, num_lanes: int) -> jax.Array:
     return x if repeats == 1 else jnp.tile(x, (1, repeats))
 
 
-def column(row: jax.Array) -> jax.Array:
+def on_diagonal() -> jax.Array:
+    shape = (LANES, LANES)
+    return lax.broadcasted_iota(jnp.int32, shape, 0) == lax.broadcasted_iota(jnp.int32, shape, 1)
+
+
+def to_row(x_QL: jax.Array) -> jax.Array:
+    """[Q, LANES], all lanes alike -> [1, Q]. A tenth of the work of a transposition."""
+    parts = [x_QL[begin : begin + LANES] for begin in range(0, x_QL.shape[0], LANES)]
+    return jnp.concatenate([jnp.where(on_diagonal(), x, 0.0).sum(axis=0, keepdims=True) for x in parts], axis=1)
+
+
+def to_lanes(row_1Q: jax.Array) -> jax.Array:
     """[1, Q] -> [Q, LANES], all lanes alike."""
-    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
+    parts = [row_1Q[:, begin : begin + LANES] for begin in range(0, row_1Q.shape[1], LANES)]
+    columns = [jnp.where(on_diagonal(), x, 0.0).sum(axis=1, keepdims=True) for x in parts]
+    return jnp.concatenate([jnp.broadcast_to(x, (LANES, LANES)) for x in columns], axis=0)
 
 
 def keep(seen: jax.Array, table: jax.Array) -> jax.Array:
@@ -154,7 +192,7 @@ def loop_blocks(low, high, begin, base, t: Tiling, body) -> None:
 
     low, high: first keys that its first and its last query see. base: where the chunk begins.
     """
-    end = jnp.where(base < 0, 0, jnp.clip(begin - base, 0, t.chunk) // t.kv)  # chunks before the first are none
+    end = jnp.where(base < 0, 0, lax.div(jnp.clip(begin - base, 0, t.chunk), t.kv))  # chunks before the first are none
     full = 0
 
     def run(masked, j, carry):
@@ -162,58 +200,68 @@ def loop_blocks(low, high, begin, base, t: Tiling, body) -> None:
         return carry
 
     if t.limited:
-        first = jnp.minimum(jnp.maximum(low - base, 0) // t.kv, end)
-        full = jnp.clip((high - base + t.kv - 1) // t.kv, first, end)
+        first = jnp.minimum(lax.div(jnp.maximum(low - base, 0), t.kv), end)
+        full = jnp.clip(lax.div(jnp.maximum(high - base, 0) + t.kv - 1, t.kv), first, end)
         lax.fori_loop(first, full, functools.partial(run, True), None)
     lax.fori_loop(full, end, functools.partial(run, False), None)
 
 
-def copy_keys(k_ref, v_ref, copies, t: Tiling) -> None:
-    """Fills both copies of the keys and values of a chunk."""
-    for source, (copy_ref,) in zip((k_ref, v_ref), copies, strict=True):
+def prepare_keys(k_ref, v_ref, table_ref, copies, t: Tiling) -> None:
+    """Fills the copies of a chunk's keys and values: keys turned, and of both those with halves swapped."""
+    for source, copy_ref in zip((k_ref, v_ref), copies, strict=False):
 
         def fill(j, carry, source=source, copy_ref=copy_ref):
             rows = pl.ds(pl.multiple_of(j * t.kv, t.kv), t.kv)
             block = source[0, rows, :]
+            if t.rotated and source is k_ref:
+                block = turn(block.astype(jnp.float32), table_ref[0, rows, :], t).astype(copy_ref.dtype)
             copy_ref[0, rows, :] = block
-            copy_ref[1, rows, :] = swap_halves(block)
+            if t.variants == 2:
+                copy_ref[1, rows, :] = swap_halves(block)
             return carry
 
         lax.fori_loop(0, t.chunk // t.kv, fill, None)
 
 
-def reader(ref, copies: tuple, t: Tiling):
-    """read(which, begin, size): keys or values of one variant."""
-    if t.variants == 1:
-        return lambda which, begin, size: ref[0, pl.ds(begin, size), :]
-    return lambda which, begin, size: copies[0][which, pl.ds(begin, size), :]
+def reader(ref, copy: list):
+    """read(which, begin, size): keys or values of one variant, from their copy if there is one."""
+    if copy:
+        return lambda which, begin, size: copy[0][which, pl.ds(begin, size), :]
+    return lambda which, begin, size: ref[0, pl.ds(begin, size), :]
+
+
+def scaled_queries(q_ref, table: jax.Array | None, t: Tiling) -> jax.Array:
+    q = q_ref[0].astype(jnp.float32) * t.query_scale
+    return q if table is None else turn(q, table, t)
 
 
 def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> None:
     """One block of queries with one chunk of keys; chunks of a block come last first, so that it begins with itself."""
     refs = list(refs)
     first_ref = refs.pop(0) if t.limited else None
+    table_ref = refs.pop(0) if t.rotated else None
     o_ref, lse_ref, q_scratch, m_scratch, l_scratch, o_scratch = refs[:6]
-    copies = [(ref,) for ref in refs[6:]]
+    refs = refs[6:]
+    first_scratch = refs.pop(0) if t.limited else None
+    copies = refs
     b, block, i, step = (pl.program_id(dim) for dim in (0, 2, 3, 4))
     begin = i * t.q
     low, high = low_ref[b * t.num_q + i], high_ref[b * t.num_q + i]
-    base = (begin // t.chunk - step) * t.chunk
-    read_k, read_v = (reader(ref, own, t) for ref, own in zip((k_ref, v_ref), copies or ((), ()), strict=True))
+    base = (lax.div(begin, t.chunk) - step) * t.chunk
+    read_k, read_v = reader(k_ref, copies[:1]), reader(v_ref, copies[1:])
 
     if copies:
         stale = (block == 0) & (i == 0) if t.chunk == t.seq_len else base + t.chunk > low
-        pl.when(stale & (base >= 0))(lambda: copy_keys(k_ref, v_ref, copies, t))
-
-    def first_keys(rows: slice) -> jax.Array:
-        assert first_ref is not None
-        return column(first_ref[0, :, rows])
+        pl.when(stale & (base >= 0))(lambda: prepare_keys(k_ref, v_ref, table_ref, copies, t))
 
     def diagonal() -> None:
         place = pl.multiple_of(begin - base, t.q)
+        table = None if table_ref is None else table_ref[0, pl.ds(place, t.q), :]
+        scaled = scaled_queries(q_ref, table, t)
         for head in range(t.heads):
-            scaled = q_ref[0].astype(jnp.float32) * t.query_scale
             q_scratch[head] = own_lanes(scaled, head, t).astype(q_scratch.dtype)
+        if first_ref is not None:
+            first_scratch[...] = to_lanes(first_ref[0].astype(jnp.float32)).astype(jnp.int32)
         for start in range(0, t.q, t.diagonal):
             rows, size = slice(start, start + t.diagonal), start + t.diagonal
             outputs = []
@@ -222,7 +270,7 @@ def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> 
                 s, _ = logits(dot(q_scratch[head, rows], read_k(which, place, size), ROWS_BY_LANES), t)
                 seen = iota(s.shape, 1, 0) <= iota(s.shape, 0, start)
                 if t.limited:
-                    seen &= iota(s.shape, 1, begin) >= wide(first_keys(rows), size)
+                    seen &= iota(s.shape, 1, begin) >= wide(first_scratch[rows], size)
                 s = keep(seen, s)
                 m = jnp.broadcast_to(s.max(axis=1, keepdims=True), (t.diagonal, LANES))
                 p = jnp.exp2(s - wide(m, size))
@@ -237,7 +285,7 @@ def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> 
             which = variant(head, block, t)
             s, _ = logits(dot(q_scratch[head], read_k(which, place, t.kv), ROWS_BY_LANES), t)
             if masked:
-                s = keep(iota(s.shape, 1, base + place) >= wide(first_keys(slice(None)), t.kv), s)
+                s = keep(iota(s.shape, 1, base + place) >= wide(first_scratch[...], t.kv), s)
             m_old = m_scratch[head]
             m = jnp.maximum(m_old, s.max(axis=1, keepdims=True))
             p = jnp.exp2(s - wide(m, t.kv))
@@ -252,26 +300,29 @@ def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> 
         inverses = []
         for head in range(t.heads):
             total = jnp.broadcast_to(l_scratch[head].sum(axis=1, keepdims=True), (t.q, LANES))
-            lse_ref[0, 0, head : head + 1, :] = (m_scratch[head] + jnp.log2(total)).T[:1]
+            lse_ref[0, 0, head : head + 1, :] = to_row(m_scratch[head]) + jnp.log2(to_row(total))
             inverses.append(wide(1.0 / total, t.lanes))
         o_ref[0] = (o_scratch[...] * by_head(inverses, t)).astype(o_ref.dtype)
 
     pl.when(step == 0)(diagonal)
     loop_blocks(low, high, begin, base, t, before)
-    pl.when(step == t.seq_len // t.chunk - 1)(finish)
+    pl.when(step == t.num_chunks - 1)(finish)
 
 
-def forward(q_BTX, k_BTX, v_BTX, first_BT, t: Tiling, window: int | None) -> tuple[jax.Array, jax.Array]:
+def forward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, t: Tiling, window: int | None) -> tuple[jax.Array, jax.Array]:
     """-> o_BTX, and the logsumexp [B, N // heads, heads, T] in powers of 2. X: heads and their lanes."""
     B, T, X = q_BTX.shape
-    num_kv, num_chunks = k_BTX.shape[2] // t.lanes, T // t.chunk
+    num_kv = k_BTX.shape[2] // t.lanes
     low, high = bounds(first_BT, B, t)
 
     def query(b, kv, block, i, step, low, high):
         return b, i, kv * t.group + block
 
     def keys(b, kv, block, i, step, low, high):
-        return b, jnp.maximum(i * t.q // t.chunk - step, low[b * t.num_q + i] // t.chunk), kv
+        return b, jnp.maximum(lax.div(i * t.q, t.chunk) - step, lax.div(low[b * t.num_q + i], t.chunk)), kv
+
+    def table(b, kv, block, i, step, low, high):
+        return *keys(b, kv, block, i, step, low, high)[:2], 0
 
     def row(b, kv, block, i, step, low, high):
         return b, 0, i
@@ -287,12 +338,13 @@ def forward(q_BTX, k_BTX, v_BTX, first_BT, t: Tiling, window: int | None) -> tup
         functools.partial(forward_kernel, t=t),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(B, num_kv, t.group, t.num_q, num_chunks),
+            grid=(B, num_kv, t.group, t.num_q, t.num_chunks),
             in_specs=[
                 pl.BlockSpec(queries, query),
                 pl.BlockSpec(chunk, keys),
                 pl.BlockSpec(chunk, keys),
                 *([pl.BlockSpec((1, 1, t.q), row)] if t.limited else []),
+                *([pl.BlockSpec(chunk, table)] if t.rotated else []),
             ],
             out_specs=[pl.BlockSpec(queries, query), pl.BlockSpec((1, 1, t.heads, t.q), lse)],
             scratch_shapes=[
@@ -300,7 +352,8 @@ def forward(q_BTX, k_BTX, v_BTX, first_BT, t: Tiling, window: int | None) -> tup
                 statistic,
                 statistic,
                 pltpu.VMEM((t.q, t.lanes), jnp.float32),
-                *([copy, copy] if t.variants == 2 else []),
+                *([pltpu.VMEM((t.q, LANES), jnp.int32)] if t.limited else []),
+                *[copy] * t.copies,
             ],
         ),
         out_shape=[
@@ -315,7 +368,11 @@ def forward(q_BTX, k_BTX, v_BTX, first_BT, t: Tiling, window: int | None) -> tup
         ),
         interpret=t.interpret,
         name="flash_attention_forward",
-    )(low, high, q_BTX, k_BTX, v_BTX, *([first_BT[:, None]] if t.limited else []))
+    )(low, high, q_BTX, k_BTX, v_BTX, *extras(first_BT, table_BTX, t))
+
+
+def extras(first_BT, table_BTX, t: Tiling) -> list[jax.Array]:
+    return [*([first_BT[:, None]] if t.limited else []), *([table_BTX] if t.rotated else [])]
 
 
 def bounds(first_BT, B: int, t: Tiling) -> tuple[jax.Array, jax.Array]:
@@ -336,16 +393,18 @@ def backward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling, ba
     """One block of queries with the chunk of keys from `base`: adds to the gradients of both."""
     refs = list(refs)
     first_ref = refs.pop(0) if t.limited else None
+    table_ref = refs.pop(0) if t.rotated else None
+    q_table_ref = refs.pop(0) if t.rotated and t.num_chunks > 1 else None
     o_ref, do_ref, lse_ref = refs[:3]
     refs = refs[3:]
     part_ref = refs.pop(0) if base else None
     dq_ref, dk_ref, dv_ref, q_scratch, do_scratch, delta_scratch, dq_scratch, dk_scratch, dv_scratch = refs[:9]
-    copies = [(ref,) for ref in refs[9:]]
+    copies = refs[9:]
     b, block, step = (pl.program_id(dim) for dim in (0, 2, 3))
     i = step + base // t.q
     begin = i * t.q
     low, high = low_ref[b * t.num_q + i], high_ref[b * t.num_q + i]
-    read_k, read_v = (reader(ref, own, t) for ref, own in zip((k_ref, v_ref), copies or ((), ()), strict=True))
+    read_k, read_v = reader(k_ref, copies[:1]), reader(v_ref, copies[1:])
     is_first, is_last = (
         (block == blocks) & (step == steps)
         for blocks, steps in ((0, 0), (t.group - 1, t.num_q - 1 - base // t.q))
@@ -356,15 +415,20 @@ def backward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling, ba
         dk_scratch[...] = jnp.zeros_like(dk_scratch)
         dv_scratch[...] = jnp.zeros_like(dv_scratch)
         if copies:
-            copy_keys(k_ref, v_ref, copies, t)
+            prepare_keys(k_ref, v_ref, table_ref, copies, t)
 
-    scaled = q_ref[0].astype(jnp.float32) * t.query_scale
-    product_XQ = (o_ref[0].astype(jnp.float32) * do_ref[0].astype(jnp.float32)).T
+    def queries_table() -> jax.Array | None:
+        if table_ref is None:
+            return None
+        return table_ref[0, pl.ds(pl.multiple_of(begin, t.q), t.q), :] if q_table_ref is None else q_table_ref[0]
+
+    scaled = scaled_queries(q_ref, queries_table(), t)
+    product = o_ref[0].astype(jnp.float32) * do_ref[0].astype(jnp.float32)
     for head in range(t.heads):
         q_scratch[head] = own_lanes(scaled, head, t).astype(q_scratch.dtype)
         do_scratch[head] = own_lanes(do_ref[0], head, t)
-        own = product_XQ[head * t.head_dim : (head + 1) * t.head_dim]
-        delta_scratch[head : head + 1, :] = own.sum(axis=0, keepdims=True)
+        delta = own_lanes(product, head, t).sum(axis=1, keepdims=True)
+        delta_scratch[head : head + 1, :] = to_row(jnp.broadcast_to(delta, (t.q, LANES)))
     dq_scratch[...] = jnp.zeros_like(dq_scratch)
 
     def pair(place, size: int, rows: slice, masks: str) -> None:
@@ -405,6 +469,8 @@ def backward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling, ba
     everywhere = slice(0, t.q)
     loop_blocks(low, high, begin, base, t, lambda place, masked: pair(place, t.kv, everywhere, "l" if masked else ""))
     dq = dq_scratch[...] * t.scale
+    if t.rotated:
+        dq = turn(dq, queries_table(), t, back=True)
     dq_ref[0] = (dq if part_ref is None else dq + part_ref[0]).astype(dq_ref.dtype)
 
     @pl.when(is_last)
@@ -417,18 +483,21 @@ def backward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling, ba
                 total = scratch[0, rows, :]
                 if t.variants == 2:
                     total += swap_halves(scratch[1, rows, :])
-                ref[0, rows, :] = (total * factor).astype(ref.dtype)
+                total *= factor
+                if t.rotated and ref is dk_ref:
+                    total = turn(total, table_ref[0, rows, :], t, back=True)
+                ref[0, rows, :] = total.astype(ref.dtype)
                 return carry
 
             lax.fori_loop(0, t.chunk // t.kv, write, None)
 
 
-def backward(q_BTX, k_BTX, v_BTX, first_BT, o_BTX, lse, do_BTX, t: Tiling, window: int | None):
+def backward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse, do_BTX, t: Tiling, window: int | None):
     """-> gradients of queries, keys and values. One call for each chunk of keys, which adds to the queries'."""
     B, T, X = q_BTX.shape
     low, high = bounds(first_BT, B, t)
     pairs = B * (X // t.head_dim) * t.positions(window)
-    num_chunks = T // t.chunk
+    is_whole = t.num_chunks == 1
     dq, gradients = None, []
     for base in range(0, T, t.chunk):
         skip, chunk_index = base // t.q, base // t.chunk
@@ -442,6 +511,12 @@ def backward(q_BTX, k_BTX, v_BTX, first_BT, o_BTX, lse, do_BTX, t: Tiling, windo
         def own_keys(b, kv, block, step, low, high):
             return b, 0, kv
 
+        def table(b, kv, block, step, low, high, chunk_index=chunk_index):
+            return b, chunk_index, 0
+
+        def q_table(b, kv, block, step, low, high, skip=skip):
+            return b, step + skip, 0
+
         def row(b, kv, block, step, low, high, skip=skip):
             return b, 0, step + skip
 
@@ -453,8 +528,9 @@ def backward(q_BTX, k_BTX, v_BTX, first_BT, o_BTX, lse, do_BTX, t: Tiling, windo
         copy = pltpu.VMEM((t.variants, t.chunk, t.lanes), k_BTX.dtype)
         total = pltpu.VMEM((t.variants, t.chunk, t.lanes), jnp.float32)
         part = pltpu.VMEM((t.heads, t.q, t.lanes), q_BTX.dtype)
-        dtype = q_BTX.dtype if num_chunks == 1 else jnp.float32
-        arrays = [q_BTX, k_BTX, v_BTX, *([first_BT[:, None]] if t.limited else []), o_BTX, do_BTX, lse]
+        dtype = q_BTX.dtype if is_whole else jnp.float32
+        arrays = [q_BTX, k_BTX, v_BTX, *extras(first_BT, table_BTX, t)]
+        arrays += [*([table_BTX] if t.rotated and not is_whole else []), o_BTX, do_BTX, lse]
         dq, *dkv = pl.pallas_call(
             functools.partial(backward_kernel, t=t, base=base),
             grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -465,6 +541,8 @@ def backward(q_BTX, k_BTX, v_BTX, first_BT, o_BTX, lse, do_BTX, t: Tiling, windo
                     chunk,
                     chunk,
                     *([pl.BlockSpec((1, 1, t.q), row)] if t.limited else []),
+                    *([pl.BlockSpec((1, t.chunk, t.lanes), table)] if t.rotated else []),
+                    *([pl.BlockSpec((1, t.q, t.lanes), q_table)] if t.rotated and not is_whole else []),
                     queries,
                     queries,
                     pl.BlockSpec((1, 1, t.heads, t.q), statistic),
@@ -478,7 +556,7 @@ def backward(q_BTX, k_BTX, v_BTX, first_BT, o_BTX, lse, do_BTX, t: Tiling, windo
                     pltpu.VMEM((t.q, t.lanes), jnp.float32),
                     total,
                     total,
-                    *([copy, copy] if t.variants == 2 else []),
+                    *[copy] * t.copies,
                 ],
             ),
             out_shape=[
@@ -488,13 +566,13 @@ def backward(q_BTX, k_BTX, v_BTX, first_BT, o_BTX, lse, do_BTX, t: Tiling, windo
             input_output_aliases={2 + len(arrays): 0} if base else {},
             compiler_params=parameters(t, 4),
             cost_estimate=pl.CostEstimate(
-                flops=10 * t.head_dim * pairs // num_chunks,
-                transcendentals=pairs * (1 if t.softcap is None else 2) // num_chunks,
-                bytes_accessed=(4 * q_BTX.nbytes + 4 * k_BTX.nbytes + lse.nbytes) // num_chunks,
+                flops=10 * t.head_dim * pairs // t.num_chunks,
+                transcendentals=pairs * (1 if t.softcap is None else 2) // t.num_chunks,
+                bytes_accessed=(4 * q_BTX.nbytes + 4 * k_BTX.nbytes + lse.nbytes) // t.num_chunks,
             ),
             interpret=t.interpret,
             name="flash_attention_backward",
         )(low, high, *arrays, *([dq] if base else []))
         gradients.append(dkv)
-    dk_BTX, dv_BTX = (jnp.concatenate(parts, axis=1) if num_chunks > 1 else parts[0] for parts in zip(*gradients, strict=True))
+    dk_BTX, dv_BTX = (jnp.concatenate(parts, axis=1) if not is_whole else parts[0] for parts in zip(*gradients, strict=True))
     return dq.astype(q_BTX.dtype), dk_BTX, dv_BTX
