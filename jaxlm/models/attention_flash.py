@@ -137,12 +137,16 @@ def estimate_bytes(t: Tiling, size: int, *, back: bool) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def attention(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead: Tiling, back: Tiling, window: int | None) -> jax.Array:
+def attention(
+    q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead: Tiling, back: Tiling, window: int | None
+) -> jax.Array:
     """One device's rows and heads; X: its heads and their lanes. `ahead`, `back`: of the two passes."""
     return kernel.forward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead, window)[0]
 
 
-def _attention_ahead(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead: Tiling, back: Tiling, window: int | None):
+def _attention_ahead(
+    q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead: Tiling, back: Tiling, window: int | None
+):
     o_BTX, lse = kernel.forward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead, window)
     o_BTX, lse = checkpoint_name(o_BTX, "attention"), checkpoint_name(lse, "attention")
     return o_BTX, (q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse)
@@ -185,14 +189,22 @@ def attend_flash(
     table_BTX = None if rotation is None else turn_table(rotation, B, 2 if H < LANES else 1)
 
     def local(q_BTNH, k_BSKH, v_BSKH, segments_BT, table_BTX):
-        pad = ((0, 0), (0, -T % LANES))  # queries beyond the end are cut off, and keys there are seen by them alone
+        pad = (
+            (0, 0),
+            (0, -T % LANES),
+        )  # queries beyond the end are cut off, and keys there are seen by them alone
         if T % LANES:
             q_BTNH, k_BSKH, v_BSKH = (jnp.pad(x, (*pad, (0, 0), (0, 0))) for x in (q_BTNH, k_BSKH, v_BSKH))
             segments_BT = None if segments_BT is None else jnp.pad(segments_BT, pad, mode="edge")
             table_BTX = None if table_BTX is None else jnp.pad(table_BTX, (*pad, (0, 0)))
         B, size, N, H = q_BTNH.shape
         first_BT = first_seen(segments_BT, window, B, size)
-        how = {"scale": scale, "softcap": softcap, "limited": first_BT is not None, "rotated": table_BTX is not None}
+        how = {
+            "scale": scale,
+            "softcap": softcap,
+            "limited": first_BT is not None,
+            "rotated": table_BTX is not None,
+        }
         ahead, back = (
             pick_tiling(q_BTNH, k_BSKH.shape[2], blocks, back=back, interpret=interpret, **how)
             for back in (False, True)

@@ -169,7 +169,9 @@ def on_diagonal() -> jax.Array:
 def to_row(x_QL: jax.Array) -> jax.Array:
     """[Q, LANES], all lanes alike -> [1, Q]. A tenth of the work of a transposition."""
     parts = [x_QL[begin : begin + LANES] for begin in range(0, x_QL.shape[0], LANES)]
-    return jnp.concatenate([jnp.where(on_diagonal(), x, 0.0).sum(axis=0, keepdims=True) for x in parts], axis=1)
+    return jnp.concatenate(
+        [jnp.where(on_diagonal(), x, 0.0).sum(axis=0, keepdims=True) for x in parts], axis=1
+    )
 
 
 def to_lanes(row_1Q: jax.Array) -> jax.Array:
@@ -192,7 +194,9 @@ def loop_blocks(low, high, begin, base, t: Tiling, body) -> None:
 
     low, high: first keys that its first and its last query see. base: where the chunk begins.
     """
-    end = jnp.where(base < 0, 0, lax.div(jnp.clip(begin - base, 0, t.chunk), t.kv))  # chunks before the first are none
+    end = jnp.where(
+        base < 0, 0, lax.div(jnp.clip(begin - base, 0, t.chunk), t.kv)
+    )  # chunks before the first are none
     full = 0
 
     def run(masked, j, carry):
@@ -291,7 +295,9 @@ def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> 
             p = jnp.exp2(s - wide(m, t.kv))
             decay = jnp.exp2(m_old - m)
             m_scratch[head] = m
-            l_scratch[head] = l_scratch[head] * decay + sum(p[:, x : x + LANES] for x in range(0, t.kv, LANES))
+            l_scratch[head] = l_scratch[head] * decay + sum(
+                p[:, x : x + LANES] for x in range(0, t.kv, LANES)
+            )
             outputs.append(dot(p.astype(v_ref.dtype), read_v(which, place, t.kv), ROWS_BY_ROWS))
             decays.append(wide(decay, t.lanes))
         o_scratch[...] = o_scratch[...] * by_head(decays, t) + by_head(outputs, t)
@@ -309,7 +315,9 @@ def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> 
     pl.when(step == t.num_chunks - 1)(finish)
 
 
-def forward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, t: Tiling, window: int | None) -> tuple[jax.Array, jax.Array]:
+def forward(
+    q_BTX, k_BTX, v_BTX, first_BT, table_BTX, t: Tiling, window: int | None
+) -> tuple[jax.Array, jax.Array]:
     """-> o_BTX, and the logsumexp [B, N // heads, heads, T] in powers of 2. X: heads and their lanes."""
     B, T, X = q_BTX.shape
     num_kv = k_BTX.shape[2] // t.lanes
@@ -385,7 +393,8 @@ def bounds(first_BT, B: int, t: Tiling) -> tuple[jax.Array, jax.Array]:
 def parameters(t: Tiling, num_dims: int) -> pltpu.CompilerParams:
     """Rows and KV heads may run on different cores; the rest adds up in order."""
     return pltpu.CompilerParams(
-        dimension_semantics=("parallel", "parallel", *["arbitrary"] * (num_dims - 2)), vmem_limit_bytes=t.vmem_bytes
+        dimension_semantics=("parallel", "parallel", *["arbitrary"] * (num_dims - 2)),
+        vmem_limit_bytes=t.vmem_bytes,
     )
 
 
@@ -398,7 +407,9 @@ def backward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling, ba
     o_ref, do_ref, lse_ref = refs[:3]
     refs = refs[3:]
     part_ref = refs.pop(0) if base else None
-    dq_ref, dk_ref, dv_ref, q_scratch, do_scratch, delta_scratch, dq_scratch, dk_scratch, dv_scratch = refs[:9]
+    dq_ref, dk_ref, dv_ref, q_scratch, do_scratch, delta_scratch, dq_scratch, dk_scratch, dv_scratch = refs[
+        :9
+    ]
     copies = refs[9:]
     b, block, step = (pl.program_id(dim) for dim in (0, 2, 3))
     i = step + base // t.q
@@ -420,7 +431,9 @@ def backward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling, ba
     def queries_table() -> jax.Array | None:
         if table_ref is None:
             return None
-        return table_ref[0, pl.ds(pl.multiple_of(begin, t.q), t.q), :] if q_table_ref is None else q_table_ref[0]
+        return (
+            table_ref[0, pl.ds(pl.multiple_of(begin, t.q), t.q), :] if q_table_ref is None else q_table_ref[0]
+        )
 
     scaled = scaled_queries(q_ref, queries_table(), t)
     product = o_ref[0].astype(jnp.float32) * do_ref[0].astype(jnp.float32)
@@ -467,7 +480,9 @@ def backward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling, ba
     else:
         pl.when(begin < base + t.chunk)(diagonal)
     everywhere = slice(0, t.q)
-    loop_blocks(low, high, begin, base, t, lambda place, masked: pair(place, t.kv, everywhere, "l" if masked else ""))
+    loop_blocks(
+        low, high, begin, base, t, lambda place, masked: pair(place, t.kv, everywhere, "l" if masked else "")
+    )
     dq = dq_scratch[...] * t.scale
     if t.rotated:
         dq = turn(dq, queries_table(), t, back=True)
@@ -574,5 +589,7 @@ def backward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse, do_BTX, t: Ti
             name="flash_attention_backward",
         )(low, high, *arrays, *([dq] if base else []))
         gradients.append(dkv)
-    dk_BTX, dv_BTX = (jnp.concatenate(parts, axis=1) if not is_whole else parts[0] for parts in zip(*gradients, strict=True))
+    dk_BTX, dv_BTX = (
+        jnp.concatenate(parts, axis=1) if not is_whole else parts[0] for parts in zip(*gradients, strict=True)
+    )
     return dq.astype(q_BTX.dtype), dk_BTX, dv_BTX

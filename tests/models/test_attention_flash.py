@@ -4,6 +4,7 @@ import functools
 
 import hypothesis
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +19,15 @@ from jaxlm.parallel.sharding import make_spread
 SMALL = Blocks(q=256, kv=128, diagonal=128, q_back=128, kv_back=128, diagonal_back=128)
 UNEVEN = Blocks(q=384, kv=256, diagonal=384, q_back=256, kv_back=512, diagonal_back=128)
 ONE_BLOCK_OF_KEYS = SMALL._replace(q=128, vmem_bytes=1)
-DOCUMENTS = [1, 1, 126, 70, 58, 1, 40]  # a single token, one more at a block's last position, one across a boundary
+DOCUMENTS = [
+    1,
+    1,
+    126,
+    70,
+    58,
+    1,
+    40,
+]  # a single token, one more at a block's last position, one across a boundary
 
 
 def segments_of(lengths, T):
@@ -37,9 +46,9 @@ def arrays(T, N, K, H, dtype=jnp.float32, B=1):
 
 
 def value_and_grads(attend, inputs, mix):
-    """-> o, dq, dk, dv of a loss that weighs every output differently."""
+    """-> o, dq, dk, dv of a loss that weighs every output differently. Compiled fast, not to be fast."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def run(q, k, v):
         o, pull = jax.vjp(attend, q, k, v)
         return (o, *pull(mix.astype(o.dtype)))
@@ -55,21 +64,35 @@ def dense_turned(q, k, v, *, rotation, **how):
     ("T", "N", "K", "H", "window", "softcap", "packed", "turned", "blocks"),
     [
         (128, 2, 2, 128, None, None, False, False, None),  # one block
-        (384, 2, 1, 128, None, None, True, False, SMALL),  # multi-query; a length that 256 does not divide
-        (1000, 1, 1, 128, None, None, True, True, UNEVEN),  # padded
-        (256, 2, 2, 64, 50, None, False, False, SMALL),  # two heads a block of lanes; a window below a block
-        (384, 4, 2, 64, None, 3.0, True, True, SMALL),  # whose keys are in other lanes than their queries
-        (512, 4, 2, 128, 200, 2.0, True, True, SMALL),  # all at once, a window above a block
-        (512, 6, 2, 64, None, None, True, True, ONE_BLOCK_OF_KEYS),  # chunks of keys; three heads share a KV head
+        (384, 4, 2, 128, None, None, True, False, SMALL),  # grouped; a length that 256 does not divide
+        (1000, 2, 1, 128, None, None, True, True, UNEVEN),  # multi-query, padded
+        (256, 4, 4, 64, 50, None, False, False, SMALL),  # two heads a block of lanes; a window below a block
+        (256, 4, 2, 64, None, 3.0, True, True, SMALL),  # whose keys are in other lanes than their queries
+        (512, 2, 1, 128, 200, 2.0, True, True, SMALL),  # all at once, a window above a block
+        (
+            256,
+            6,
+            2,
+            64,
+            None,
+            None,
+            True,
+            True,
+            ONE_BLOCK_OF_KEYS,
+        ),  # chunks of keys; three heads share a KV head
         (384, 2, 2, 128, 200, None, False, False, ONE_BLOCK_OF_KEYS),
     ],
 )
-def test_values_and_gradients_are_those_of_dense_attention(T, N, K, H, window, softcap, packed, turned, blocks):
+def test_values_and_gradients_are_those_of_dense_attention(
+    T, N, K, H, window, softcap, packed, turned, blocks
+):
     inputs, mix, turn = arrays(T, N, K, H)
     how = dict(window=window, softcap=softcap, scale=0.11, rotation=turn if turned else None)
     how["segments_BT"] = segments_of(DOCUMENTS * 3, T) if packed else None
     expected = value_and_grads(functools.partial(dense_turned, **how), inputs, mix)
-    actual = value_and_grads(functools.partial(attend_flash, **how, blocks=blocks, interpret=True), inputs, mix)
+    actual = value_and_grads(
+        functools.partial(attend_flash, **how, blocks=blocks, interpret=True), inputs, mix
+    )
     for name, want, got in zip(("o", "dq", "dk", "dv"), expected, actual, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * jnp.abs(want).max(), err_msg=name)
 
@@ -81,7 +104,9 @@ def test_bfloat16_is_rounded_at_the_ends_and_between_products_only():
     exact = value_and_grads(
         functools.partial(dense_turned, **how), [x.astype(jnp.float32) for x in inputs], mix
     )
-    actual = value_and_grads(functools.partial(attend_flash, **how, blocks=SMALL, interpret=True), inputs, mix)
+    actual = value_and_grads(
+        functools.partial(attend_flash, **how, blocks=SMALL, interpret=True), inputs, mix
+    )
     for want, got in zip(exact, actual, strict=True):
         assert got.dtype == jnp.bfloat16
         error = jnp.sqrt(jnp.mean((got.astype(jnp.float32) - want) ** 2) / jnp.mean(want**2))
@@ -91,7 +116,9 @@ def test_bfloat16_is_rounded_at_the_ends_and_between_products_only():
 @functools.cache
 def compiled(kernel, window):
     (q, k, v), mix, _ = arrays(384, 2, 2, 64)
-    attend = {"dense": attend_dense, "flash": functools.partial(attend_flash, blocks=SMALL, interpret=True)}[kernel]
+    attend = {"dense": attend_dense, "flash": functools.partial(attend_flash, blocks=SMALL, interpret=True)}[
+        kernel
+    ]
 
     @jax.jit
     def run(segments_BT):
@@ -113,21 +140,26 @@ def test_documents_may_begin_anywhere(begins, window):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * jnp.abs(want).max())
 
 
-@pytest.mark.parametrize("blocks", [SMALL._replace(q=128), ONE_BLOCK_OF_KEYS])
-def test_blocks_of_other_documents_and_before_the_window_are_not_touched(blocks):
-    (q, k, v), mix, _ = arrays(512, 1, 1, 128)
-    how = dict(softcap=None, scale=0.1, blocks=blocks, interpret=True)
-    for window, segments_BT in ((None, jnp.asarray(np.repeat([[1, 2]], 256, 1))), (129, None)):
-        attend = functools.partial(attend_flash, window=window, segments_BT=segments_BT, **how)
-        clean = value_and_grads(attend, (q, k, v), mix)
-        last = 128 * 2 if window is None else 128 * 3  # from here on no block of keys before 256, or 128, is seen
-        first = last if window is None else last - 129
-        poison = [x.at[:, : 128 if window else 256].set(jnp.nan) for x in (k, v)]
-        o, dq, *_ = value_and_grads(attend, (q, *poison), mix)
-        for got, want in zip((o, dq), clean, strict=False):
-            assert np.isfinite(got[:, last:]).all()
-            np.testing.assert_array_equal(got[:, last:], want[:, last:])
-        assert np.isnan(o[:, : first - 128]).any()
+@pytest.mark.parametrize(
+    ("window", "blocks"),
+    [(None, SMALL._replace(q=128)), (129, SMALL._replace(q=128)), (None, ONE_BLOCK_OF_KEYS)],
+)
+def test_keys_of_other_documents_and_before_the_window_are_not_touched(window, blocks):
+    """Not even multiplied by 0: NaN there would show."""
+    inputs, mix, _ = arrays(384, 1, 1, 128)
+    segments_BT = jnp.asarray(np.repeat([[1, 2]], [128, 256], 1)) if window is None else None
+    how = dict(window=window, segments_BT=segments_BT, softcap=None, scale=0.1)
+    attend = functools.partial(attend_flash, **how, blocks=blocks, interpret=True)
+    clean, poisoned = (
+        value_and_grads(attend, (inputs[0], *(x.at[:, :128].set(value) for x in inputs[1:])), mix)
+        for value in (0.0, jnp.nan)
+    )
+    first_clean = 128 if window is None else 256  # whose block of queries sees no key before 128
+    for want, got in zip(clean[:2], poisoned[:2], strict=True):
+        np.testing.assert_array_equal(got[:, first_clean:], want[:, first_clean:])
+        assert np.isnan(got[:, :128]).all()
+    for want, got in zip(clean[2:], poisoned[2:], strict=True):
+        np.testing.assert_array_equal(got[:, 256:], want[:, 256:])
 
 
 def test_a_mesh_of_rows_and_heads_changes_nothing():
@@ -144,18 +176,22 @@ def test_a_mesh_of_rows_and_heads_changes_nothing():
         assert got.sharding.is_equivalent_to(sharding, 4)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * jnp.abs(want).max())
     how.update(segments_BT=None, rotation=None)
-    one = jax.jit(functools.partial(attend_flash, **how, spread=spread, blocks=SMALL, interpret=True))(*placed)
+    one = jax.jit(functools.partial(attend_flash, **how, spread=spread, blocks=SMALL, interpret=True))(
+        *placed
+    )
     want = attend_dense(*inputs, **{name: value for name, value in how.items() if name != "rotation"})
     np.testing.assert_allclose(one, want, rtol=0, atol=1e-5 * jnp.abs(want).max())
 
 
 def calls(jaxpr, name):
-    """How many equations of a primitive a program has, those inside of others included (kernels excepted)."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        total += eqn.primitive.name == name
-        if eqn.primitive.name != "pallas_call":
-            total += sum(calls(inner, name) for inner in jax.core.jaxprs_in_params(eqn.params))
+    """How many equations of a primitive a program has whose results are used, those inside of others included."""
+    total, used = 0, {id(var) for var in jaxpr.outvars}
+    for eqn in reversed(jaxpr.eqns):
+        if any(id(var) in used for var in eqn.outvars):
+            used |= {id(var) for var in eqn.invars}
+            total += eqn.primitive.name == name
+            if eqn.primitive.name != "pallas_call":
+                total += sum(calls(inner, name) for inner in jax.extend.core.jaxprs_in_params(eqn.params))
     return total
 
 
@@ -167,9 +203,8 @@ def test_remat_that_keeps_attention_does_not_run_the_forward_kernel_again(kept, 
     )
     policy = jax.checkpoint_policies.save_only_these_names(*kept)
     block = jax.checkpoint(lambda q, k, v: jnp.tanh(attend(jnp.sin(q), k, v)), policy=policy)
-    program = jax.make_jaxpr(jax.grad(lambda q, k, v: (block(q, k, v) * mix).sum(), argnums=(0, 1, 2)))(*inputs)
-    dead_code_removed, _ = jax.interpreters.partial_eval.dce_jaxpr(program.jaxpr, [True] * 3)
-    assert calls(dead_code_removed, "pallas_call") == num_kernels
+    loss = jax.value_and_grad(lambda q, k, v: (block(q, k, v) * mix).sum(), argnums=(0, 1, 2))
+    assert calls(jax.make_jaxpr(loss)(*inputs).jaxpr, "pallas_call") == num_kernels
 
 
 def test_heads_stay_where_the_projections_wrote_them():
@@ -216,8 +251,8 @@ def test_supports_says_which_heads_the_kernels_cut_out(head_dim, num_heads, kv_h
     [
         ("TPU v5 lite", 8192, (8192, 8192)),
         ("TPU v5 lite", 32768, (32768, 16384)),
-        ("TPU v5", 8192, (8192, 8192)),
-        ("TPU v4", 2048, (2048, 1024)),
+        ("TPU v5", 8192, (8192, 4096)),
+        ("TPU v4", 2048, (2048, 512)),
     ],
 )
 def test_vector_memory_holds_as_many_keys_as_fit(kind, T, chunks):
