@@ -221,7 +221,7 @@ def lower_step(cfg: RunConfig, devices: Sequence[Any]) -> LoweredStep:
     return LoweredStep(
         lowered,
         pieces,
-        {"attention": pick_attention(cfg.model.attention, devices[0].platform)},
+        {"attention": pick_attention(cfg.model, devices[0].platform, pieces.sizes["tensor"])},
         {name: device_bytes(tree) for name, tree in parts.items()},
         time.perf_counter() - started,
     )

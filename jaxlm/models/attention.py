@@ -130,25 +130,62 @@ def attend_dense(
     return attend_masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale, cap=softcap)
 
 
-def pick_attention(name: str, platform: str) -> str:
-    """What `model.attention` stands for on this platform: `auto`: `splash` on TPUs, `chunked` on CPUs, else `dense`.
+def pick_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> str:
+    """What `model.attention` stands for on this platform.
 
-    On two CPU cores chunks of queries halve the time and the memory of the [T, T] table (`make bench` measures it).
-    Errors: UserError for a kernel that the platform does not have.
+    `auto`: on TPUs `flash`, and `splash` for the widths of heads that it cannot cut out; on CPUs `chunked`; else
+    `dense`. On two CPU cores chunks of queries halve the time and the memory of the [T, T] table (`make bench` measures
+    it).
+
+    Args:
+      num_parts: devices that the heads are split over.
+
+    Errors: UserError for a kernel that the platform does not have, or that does not take such heads.
     """
-    if name == "splash" and platform != "tpu":
+    name = config.attention
+    N, K = config.num_heads // num_parts, config.kv_heads // num_parts
+    fits = supports(config.head_width, N, K)
+    if name in ("splash", "flash") and platform != "tpu":
         raise UserError(
-            f"model.attention='splash' is a kernel of TPUs, and this is a {platform}. Try attention='auto'."
+            f"model.attention={name!r} is a kernel of TPUs, and this is a {platform}. Try attention='auto'."
+        )
+    if name == "flash" and not fits:
+        raise UserError(
+            f"model.attention='flash' takes heads of 128 channels or a multiple, and of 64 in pairs, but model.head_dim="
+            f"{config.head_width}, with {N} heads and {K} KV heads on a device. Try attention='splash'."
         )
     if name != "auto":
         return name
-    return {"tpu": "splash", "cpu": "chunked"}.get(platform, "dense")
+    if platform == "tpu":
+        return "flash" if fits else "splash"
+    return "chunked" if platform == "cpu" else "dense"
 
 
-def attend(kernel: str, spread: Spread | None, q_BTNH, k_BSKH, v_BSKH, **how) -> jax.Array:
-    """Causal attention by one of the kernels, all of which compute `attend_dense`; `how`: its keywords."""
+def supports(head_dim: int, num_heads: int, kv_heads: int) -> bool:
+    """Whether `flash` can cut one head, or two, out of the lanes of a TPU; the numbers of heads are one device's."""
+    if num_heads % max(kv_heads, 1):
+        return False
+    if head_dim == 64:
+        return num_heads % 2 == 0 and kv_heads % 2 == 0
+    return head_dim % 128 == 0
+
+
+def attend(
+    kernel: str, spread: Spread | None, q_BTNH, k_BSKH, v_BSKH, turn: Rotation | None, **how
+) -> jax.Array:
+    """Causal attention by one of the kernels, all of which compute `attend_dense`; `how`: its keywords.
+
+    turn: by which queries and keys are turned first.
+    """
+    if kernel == "flash":
+        from jaxlm.models.attention_flash import attend_flash  # Pallas: half a second, on TPUs only
+
+        return attend_flash(q_BTNH, k_BSKH, v_BSKH, rotation=turn, spread=spread, **how)
+    if turn is not None:
+        by_product = kernel == "splash"
+        q_BTNH, k_BSKH = (rope(x, turn, by_product=by_product) for x in (q_BTNH, k_BSKH))
     if kernel == "splash":
-        from jaxlm.models.attention_splash import attend_splash  # Pallas: half a second, on TPUs only
+        from jaxlm.models.attention_splash import attend_splash
 
         return attend_splash(q_BTNH, k_BSKH, v_BSKH, spread=spread, **how)
     o_BTNH = {"dense": attend_dense, "chunked": attend_chunked}[kernel](q_BTNH, k_BSKH, v_BSKH, **how)
@@ -225,20 +262,19 @@ class Attention(nn.Module):
         if config.qk_norm:
             q_BTNH = Norm(config, axis="head_dim", name="q_norm")(q_BTNH)
             k_BTKH = Norm(config, axis="head_dim", name="k_norm")(k_BTKH)
-        if self.kind in places.turns:
-            by_product = self.kernel == "splash"
-            q_BTNH = rope(q_BTNH, places.turns[self.kind], by_product=by_product)
-            k_BTKH = rope(k_BTKH, places.turns[self.kind], by_product=by_product)
+        turn = places.turns.get(self.kind)
         scale = (config.query_scale_dim or H) ** -0.5
         window = config.sliding_window if self.kind == "l" else None
         cap = config.attention_softcap
         if cache is not None:
+            if turn is not None:
+                q_BTNH, k_BTKH = rope(q_BTNH, turn), rope(k_BTKH, turn)
             o_BTNH, cache = attend_cached(
                 q_BTNH, k_BTKH, v_BTKH, cache, layer, places, window=window, cap=cap, scale=scale
             )
         else:
             how = {"segments_BT": places.segments_BT, "window": window, "softcap": cap, "scale": scale}
-            o_BTNH = attend(self.kernel, self.spread, q_BTNH, k_BTKH, v_BTKH, **how)
+            o_BTNH = attend(self.kernel, self.spread, q_BTNH, k_BTKH, v_BTKH, turn, **how)
         o_BTNH = self.constrain(o_BTNH, "batch", "length", "heads", "head_dim")
         axes = ("heads", "head_dim", "embed")
         w_o = weight(self, "o", (N, H, D), axes, normal(residual_stddev(config)))

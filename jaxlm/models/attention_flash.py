@@ -50,18 +50,6 @@ class Blocks(NamedTuple):
 DEFAULT_BLOCKS = Blocks()
 
 
-def supports(head_dim: int, num_heads: int, kv_heads: int) -> bool:
-    """Whether the kernels can cut one head, or two, out of the lanes; the numbers of heads are one device's.
-
-    Heads of 128 lanes or a multiple; of 64, in pairs. Else: `attend_splash`.
-    """
-    if num_heads % kv_heads:
-        return False
-    if head_dim == LANES // 2:
-        return num_heads % 2 == 0 and kv_heads % 2 == 0
-    return head_dim % LANES == 0
-
-
 def fit(size: int, length: int) -> int:
     """The largest multiple of 128 up to `size` that divides the length."""
     return next(b for b in range(min(size, length) // LANES * LANES, 0, -LANES) if length % b == 0)

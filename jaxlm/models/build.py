@@ -107,11 +107,12 @@ def build(
     """
     if config.vocab_size is None:
         raise UserError("model.vocab_size is unset: take the tokenizer's vocabulary size.")
-    kernel = pick_attention(config.attention, platform or jax.default_backend())
+    num_parts = 1 if spread is None else spread.mesh.shape[spread.heads]
+    kernel = pick_attention(config, platform or jax.default_backend(), num_parts)
     num_positions = config.max_seq_len or seq_len
     modules = make_modules(config, num_positions, kernel, constrain, spread, lora_dropout)
     # Initialisation and sampling see batches too small for the mesh's batch axes, so nothing is prescribed there.
-    free_modules = make_modules(config, num_positions, kernel, no_constraint)
+    free_modules = make_modules(config, num_positions, "dense", no_constraint)
     init_boxed = make_init(free_modules)
     head_key = "embedding" if config.tie_embeddings else "head"
     head_key = head_key if config.num_classes is None else "classifier"

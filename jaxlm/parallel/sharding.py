@@ -143,11 +143,11 @@ class Spread(NamedTuple):
 
 
 def make_spread(mesh: Mesh, sum_dtype: str = "float32") -> Spread | None:
-    """The `spread` of a model on this mesh; None on one device.
+    """The `spread` of a model on this mesh; None on one device that is no TPU, where there is nothing to say.
 
     sum_dtype: in which gradients are summed over the devices that split the weights.
     """
-    if mesh.size == 1:
+    if mesh.size == 1 and mesh.devices.flat[0].platform != "tpu":
         return None
     batch = ACTIVATIONS["batch"]
     names = [PARAMS[axis] for axis in ("experts", "embed", "heads", "mlp")]

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlm.models.attention import Rotation, attend_dense, rope
-from jaxlm.models.attention_flash import VMEM_BYTES, Blocks, attend_flash, first_seen, pick_tiling, supports
+from jaxlm.models.attention import Rotation, attend_dense, rope, supports
+from jaxlm.models.attention_flash import VMEM_BYTES, Blocks, attend_flash, first_seen, pick_tiling
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.sharding import make_spread
 
