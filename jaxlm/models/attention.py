@@ -151,7 +151,7 @@ def pick_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> st
         )
     if name == "flash" and not fits:
         raise UserError(
-            f"model.attention='flash' takes heads of 128 channels or a multiple, and of 64 in pairs, but model.head_dim="
+            f"model.attention='flash' takes heads of 128 channels or a multiple, or pairs of 64, but model.head_dim="
             f"{config.head_width}, with {N} heads and {K} KV heads on a device. Try attention='splash'."
         )
     if name != "auto":

@@ -267,7 +267,7 @@ def test_grouped_query_attention_is_multi_head_attention_with_repeated_heads(nam
     config, _, params = make(name)
     group = config.num_heads // config.kv_heads
     assert group > 1
-    attention = dict(params["layers"]["save_attention"])
+    attention = dict(params["layers"]["attention"])
     for key in ("k", "v", "k_bias", "v_bias"):
         if key in attention:
             attention[key] = np.repeat(attention[key], group, axis=-2)  # [L, (D,) K, H]
@@ -293,7 +293,7 @@ def test_final_softcap_squashes_the_logits():
 
 def test_query_scale_is_a_factor_on_the_queries():
     config, _, params = make("tiny-llama")
-    attention = params["layers"]["save_attention"]
+    attention = params["layers"]["attention"]
     smaller = {**attention, "q": attention["q"] * (config.head_width / 24) ** 0.5}
     params = {**params, "layers": {**params["layers"], "attention": smaller}}
     assert_close(logits_of("tiny-llama", query_scale_dim=24), logits_of("tiny-llama", params), 2e-5)
