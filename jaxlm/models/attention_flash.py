@@ -113,8 +113,11 @@ def pick_tiling(q_BTNH, kv_heads: int, blocks: Blocks, *, back: bool, **how) -> 
         for num_chunks in range(1, T // q + 1):
             if T % (num_chunks * q) == 0:
                 whole = tiling._replace(chunk=T // num_chunks)
-                if estimate_bytes(whole, q_BTNH.dtype.itemsize, back=back) <= blocks.vmem_bytes * 3 // 4:
-                    return whole
+                needed = estimate_bytes(whole, q_BTNH.dtype.itemsize, back=back)
+                if needed <= blocks.vmem_bytes * 3 // 4:
+                    # Not all there is: the compiler keeps other arrays in vector memory meanwhile.
+                    asked_bytes = max(needed * 3 // 2, min(VMEM_BYTES.values()) * 7 // 8)
+                    return whole._replace(vmem_bytes=min(asked_bytes, tiling.vmem_bytes))
     assert tiling is not None
     return tiling
 
