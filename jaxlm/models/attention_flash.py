@@ -29,7 +29,7 @@ VMEM_BYTES = {
     "TPU7x": 64 * MIB,
 }
 """Vector memory of one core, by `jax.Device.device_kind`. Source: the table of chips in JAX 0.11.1 (jax._src.tpu_info,
-read 2026-07); an unknown chip is taken for the smallest."""
+read 2026-11-26); an unknown chip is taken for the smallest."""
 
 
 class Blocks(NamedTuple):
