@@ -8,15 +8,15 @@ kernel takes [B, N, T, H]. The logsumexp is kept as [B, N, T], 1 / 128 of splash
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from jaxlm.models import attention_flash_kernel as kernel
-from jaxlm.models.attention_flash_kernel import LANES, Tiling
+from jaxlm.models.attention_flash_back import backward
+from jaxlm.models.attention_flash_kernel import LANES, Tiling, forward
 from jaxlm.models.layers import Spread
 
 MIB = 2**20
@@ -29,7 +29,7 @@ VMEM_BYTES = {
     "TPU7x": 64 * MIB,
 }
 """Vector memory of one core, by `jax.Device.device_kind`. Source: the table of chips in JAX 0.11.1 (jax._src.tpu_info,
-read 2026-07); an unknown chip is taken for the smallest."""
+read 2026-11-26); an unknown chip is taken for the smallest."""
 
 
 class Blocks(NamedTuple):
@@ -101,8 +101,11 @@ def pick_tiling(q_BTNH, kv_heads: int, blocks: Blocks, *, back: bool, **how) -> 
         for num_chunks in range(1, T // q + 1):
             if T % (num_chunks * q) == 0:
                 whole = tiling._replace(chunk=T // num_chunks)
-                if estimate_bytes(whole, q_BTNH.dtype.itemsize, back=back) <= blocks.vmem_bytes * 3 // 4:
-                    return whole
+                needed = estimate_bytes(whole, q_BTNH.dtype.itemsize, back=back)
+                if needed <= blocks.vmem_bytes * 3 // 4:
+                    # Not all there is: the compiler keeps other arrays in vector memory meanwhile.
+                    asked_bytes = max(needed * 3 // 2, min(VMEM_BYTES.values()) * 7 // 8)
+                    return whole._replace(vmem_bytes=min(asked_bytes, tiling.vmem_bytes))
     assert tiling is not None
     return tiling
 
@@ -129,19 +132,21 @@ def attention(
     q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead: Tiling, back: Tiling, window: int | None
 ) -> jax.Array:
     """One device's rows and heads; X: its heads and their lanes. `ahead`, `back`: of the two passes."""
-    return kernel.forward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead, window)[0]
+    return forward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead, window)[0]
 
 
 def _attention_ahead(
     q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead: Tiling, back: Tiling, window: int | None
 ):
-    o_BTX, lse = kernel.forward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead, window)
+    o_BTX, lse = forward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead, window)
     o_BTX, lse = checkpoint_name(o_BTX, "attention"), checkpoint_name(lse, "attention")
     return o_BTX, (q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse)
 
 
 def _attention_back(ahead: Tiling, back: Tiling, window: int | None, residuals, do_BTX):
-    return *kernel.backward(*residuals, do_BTX, back, window), None, None
+    q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse = residuals
+    gradients = backward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse, do_BTX, back, window)
+    return *gradients, None, None
 
 
 attention.defvjp(_attention_ahead, _attention_back)
@@ -169,7 +174,8 @@ def attend_flash(
       spread: the mesh whose devices hold rows and heads; the compiler cannot cut a kernel.
       interpret: on a CPU, for tests.
     """
-    B, T, _, H = q_BTNH.shape
+    B, T, N, H = q_BTNH.shape
+    assert supports(H, N, k_BSKH.shape[2]), f"{N} heads of {H} on {k_BSKH.shape[2]}: use attend_splash"
     blocks = DEFAULT_BLOCKS if blocks is None else blocks
     if blocks.vmem_bytes is None:
         kind = spread.mesh.devices.flat[0].device_kind if spread is not None else jax.devices()[0].device_kind
@@ -198,7 +204,8 @@ def attend_flash(
             for back in (False, True)
         )
         flat = (x.reshape(*x.shape[:2], -1) for x in (q_BTNH, k_BSKH, v_BSKH))
-        return attention(*flat, first_BT, table_BTX, ahead, back, window)[:, :T].reshape(B, T, N, H)
+        o_BTX = cast(jax.Array, attention(*flat, first_BT, table_BTX, ahead, back, window))
+        return o_BTX[:, :T].reshape(B, T, N, H)
 
     if spread is None:
         return local(q_BTNH, k_BSKH, v_BSKH, segments_BT, table_BTX)

@@ -1,4 +1,4 @@
-"""The two Pallas kernels of `attention_flash`: attention of one block of queries, and its gradients.
+"""The forward kernel of `attention_flash`, and what it shares with the backward kernel.
 
 Both hold the keys and values of one KV head in VMEM (all of a row, or a chunk of it) while the blocks of queries of
 all heads it serves pass by, and loop over the blocks of keys that these see. So each array crosses HBM once, only
@@ -6,18 +6,9 @@ blocks of the [T, T] table that hold something are computed, and the loop's boun
 the first query of the block sees, and the first that its last query sees. Keys before the former are out of reach;
 those from the latter on, up to the diagonal, need no mask.
 
-Source of the algorithm: Dao 2023, FlashAttention-2, arXiv:2307.08691, section 3.1; what is laid out how is our own:
-
-- Forward: logits_QS with queries in the sublanes; a running maximum, and one running sum per lane, which are added
-  up across lanes at the end only.
-- Backward: one kernel, five products for each pair of blocks. Two kernels would compute the logits and the gradient
-  of the probabilities twice (seven products), and read queries, keys and values twice. Queries are outer, so their
-  gradient is complete after the loop; those of keys and values add up in float32 in VMEM, 8 H bytes for each key,
-  whatever the number of heads they serve. Logits are transposed here, logits_SQ: then logsumexp and delta, which are
-  stored with queries in the lanes, spread over sublanes (no transposition), two of the three products with gradients
-  contract lanes as they are, and one block is transposed instead of two.
-
-Logits are in powers of 2 throughout (log2(e) is part of the queries' scale), the logsumexp as well.
+Source of the algorithm: Dao 2023, FlashAttention-2, arXiv:2307.08691, section 3.1. Here logits_QS have the queries in
+the sublanes; there is a running maximum, and one running sum per lane, which are added up across lanes at the end
+only. Logits are in powers of 2 throughout (log2(e) is part of the queries' scale), and so is the logsumexp.
 """
 
 from __future__ import annotations
@@ -161,6 +152,11 @@ def wide(x: jax.Array, num_lanes: int) -> jax.Array:
     return x if repeats == 1 else jnp.tile(x, (1, repeats))
 
 
+def lane_sums(x: jax.Array) -> jax.Array:
+    """Adds up all columns that lie in the same lane: [rows, LANES]."""
+    return sum((x[:, lane : lane + LANES] for lane in range(LANES, x.shape[1], LANES)), start=x[:, :LANES])
+
+
 def on_diagonal() -> jax.Array:
     shape = (LANES, LANES)
     return lax.broadcasted_iota(jnp.int32, shape, 0) == lax.broadcasted_iota(jnp.int32, shape, 1)
@@ -185,7 +181,7 @@ def keep(seen: jax.Array, table: jax.Array) -> jax.Array:
     return jnp.where(seen, table, NEG_INF)
 
 
-def iota(shape: tuple[int, int], dim: int, first) -> jax.Array:
+def iota(shape: tuple[int, ...], dim: int, first) -> jax.Array:
     return lax.broadcasted_iota(jnp.int32, shape, dim) + first
 
 
@@ -194,9 +190,8 @@ def loop_blocks(low, high, begin, base, t: Tiling, body) -> None:
 
     low, high: first keys that its first and its last query see. base: where the chunk begins.
     """
-    end = jnp.where(
-        base < 0, 0, lax.div(jnp.clip(begin - base, 0, t.chunk), t.kv)
-    )  # chunks before the first are none
+    end = lax.div(jnp.clip(begin - base, 0, t.chunk), t.kv)
+    end = jnp.where(base < 0, 0, end)  # there are no chunks before the first
     full = 0
 
     def run(masked, j, carry):
@@ -264,7 +259,7 @@ def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> 
         scaled = scaled_queries(q_ref, table, t)
         for head in range(t.heads):
             q_scratch[head] = own_lanes(scaled, head, t).astype(q_scratch.dtype)
-        if first_ref is not None:
+        if first_ref is not None and first_scratch is not None:
             first_scratch[...] = to_lanes(first_ref[0].astype(jnp.float32)).astype(jnp.int32)
         for start in range(0, t.q, t.diagonal):
             rows, size = slice(start, start + t.diagonal), start + t.diagonal
@@ -273,13 +268,13 @@ def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> 
                 which = variant(head, block, t)
                 s, _ = logits(dot(q_scratch[head, rows], read_k(which, place, size), ROWS_BY_LANES), t)
                 seen = iota(s.shape, 1, 0) <= iota(s.shape, 0, start)
-                if t.limited:
+                if first_scratch is not None:
                     seen &= iota(s.shape, 1, begin) >= wide(first_scratch[rows], size)
                 s = keep(seen, s)
                 m = jnp.broadcast_to(s.max(axis=1, keepdims=True), (t.diagonal, LANES))
                 p = jnp.exp2(s - wide(m, size))
                 m_scratch[head, rows] = m
-                l_scratch[head, rows] = sum(p[:, lane : lane + LANES] for lane in range(0, size, LANES))
+                l_scratch[head, rows] = lane_sums(p)
                 outputs.append(dot(p.astype(v_ref.dtype), read_v(which, place, size), ROWS_BY_ROWS))
             o_scratch[rows] = by_head(outputs, t)
 
@@ -288,16 +283,14 @@ def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> 
         for head in range(t.heads):
             which = variant(head, block, t)
             s, _ = logits(dot(q_scratch[head], read_k(which, place, t.kv), ROWS_BY_LANES), t)
-            if masked:
+            if masked and first_scratch is not None:
                 s = keep(iota(s.shape, 1, base + place) >= wide(first_scratch[...], t.kv), s)
             m_old = m_scratch[head]
             m = jnp.maximum(m_old, s.max(axis=1, keepdims=True))
             p = jnp.exp2(s - wide(m, t.kv))
             decay = jnp.exp2(m_old - m)
             m_scratch[head] = m
-            l_scratch[head] = l_scratch[head] * decay + sum(
-                p[:, x : x + LANES] for x in range(0, t.kv, LANES)
-            )
+            l_scratch[head] = l_scratch[head] * decay + lane_sums(p)
             outputs.append(dot(p.astype(v_ref.dtype), read_v(which, place, t.kv), ROWS_BY_ROWS))
             decays.append(wide(decay, t.lanes))
         o_scratch[...] = o_scratch[...] * by_head(decays, t) + by_head(outputs, t)
@@ -320,7 +313,6 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """-> o_BTX, and the logsumexp [B, N // heads, heads, T] in powers of 2. X: heads and their lanes."""
     B, T, X = q_BTX.shape
-    num_kv = k_BTX.shape[2] // t.lanes
     low, high = bounds(first_BT, B, t)
 
     def query(b, kv, block, i, step, low, high):
@@ -338,7 +330,13 @@ def forward(
     def lse(b, kv, block, i, step, low, high):
         return b, kv * t.group + block, 0, i
 
-    queries, chunk = (1, t.q, t.lanes), (1, t.chunk, t.lanes)
+    queries, chunk = pl.BlockSpec((1, t.q, t.lanes), query), pl.BlockSpec((1, t.chunk, t.lanes), keys)
+    inputs = [(q_BTX, queries), (k_BTX, chunk), (v_BTX, chunk)]
+    if t.limited:
+        inputs.append((first_BT[:, None], pl.BlockSpec((1, 1, t.q), row)))
+    if t.rotated:
+        inputs.append((table_BTX, pl.BlockSpec((1, t.chunk, t.lanes), table)))
+    arrays, specs = zip(*inputs, strict=True)
     copy = pltpu.VMEM((t.variants, t.chunk, t.lanes), k_BTX.dtype)
     statistic = pltpu.VMEM((t.heads, t.q, LANES), jnp.float32)
     pairs = B * (X // t.head_dim) * t.positions(window)
@@ -346,15 +344,9 @@ def forward(
         functools.partial(forward_kernel, t=t),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(B, num_kv, t.group, t.num_q, t.num_chunks),
-            in_specs=[
-                pl.BlockSpec(queries, query),
-                pl.BlockSpec(chunk, keys),
-                pl.BlockSpec(chunk, keys),
-                *([pl.BlockSpec((1, 1, t.q), row)] if t.limited else []),
-                *([pl.BlockSpec(chunk, table)] if t.rotated else []),
-            ],
-            out_specs=[pl.BlockSpec(queries, query), pl.BlockSpec((1, 1, t.heads, t.q), lse)],
+            grid=(B, k_BTX.shape[2] // t.lanes, t.group, t.num_q, t.num_chunks),
+            in_specs=specs,
+            out_specs=[queries, pl.BlockSpec((1, 1, t.heads, t.q), lse)],
             scratch_shapes=[
                 pltpu.VMEM((t.heads, t.q, t.lanes), q_BTX.dtype),
                 statistic,
@@ -376,11 +368,7 @@ def forward(
         ),
         interpret=t.interpret,
         name="flash_attention_forward",
-    )(low, high, q_BTX, k_BTX, v_BTX, *extras(first_BT, table_BTX, t))
-
-
-def extras(first_BT, table_BTX, t: Tiling) -> list[jax.Array]:
-    return [*([first_BT[:, None]] if t.limited else []), *([table_BTX] if t.rotated else [])]
+    )(low, high, *arrays)
 
 
 def bounds(first_BT, B: int, t: Tiling) -> tuple[jax.Array, jax.Array]:
@@ -392,204 +380,5 @@ def bounds(first_BT, B: int, t: Tiling) -> tuple[jax.Array, jax.Array]:
 
 def parameters(t: Tiling, num_dims: int) -> pltpu.CompilerParams:
     """Rows and KV heads may run on different cores; the rest adds up in order."""
-    return pltpu.CompilerParams(
-        dimension_semantics=("parallel", "parallel", *["arbitrary"] * (num_dims - 2)),
-        vmem_limit_bytes=t.vmem_bytes,
-    )
-
-
-def backward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling, base: int) -> None:
-    """One block of queries with the chunk of keys from `base`: adds to the gradients of both."""
-    refs = list(refs)
-    first_ref = refs.pop(0) if t.limited else None
-    table_ref = refs.pop(0) if t.rotated else None
-    q_table_ref = refs.pop(0) if t.rotated and t.num_chunks > 1 else None
-    o_ref, do_ref, lse_ref = refs[:3]
-    refs = refs[3:]
-    part_ref = refs.pop(0) if base else None
-    dq_ref, dk_ref, dv_ref, q_scratch, do_scratch, delta_scratch, dq_scratch, dk_scratch, dv_scratch = refs[
-        :9
-    ]
-    copies = refs[9:]
-    b, block, step = (pl.program_id(dim) for dim in (0, 2, 3))
-    i = step + base // t.q
-    begin = i * t.q
-    low, high = low_ref[b * t.num_q + i], high_ref[b * t.num_q + i]
-    read_k, read_v = reader(k_ref, copies[:1]), reader(v_ref, copies[1:])
-    is_first, is_last = (
-        (block == blocks) & (step == steps)
-        for blocks, steps in ((0, 0), (t.group - 1, t.num_q - 1 - base // t.q))
-    )
-
-    @pl.when(is_first)
-    def _():
-        dk_scratch[...] = jnp.zeros_like(dk_scratch)
-        dv_scratch[...] = jnp.zeros_like(dv_scratch)
-        if copies:
-            prepare_keys(k_ref, v_ref, table_ref, copies, t)
-
-    def queries_table() -> jax.Array | None:
-        if table_ref is None:
-            return None
-        return (
-            table_ref[0, pl.ds(pl.multiple_of(begin, t.q), t.q), :] if q_table_ref is None else q_table_ref[0]
-        )
-
-    scaled = scaled_queries(q_ref, queries_table(), t)
-    product = o_ref[0].astype(jnp.float32) * do_ref[0].astype(jnp.float32)
-    for head in range(t.heads):
-        q_scratch[head] = own_lanes(scaled, head, t).astype(q_scratch.dtype)
-        do_scratch[head] = own_lanes(do_ref[0], head, t)
-        delta = own_lanes(product, head, t).sum(axis=1, keepdims=True)
-        delta_scratch[head : head + 1, :] = to_row(jnp.broadcast_to(delta, (t.q, LANES)))
-    dq_scratch[...] = jnp.zeros_like(dq_scratch)
-
-    def pair(place, size: int, rows: slice, masks: str) -> None:
-        """Adds what the keys from `place` and some queries of the block give; masks: l(imits), d(iagonal)."""
-        outputs = []
-        for head in range(t.heads):
-            which = variant(head, block, t)
-            q, do = q_scratch[head, rows], do_scratch[head, rows]
-            k, v = read_k(which, place, size), read_v(which, place, size)
-            s_SQ, tangent_SQ = logits(dot(k, q, ROWS_BY_LANES), t)
-            if masks:
-                seen, key = None, iota(s_SQ.shape, 0, 0)
-                if "d" in masks:
-                    seen = key <= iota(s_SQ.shape, 1, rows.start)
-                if "l" in masks:
-                    within = key + (base + place) >= first_ref[0, :, rows]
-                    seen = within if seen is None else seen & within
-                s_SQ = keep(seen, s_SQ)
-            p_SQ = jnp.exp2(s_SQ - lse_ref[0, 0, head : head + 1, rows])
-            dv_scratch[which, pl.ds(place, size), :] += dot(p_SQ.astype(do.dtype), do, ROWS_BY_ROWS)
-            ds_SQ = p_SQ * (dot(v, do, ROWS_BY_LANES) - delta_scratch[head : head + 1, rows])
-            if tangent_SQ is not None:
-                ds_SQ *= 1.0 - tangent_SQ * tangent_SQ
-            ds_SQ = ds_SQ.astype(q.dtype)
-            dk_scratch[which, pl.ds(place, size), :] += dot(ds_SQ, q, ROWS_BY_ROWS)
-            outputs.append(dot(ds_SQ, k, COLUMNS))
-        dq_scratch[rows] += by_head(outputs, t)
-
-    def diagonal() -> None:
-        place = pl.multiple_of(begin - base, t.q)
-        for start in range(0, t.q, t.diagonal):
-            pair(place, start + t.diagonal, slice(start, start + t.diagonal), "dl" if t.limited else "d")
-
-    if base + t.chunk == t.seq_len:
-        diagonal()
-    else:
-        pl.when(begin < base + t.chunk)(diagonal)
-    everywhere = slice(0, t.q)
-    loop_blocks(
-        low, high, begin, base, t, lambda place, masked: pair(place, t.kv, everywhere, "l" if masked else "")
-    )
-    dq = dq_scratch[...] * t.scale
-    if t.rotated:
-        dq = turn(dq, queries_table(), t, back=True)
-    dq_ref[0] = (dq if part_ref is None else dq + part_ref[0]).astype(dq_ref.dtype)
-
-    @pl.when(is_last)
-    def _():
-        undo = t.scale / t.query_scale
-        for scratch, ref, factor in ((dk_scratch, dk_ref, undo), (dv_scratch, dv_ref, 1.0)):
-
-            def write(j, carry, scratch=scratch, ref=ref, factor=factor):
-                rows = pl.ds(pl.multiple_of(j * t.kv, t.kv), t.kv)
-                total = scratch[0, rows, :]
-                if t.variants == 2:
-                    total += swap_halves(scratch[1, rows, :])
-                total *= factor
-                if t.rotated and ref is dk_ref:
-                    total = turn(total, table_ref[0, rows, :], t, back=True)
-                ref[0, rows, :] = total.astype(ref.dtype)
-                return carry
-
-            lax.fori_loop(0, t.chunk // t.kv, write, None)
-
-
-def backward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse, do_BTX, t: Tiling, window: int | None):
-    """-> gradients of queries, keys and values. One call for each chunk of keys, which adds to the queries'."""
-    B, T, X = q_BTX.shape
-    low, high = bounds(first_BT, B, t)
-    pairs = B * (X // t.head_dim) * t.positions(window)
-    is_whole = t.num_chunks == 1
-    dq, gradients = None, []
-    for base in range(0, T, t.chunk):
-        skip, chunk_index = base // t.q, base // t.chunk
-
-        def query(b, kv, block, step, low, high, skip=skip):
-            return b, step + skip, kv * t.group + block
-
-        def keys(b, kv, block, step, low, high, chunk_index=chunk_index):
-            return b, chunk_index, kv
-
-        def own_keys(b, kv, block, step, low, high):
-            return b, 0, kv
-
-        def table(b, kv, block, step, low, high, chunk_index=chunk_index):
-            return b, chunk_index, 0
-
-        def q_table(b, kv, block, step, low, high, skip=skip):
-            return b, step + skip, 0
-
-        def row(b, kv, block, step, low, high, skip=skip):
-            return b, 0, step + skip
-
-        def statistic(b, kv, block, step, low, high, skip=skip):
-            return b, kv * t.group + block, 0, step + skip
-
-        queries = pl.BlockSpec((1, t.q, t.lanes), query)
-        chunk, own_chunk = (pl.BlockSpec((1, t.chunk, t.lanes), place) for place in (keys, own_keys))
-        copy = pltpu.VMEM((t.variants, t.chunk, t.lanes), k_BTX.dtype)
-        total = pltpu.VMEM((t.variants, t.chunk, t.lanes), jnp.float32)
-        part = pltpu.VMEM((t.heads, t.q, t.lanes), q_BTX.dtype)
-        dtype = q_BTX.dtype if is_whole else jnp.float32
-        arrays = [q_BTX, k_BTX, v_BTX, *extras(first_BT, table_BTX, t)]
-        arrays += [*([table_BTX] if t.rotated and not is_whole else []), o_BTX, do_BTX, lse]
-        dq, *dkv = pl.pallas_call(
-            functools.partial(backward_kernel, t=t, base=base),
-            grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=2,
-                grid=(B, k_BTX.shape[2] // t.lanes, t.group, t.num_q - skip),
-                in_specs=[
-                    queries,
-                    chunk,
-                    chunk,
-                    *([pl.BlockSpec((1, 1, t.q), row)] if t.limited else []),
-                    *([pl.BlockSpec((1, t.chunk, t.lanes), table)] if t.rotated else []),
-                    *([pl.BlockSpec((1, t.q, t.lanes), q_table)] if t.rotated and not is_whole else []),
-                    queries,
-                    queries,
-                    pl.BlockSpec((1, 1, t.heads, t.q), statistic),
-                    *([queries] if base else []),
-                ],
-                out_specs=[queries, own_chunk, own_chunk],
-                scratch_shapes=[
-                    part,
-                    part,
-                    pltpu.VMEM((t.heads, t.q), jnp.float32),
-                    pltpu.VMEM((t.q, t.lanes), jnp.float32),
-                    total,
-                    total,
-                    *[copy] * t.copies,
-                ],
-            ),
-            out_shape=[
-                jax.ShapeDtypeStruct((B, T, X), dtype),
-                *[jax.ShapeDtypeStruct((B, t.chunk, k_BTX.shape[2]), k_BTX.dtype)] * 2,
-            ],
-            input_output_aliases={2 + len(arrays): 0} if base else {},
-            compiler_params=parameters(t, 4),
-            cost_estimate=pl.CostEstimate(
-                flops=10 * t.head_dim * pairs // t.num_chunks,
-                transcendentals=pairs * (1 if t.softcap is None else 2) // t.num_chunks,
-                bytes_accessed=(4 * q_BTX.nbytes + 4 * k_BTX.nbytes + lse.nbytes) // t.num_chunks,
-            ),
-            interpret=t.interpret,
-            name="flash_attention_backward",
-        )(low, high, *arrays, *([dq] if base else []))
-        gradients.append(dkv)
-    dk_BTX, dv_BTX = (
-        jnp.concatenate(parts, axis=1) if not is_whole else parts[0] for parts in zip(*gradients, strict=True)
-    )
-    return dq.astype(q_BTX.dtype), dk_BTX, dv_BTX
+    order = [pltpu.PARALLEL, pltpu.PARALLEL, *[pltpu.ARBITRARY] * (num_dims - 2)]
+    return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=t.vmem_bytes)
