@@ -37,6 +37,7 @@ LAYERS = (
         "checkpoint_integrity",
         "checkpoint_meta",
         "checkpoint_orbax",
+        "collective",
         "config",
         "config_flags",
         "huge_pages",

@@ -174,8 +174,7 @@ def attend_flash(
       spread: the mesh whose devices hold rows and heads; the compiler cannot cut a kernel.
       interpret: on a CPU, for tests.
     """
-    B, T, N, H = q_BTNH.shape
-    assert supports(H, N, k_BSKH.shape[2]), f"{N} heads of {H} on {k_BSKH.shape[2]}: use attend_splash"
+    B, T, _, H = q_BTNH.shape
     blocks = DEFAULT_BLOCKS if blocks is None else blocks
     if blocks.vmem_bytes is None:
         kind = spread.mesh.devices.flat[0].device_kind if spread is not None else jax.devices()[0].device_kind

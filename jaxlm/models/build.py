@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlm.collective import Place
 from jaxlm.models.attention import Cache, init_cache, pick_attention
-from jaxlm.models.collective import Place
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.decoder import Block, Ends, class_logits, collections, head_logits, make_places, run_blocks
 from jaxlm.models.layers import Constrain, Spread, dropout
@@ -205,7 +205,7 @@ def make_hidden_with_router(modules: Modules) -> Callable[..., tuple[jax.Array, 
 
         sums = no_router_sums(config) if config.num_experts else None
         x_BTD = embed(modules, params, tokens_BT, positions_BT, keys[0])
-        x_BTD = modules.constrain(x_BTD, "batch", "length", "embed")
+        x_BTD = modules.constrain(x_BTD, "batch", "stream", "embed")
         x_BTD, sums = run_blocks(config, apply_block, params["layers"], x_BTD, keys[1], sums)
         return final_norm(modules, params, x_BTD), sums
 

@@ -43,7 +43,7 @@ class Block(nn.Module):
             if config.post_norm:
                 y_BTD = Norm(config, name=post_norm)(y_BTD)
             x_BTD = x_BTD + dropout(y_BTD, config.dropout, key)
-            return self.constrain(x_BTD, "batch", "length", "embed")
+            return self.constrain(x_BTD, "batch", "stream", "embed")
 
         x_BTD = checkpoint_name(x_BTD, "input")
         attention = Attention(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.models.collective import Split, gather, scatter_sum
+from jaxlm.collective import Split, gather, scatter_sum
 
 LARGEST_BLOCK = 128
 """Rows of a block on CPUs: each copies its group's weights, which many rows have to make up for."""

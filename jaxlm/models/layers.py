@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxlm.models.collective import Place, Split
+from jaxlm.collective import Place, Split
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.dense import dense
 from jaxlm.models.quantized import dense_quantized

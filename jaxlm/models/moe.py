@@ -17,7 +17,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from jaxlm.models.collective import Split
+from jaxlm.collective import Split
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.grouped import grouped
 from jaxlm.models.layers import Constrain, Spread, activate, normal, residual_stddev, weight

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxlm.models.collective import Place, gather
+from jaxlm.collective import Place, gather
 from jaxlm.types import Params
 
 

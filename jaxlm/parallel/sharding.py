@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlm.models.collective import Groups, Place, Split
+from jaxlm.collective import Groups, Place, Split
 from jaxlm.types import Batch, PyTree
 
 Table = Mapping[str, str | tuple[str, ...] | None]
@@ -34,6 +34,7 @@ PARAMS: Table = {
 ACTIVATIONS: Table = {
     "batch": ("data", "fsdp", "expert"),
     "length": None,
+    "stream": "tensor",  # the length of the residual stream between blocks, where norms and additions work on it
     "embed": None,  # whole: the fsdp axis already carries the batch
     "heads": "tensor",
     "kv_heads": "tensor",

@@ -74,7 +74,14 @@ class Place(NamedTuple):
 def gather(w: jax.Array, dtype: jnp.dtype, split: Split | None) -> jax.Array:
     """The whole of a weight in the compute dtype. Made anew in each pass: what is kept between them is w itself."""
     w = w.astype(dtype)
-    return w if split is None else lax.all_gather(w, split.axis, axis=split.dim, tiled=True)
+    if split is None:
+        return w
+    # Over two rings XLA:TPU gathers as it should; over three it makes an all-reduce of it.
+    phases = split.phases if len(split.phases) > 2 else (None,)
+    for groups in reversed(phases):
+        groups = None if groups is None else [*map(list, groups)]
+        w = lax.all_gather(w, split.axis, axis_index_groups=groups, axis=split.dim, tiled=True)
+    return w
 
 
 def scatter_sum(g: jax.Array, split: Split) -> jax.Array:

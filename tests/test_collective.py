@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.models.collective import Place, Split, gather, scatter_sum
+from jaxlm.collective import Place, Split, gather, scatter_sum
 from jaxlm.models.dense import dense, lookup
 from jaxlm.parallel.mesh import make_mesh
 
