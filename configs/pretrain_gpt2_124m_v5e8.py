@@ -21,7 +21,7 @@ def get_config():
     cfg = run.default_config()
     sizes.apply(cfg.model, "gpt2-124m")
     cfg.model.dtype = "bfloat16"
-    cfg.model.remat = "minimal"
+    cfg.model.remat = "save_attention"
 
     cfg.data.sources.webtext = dict(path="corpora/webtext", on_exhausted="repeat")
     cfg.data.seq_len = 1024

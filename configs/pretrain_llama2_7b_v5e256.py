@@ -21,7 +21,7 @@ def get_config():
     cfg = run.default_config()
     sizes.apply(cfg.model, "llama2-7b")
     cfg.model.dtype = "bfloat16"
-    cfg.model.remat = "full"
+    cfg.model.remat = "save_attention"
 
     sources = {"common_crawl": 60, "webtext": 22, "books1": 8, "books2": 8, "wikipedia": 3}
     for name, percent in sources.items():

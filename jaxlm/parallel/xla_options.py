@@ -17,9 +17,9 @@ and 94 % with 48 MiB (v5e, libtpu 0.0.46).
 """
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "TPU v5 lite": {VMEM_KIB: 49152},
-    "TPU v5": {VMEM_KIB: 49152},
-    "TPU v6 lite": {VMEM_KIB: 98304},
+    "TPU v5 lite": {VMEM_KIB: 24576},
+    "TPU v5": {VMEM_KIB: 24576},
+    "TPU v6 lite": {VMEM_KIB: 65536},
 }
 """`jax.Device.device_kind` -> option -> value. A chip that is not here takes XLA's defaults."""
 
