@@ -7,7 +7,7 @@
 arXiv:2005.14165, table 2.1 and appendix B: 300B tokens in batches of 4M here (3.2M there), peak 0.6e-4, cosine to 10 %.
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
-Hardware: TPU v5p-4096: 2,048 chips of 95 GB, 8 x 16 x 16, fsdp 1,024 x tensor 2.
+Hardware: TPU v5p-4096: 2,048 chips of 95 GB, 8 x 16 x 16, fsdp 256 x tensor 8.
 Predicted: PREDICTED:pretrain_gpt3_175b_v5p2048
 Result: not run yet.
 """
@@ -19,11 +19,11 @@ from jaxlm.models import sizes
 def get_config():
     cfg = run.default_config()
     sizes.apply(cfg.model, "gpt3-175b")
-    cfg.model.vocab_size = 50_304  # 50,257 ids, padded to whole lanes on both parts
+    cfg.model.vocab_size = 51_200  # 50,257 ids, padded to whole lanes on all eight parts
     cfg.model.dtype = "bfloat16"
     cfg.model.remat = "save_attention"
-    cfg.mesh.fsdp = 1024
-    cfg.mesh.tensor = 2
+    cfg.mesh.fsdp = 256
+    cfg.mesh.tensor = 8
 
     sources = {"common_crawl": 60, "webtext": 22, "books1": 8, "books2": 8, "wikipedia": 3}
     for name, percent in sources.items():

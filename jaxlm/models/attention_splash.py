@@ -7,7 +7,7 @@ rules out. Documents of a packed row are told apart inside of blocks. Dao et al.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,9 +99,9 @@ def attend_splash(
             jnp.pad(x, (*pad, (0, 0), (0, 0))).swapaxes(1, 2) for x in (q_BTNH * scale, k_BSKH, v_BSKH)
         )
         ids = jnp.pad(segments_BT, pad, constant_values=-1)
-        o_BNTH = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, splash_attention_kernel.SegmentIds(ids, ids)))(
-            q, k, v, ids
-        )
+        o_BNTH: Any = jax.vmap(
+            lambda q, k, v, ids: kernel(q, k, v, splash_attention_kernel.SegmentIds(ids, ids))
+        )(q, k, v, ids)
         return o_BNTH.swapaxes(1, 2)[:, :T]
 
     if spread is None:

@@ -83,21 +83,21 @@ class Ends(nn.Module):
         elif not config.tie_embeddings:
             self.head_kernel = weight(self, "head", (V, D), ("vocab", "embed"), normal())
 
+    def rows(self, table, ids_BT: jax.Array) -> Any:
+        """x_BTD, in the compute dtype."""
+        dtype = jnp.dtype(self.config.dtype)
+        if self.spread is None:
+            return jnp.take(table, ids_BT, axis=0).astype(dtype)
+        return lookup(table, ids_BT, dtype, self.spread.ends())
+
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         config = self.config
-        if self.spread is None:
-            x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(config.dtype)
-        else:
-            x_BTD = lookup(self.embedding, tokens_BT, jnp.dtype(config.dtype), self.spread.ends())
+        x_BTD = self.rows(self.embedding, tokens_BT)
         if config.scale_embeddings:
             # Rounded to the compute dtype first, as Gemma does.
             x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, config.dtype)
         if config.positions == "learned":
-            if self.spread is None:
-                y_BTD = jnp.take(self.position_table, positions_BT, axis=0).astype(config.dtype)
-            else:
-                y_BTD = lookup(self.position_table, positions_BT, jnp.dtype(config.dtype), self.spread.ends())
-            x_BTD = x_BTD + y_BTD
+            x_BTD = x_BTD + self.rows(self.position_table, positions_BT)
         return x_BTD
 
     def norm(self, x_BTD: jax.Array) -> jax.Array:

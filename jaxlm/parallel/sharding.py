@@ -151,10 +151,9 @@ def make_spread(mesh: Mesh, sum_dtype: str = "float32") -> Spread | None:
     if mesh.size == 1 and mesh.devices.flat[0].platform != "tpu":
         return None
     batch = ACTIVATIONS["batch"]
-    names = [PARAMS[axis] for axis in ("experts", "embed", "heads", "mlp")]
+    experts, embed, heads, mlp = (str(PARAMS[axis]) for axis in ("experts", "embed", "heads", "mlp"))
     assert isinstance(batch, tuple)
-    assert all(isinstance(name, str) for name in names)
-    return Spread(mesh, batch, *map(str, names), rings(mesh, str(PARAMS["embed"])), sum_dtype)
+    return Spread(mesh, batch, experts, embed, heads, mlp, rings(mesh, embed), sum_dtype)
 
 
 def rings(mesh: Mesh, axis: str) -> tuple[Groups, ...]:

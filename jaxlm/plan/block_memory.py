@@ -130,8 +130,9 @@ def tpu_block(model: ModelConfig, w: Widths, item: int) -> tuple[Block, float]:
     """XLA:TPU's block in a loop, and what one keeps that is not in a loop.
 
     At work, attention holds its table twice, as logits in float32 and as probabilities or their gradient in the
-    compute dtype (the kernels `flash` and `splash` hold none), and the MLP its width once, thrice where it is gated. Outside of a loop the recomputation is merged
-    with the original, and norms and probabilities are computed again from what they came from.
+    compute dtype (the kernels `flash` and `splash` hold none), and the MLP its width once, thrice where it is gated.
+    Outside of a loop the recomputation is merged with the original, and norms and probabilities are computed again from
+    what they came from.
     """
     num_float32 = 1 + (model.attention_softcap is not None)
     tables = w.table * (FLOAT32 * num_float32 + item) if model.attention in ("dense", "chunked") else 0.0
