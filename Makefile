@@ -8,10 +8,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 
 BIN := $(VENV)/bin
 PARITY := $(VENV)-parity
+PODS := $(VENV)-pods
 CHECKED := jaxlm tests configs parity $(wildcard bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format format-check ruff types spelling files pytest parity golden bench clean
+.PHONY: help quickstart test lint format format-check ruff types spelling files pytest parity golden bench pods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -57,6 +58,9 @@ parity: $(PARITY)/stamp  ## compare with torch and transformers themselves, in a
 golden: $(PARITY)/stamp  ## renew tests/interop/golden by what transformers computes
 	$(PARITY)/bin/python parity/make_golden.py
 
+pods: $(PODS)/stamp  ## compile the configs of TPU pods with the real compiler; POD_CONFIGS=... for some of them
+	$(PODS)/bin/python bench/pods.py $(POD_CONFIGS)
+
 bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/planner.py
 	$(BIN)/python bench/loader.py
@@ -68,7 +72,7 @@ bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/finetune.py
 
 clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) $(PARITY) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(PARITY) $(PODS) .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -85,6 +89,12 @@ $(PARITY)/bin/python: | $(VENV)/bin/python
 $(PARITY)/stamp: pyproject.toml | $(PARITY)/bin/python
 	@echo "Installing torch, transformers and jaxlm into $(PARITY) (once; two or three minutes)"
 	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --editable '.[parity]'
+	@touch $@
+
+$(PODS)/stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing jaxlm and the compiler of TPUs into $(PODS) (once; a minute or two)"
+	@$(BIN)/python -m venv $(PODS)
+	@$(PODS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'
 	@touch $@
 
 $(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/python

@@ -2,10 +2,12 @@
 
     jaxlm train --config=instruct_llama31_8b_v5e16:gs://BUCKET/llama31-8b --workdir=gs://BUCKET/runs/assistant \\
         --config.data.sources.mine.path=train.jsonl
+    jaxlm compile --config=instruct_llama31_8b_v5e16 --topology=v5e:4x4
 
 The argument is a folder of `jaxlm import-hf meta-llama/Llama-3.1-8B FOLDER --mesh=fsdp:16`.
-Hardware: TPU v5e-16 (16 GB a chip), fsdp 16. Compiled ahead of time for v5e:4x4 (jax 0.10.2, libtpu 0.0.42,
-2026-11-26): 14.1 of 15.75 GiB a chip. Result: not run yet.
+Hardware: TPU v5e-16 (16 GB a chip), fsdp 16.
+Predicted: PREDICTED:instruct_llama31_8b_v5e16
+Result: not run yet.
 """
 
 from jaxlm import run
@@ -26,7 +28,7 @@ def get_config(init_from: str | None = None):
     cfg.optimizer.learning_rate = 1e-5
     cfg.optimizer.weight_decay = 0.0
     cfg.optimizer.warmup_steps = 50
-    cfg.train.num_microbatches = 4
+    cfg.train.reduce_dtype = "bfloat16"
     cfg.train.num_steps = 1000
     cfg.mesh.fsdp = 16
     return cfg

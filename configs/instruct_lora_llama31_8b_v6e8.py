@@ -2,10 +2,12 @@
 
     jaxlm train --config=instruct_lora_llama31_8b_v6e8:gs://BUCKET/llama31-8b --workdir=gs://BUCKET/runs/assistant \\
         --config.data.sources.mine.path=train.jsonl
+    jaxlm compile --config=instruct_lora_llama31_8b_v6e8 --topology=v6e:2x4
 
 The argument is a folder of `jaxlm import-hf meta-llama/Llama-3.1-8B FOLDER --mesh=fsdp:8`.
-Hardware: TPU v6e-8 (32 GB a chip), fsdp 8. Compiled ahead of time for v6e:2x4 (jax 0.10.2, libtpu 0.0.42, 2026-11-26):
-12.7 of 31.25 GiB a chip. Result: not run yet.
+Hardware: TPU v6e-8 (32 GB a chip), fsdp 8.
+Predicted: PREDICTED:instruct_lora_llama31_8b_v6e8
+Result: not run yet.
 """
 
 from jaxlm import run

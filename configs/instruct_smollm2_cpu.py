@@ -23,7 +23,7 @@ def get_config(init_from: str | None = None):
     cfg.data.seq_len = 256
     cfg.data.global_batch_size = 4
 
-    cfg.model.remat = "attention"  # as fast on CPUs, and a third less memory for LoRA
+    cfg.model.remat = "save_attention"  # as fast on CPUs, and a third less memory for LoRA
 
     cfg.tune.train = "lora"
     cfg.optimizer.learning_rate = 3e-4

@@ -3,11 +3,14 @@
     jaxlm corpus build --input=gs://BUCKET/openwebtext --output=gs://BUCKET/openwebtext-tokens ...
     jaxlm train --config=pretrain_gpt2_124m_v5e8 --workdir=gs://BUCKET/runs/gpt2 \
         --config.data.sources.webtext.path=gs://BUCKET/openwebtext-tokens
+    jaxlm compile --config=pretrain_gpt2_124m_v5e8 --topology=v5e:2x4
 
 Settings of nanoGPT's reproduction (480 x 1024 = 0.49M tokens a step, peak 6e-4, no dropout), which reaches a
 held-out loss of about 2.85 on OpenWebText after 300B tokens.
 
-Hardware: TPU v5e-8, data parallel. Result: not run yet.
+Hardware: TPU v5e-8, data parallel.
+Predicted: PREDICTED:pretrain_gpt2_124m_v5e8
+Result: not run yet.
 """
 
 from jaxlm import run
@@ -18,7 +21,7 @@ def get_config():
     cfg = run.default_config()
     sizes.apply(cfg.model, "gpt2-124m")
     cfg.model.dtype = "bfloat16"
-    cfg.model.remat = "dots"
+    cfg.model.remat = "save_attention"
 
     cfg.data.sources.webtext = dict(path="corpora/webtext", on_exhausted="repeat")
     cfg.data.seq_len = 1024
@@ -28,7 +31,6 @@ def get_config():
     cfg.optimizer.learning_rate = 6e-4
     cfg.optimizer.warmup_steps = 2000
     cfg.train.num_steps = 600_000
-    cfg.train.num_microbatches = 5
     cfg.train.eval_every_steps = 1000
     cfg.checkpoint.every_steps = 1000
 

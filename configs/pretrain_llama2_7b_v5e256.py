@@ -2,12 +2,15 @@
 
     gcloud compute tpus tpu-vm ssh POD --worker=all --command="jaxlm train --config=pretrain_llama2_7b_v5e256 \
         --workdir=gs://BUCKET/runs/llama2-7b --config.tokenizer.path=gs://BUCKET/llama2.model"
+    jaxlm compile --config=pretrain_llama2_7b_v5e256 --topology=v5e:16x16
 
 Table 1 and section 2.2 of arXiv:2307.09288: 2T tokens, 4M a step, context 4096, AdamW (0.9, 0.95, 1e-5), peak
 3e-4 after 2000 steps of warm-up, cosine to 10%, weight decay 0.1, clipping at 1. The paper's corpus is not
 public: the sources are those of `pretrain_size`, placeholders to point elsewhere.
 
-Hardware: TPU v5e-256 (16 GB a chip), fsdp 256. Result: not run yet.
+Hardware: TPU v5e-256 (16 GB a chip), fsdp 256.
+Predicted: PREDICTED:pretrain_llama2_7b_v5e256
+Result: not run yet.
 """
 
 from jaxlm import run
@@ -18,7 +21,7 @@ def get_config():
     cfg = run.default_config()
     sizes.apply(cfg.model, "llama2-7b")
     cfg.model.dtype = "bfloat16"
-    cfg.model.remat = "full"
+    cfg.model.remat = "save_attention"
 
     sources = {"common_crawl": 60, "webtext": 22, "books1": 8, "books2": 8, "wikipedia": 3}
     for name, percent in sources.items():
@@ -32,7 +35,8 @@ def get_config():
     cfg.optimizer.warmup_steps = 2000
     cfg.optimizer.eps = 1e-5
     cfg.train.num_steps = 476_837  # 2e12 tokens / (1024 x 4096)
-    cfg.train.num_microbatches = 4  # one row per chip: dense attention's table is the largest tensor
+    cfg.train.reduce_dtype = "bfloat16"
+    cfg.train.loss_chunk_tokens = 2048
     cfg.train.eval_every_steps = 1000
     cfg.checkpoint.every_steps = 1000
     cfg.checkpoint.keep_every_steps = 25_000

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,11 +82,14 @@ class Pieces(NamedTuple):
     tuning: Tuning
 
 
-def build_pieces(cfg: RunConfig, class_weights: tuple[float, ...] | None = None) -> Pieces:
+def build_pieces(
+    cfg: RunConfig, class_weights: tuple[float, ...] | None = None, devices: Sequence[Any] | None = None
+) -> Pieces:
     """Model, optimizer and steps, compiled on first use, on a mesh over all devices.
 
     Args:
       class_weights: of the labels of a classification; None: all 1.
+      devices: those of the mesh, also such as are only compiled for; None: all there are.
     """
     import jax
 
@@ -93,23 +97,24 @@ def build_pieces(cfg: RunConfig, class_weights: tuple[float, ...] | None = None)
     from jaxlm.objectives import OBJECTIVES
     from jaxlm.parallel.mesh import make_mesh
     from jaxlm.parallel.sharding import batch_sharding, make_constrain, make_spread
+    from jaxlm.parallel.xla_options import options_for
     from jaxlm.train.optimizer import make_optimizer, make_schedule
     from jaxlm.train.step import compile_steps, make_eval_step, make_train_step
     from jaxlm.train.tuning import Tuning
 
-    sizes = resolve_mesh(cfg, jax.device_count())
-    mesh = make_mesh(sizes)
+    devices = jax.devices() if devices is None else devices
+    sizes = resolve_mesh(cfg, len(devices))
+    mesh = make_mesh(sizes, devices)
     lm = build(
         cfg.model,
         cfg.data.seq_len,
+        platform=devices[0].platform,
         constrain=make_constrain(mesh),
-        spread=make_spread(mesh),
+        spread=make_spread(mesh, cfg.train.reduce_dtype),
         lora_dropout=cfg.tune.lora_dropout if cfg.tune.train == "lora" else 0.0,
     )
     tuning = Tuning(cfg.tune)
-    # The loss counts tokens over the whole batch; the config counts those of one device.
-    chunk_tokens = cfg.train.loss_chunk_tokens * sizes["data"] * sizes["fsdp"] * sizes["expert"]
-    options: dict[str, Any] = {"z_loss": cfg.train.z_loss, "chunk_tokens": chunk_tokens}
+    options: dict[str, Any] = {"z_loss": cfg.train.z_loss, "chunk_tokens": cfg.train.loss_chunk_tokens}
     if cfg.objective == "classify":
         task, smoothing = cfg.classify.task, cfg.classify.label_smoothing
         options = {"task": task, "label_smoothing": smoothing, "class_weights": class_weights}
@@ -131,7 +136,15 @@ def build_pieces(cfg: RunConfig, class_weights: tuple[float, ...] | None = None)
         constrain_batch=constrain_batch if mesh.size > 1 else lambda batch: batch,
         tuning=tuning,
     )
-    steps = compile_steps(lm, tx, train_step, make_eval_step(loss, tuning), mesh, tuning=tuning)
+    steps = compile_steps(
+        lm,
+        tx,
+        train_step,
+        make_eval_step(loss, tuning),
+        mesh,
+        tuning=tuning,
+        compiler_options=options_for(mesh.devices.flat[0].device_kind),
+    )
     return Pieces(lm, steps, mesh, sizes, tuning)
 
 

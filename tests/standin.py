@@ -40,6 +40,7 @@ def history_lm(table_VV, *, decay=DECAY, num_positions=None):
         axes["positions"] = ("positions", "embed")
         params["positions"] = jnp.zeros((num_positions, 1))
     lm = SimpleNamespace(
+        head_place=None,
         init=lambda key: params,
         hidden=hidden,
         hidden_with_router=None,

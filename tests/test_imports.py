@@ -17,6 +17,7 @@ LAYERS = (
     {
         "origin",
         "run",
+        "run_compile",
         "run_data",
         "run_hooks",
         "run_interop",
@@ -36,6 +37,7 @@ LAYERS = (
         "checkpoint_integrity",
         "checkpoint_meta",
         "checkpoint_orbax",
+        "collective",
         "config",
         "config_flags",
         "huge_pages",

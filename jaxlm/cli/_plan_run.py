@@ -38,15 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="; ".join(f"{name}: {what}" for name, what in ATTENTION_FLOPS.items()) + " (default: half)",
     )
     parser.add_argument("--source-tokens", metavar="SOURCE=N,...", help="tokens that these sources have")
+    add_price_arguments(parser)
+    parser.add_argument(
+        "--pue", type=float, default=1.0, help="power drawn by the data centre per watt of its chips"
+    )
+
+
+def add_price_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags that say which price of a chip-hour is taken."""
     parser.add_argument("--commitment", default="on-demand", help=f"one of {', '.join(prices.COMMITMENTS)}")
     parser.add_argument("--provider", help="take the prices of this one")
     parser.add_argument(
         "--price", type=float, metavar="USD", help="dollars per chip-hour, in place of the tables'"
     )
     parser.add_argument("--prices", metavar="FILE", help="prices of your own, in the YAML of hardware.yaml")
-    parser.add_argument(
-        "--pue", type=float, default=1.0, help="power drawn by the data centre per watt of its chips"
-    )
 
 
 def main(args: argparse.Namespace, config_argv: list[str]) -> int:
@@ -120,9 +125,14 @@ def completed(cfg: RunConfig) -> tuple[RunConfig, list[str]]:
         model = dataclasses.replace(model, vocab_size=cfg.tokenizer.vocab_size)
         notes.append(f"Vocabulary: tokenizer.vocab_size={cfg.tokenizer.vocab_size:,}.")
     if cfg.objective == "classify" and model.num_classes is None:
-        num = len(cfg.classify.labels.split(",")) if cfg.classify.labels else 2
+        num, said = 2, "Labels: 2, assumed."
+        if cfg.classify.task == "regression":
+            num, said = 1, "Labels: one number, of a regression."
+        elif cfg.classify.labels:
+            num = len(cfg.classify.labels.split(","))
+            said = f"Labels: {num} of classify.labels."
         model = dataclasses.replace(model, num_classes=num)
-        notes.append(f"Labels: {num}" + (" of classify.labels." if cfg.classify.labels else ", assumed."))
+        notes.append(said)
     if cfg.data.packing == "pad":
         notes.append(
             "Rows are counted at their full width: with padding, tokens and FLOPs are at most these."

@@ -13,8 +13,19 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.models.attention_chunked import attend_chunked
 from jaxlm.models.config import ModelConfig
-from jaxlm.models.layers import Constrain, Norm, adapter, normal, project, residual_stddev, softcap, weight
+from jaxlm.models.layers import (
+    Constrain,
+    Norm,
+    Spread,
+    adapter,
+    normal,
+    project,
+    residual_stddev,
+    softcap,
+    weight,
+)
 from jaxlm.models.masks import NEG_INF, causal_mask, is_seen
+from jaxlm.types import UserError
 
 
 class Rotation(NamedTuple):
@@ -62,15 +73,34 @@ def rotation(config: ModelConfig, positions_BT: jax.Array, *, local: bool) -> Ro
     return Rotation(jnp.cos(angles) * factor, jnp.sin(angles) * factor)
 
 
-def rope(x_BTNH: jax.Array, turn: Rotation) -> jax.Array:
+def rope(x_BTNH: jax.Array, turn: Rotation, *, by_product: bool = False) -> jax.Array:
     """Rotates pairs of channels by an angle that grows with position.
 
     Channel i pairs with i + H // 2 (not with i + 1), as in Llama checkpoints of Hugging Face layout. Positions
     restart at 0 in each packed document. Source: Su et al. 2021, RoFormer, arXiv:2104.09864, section 3.4.
+
+    by_product: leave the exchange of the halves to the matrix unit. On TPUs halves of 128 lanes cannot be put together
+    inside the product before: it costs three passes over memory, a sixth of all that attention takes at width 4096.
     """
+    if by_product:
+        cos, sin = (jnp.concatenate((half, half), axis=-1) for half in turn)
+        return (x_BTNH.astype(jnp.float32) * cos + half_turn(x_BTNH) * sin).astype(x_BTNH.dtype)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = (first * turn.cos - second * turn.sin, second * turn.cos + first * turn.sin)
     return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
+
+
+def half_turn(x_BTNH: jax.Array) -> jax.Array:
+    """(first half, second half) of the channels -> (-second, first), float32, as a product with ones: exact."""
+    H = x_BTNH.shape[-1]
+    turn_HH = jnp.concatenate((jnp.eye(H, k=H // 2)[: H // 2], -jnp.eye(H, k=-(H // 2))[H // 2 :]))
+    return jax.lax.dot_general(
+        x_BTNH,
+        turn_HH.astype(x_BTNH.dtype),
+        (((3,), (0,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if x_BTNH.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.promote_types(x_BTNH.dtype, jnp.float32),
+    )
 
 
 def attend_masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, scale: float, cap: float | None = None) -> jax.Array:
@@ -100,14 +130,66 @@ def attend_dense(
     return attend_masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale, cap=softcap)
 
 
-def pick_attention(name: str, platform: str) -> str:
-    """What `model.attention` stands for on this platform: `auto` is `chunked` on a CPU, else `dense`.
+def pick_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> str:
+    """What `model.attention` stands for on this platform.
 
-    On two CPU cores chunks of queries halve the time and the memory of the [T, T] table (`make bench` measures it).
+    `auto`: on TPUs `flash`, and `splash` for the widths of heads that it cannot cut out; on CPUs `chunked`; else
+    `dense`. On two CPU cores chunks of queries halve the time and the memory of the [T, T] table (`make bench` measures
+    it).
+
+    Args:
+      num_parts: devices that the heads are split over.
+
+    Errors: UserError for a kernel that the platform does not have, or that does not take such heads.
     """
+    name = config.attention
+    N, K = config.num_heads // num_parts, config.kv_heads // num_parts
+    fits = supports(config.head_width, N, K)
+    if name in ("splash", "flash") and platform != "tpu":
+        raise UserError(
+            f"model.attention={name!r} is a kernel of TPUs, and this is a {platform}. Try attention='auto'."
+        )
+    if name == "flash" and not fits:
+        raise UserError(
+            f"model.attention='flash' takes heads of 128 channels or a multiple, or pairs of 64, but model.head_dim="
+            f"{config.head_width}, with {N} heads and {K} KV heads on a device. Try attention='splash'."
+        )
     if name != "auto":
         return name
+    if platform == "tpu":
+        return "flash" if fits else "splash"
     return "chunked" if platform == "cpu" else "dense"
+
+
+def supports(head_dim: int, num_heads: int, kv_heads: int) -> bool:
+    """Whether `flash` can cut one head, or two, out of the lanes of a TPU; the numbers of heads are one device's."""
+    if num_heads % max(kv_heads, 1):
+        return False
+    if head_dim == 64:
+        return num_heads % 2 == 0 and kv_heads % 2 == 0
+    return head_dim % 128 == 0
+
+
+def attend(
+    kernel: str, spread: Spread | None, q_BTNH, k_BSKH, v_BSKH, turn: Rotation | None, **how
+) -> jax.Array:
+    """Causal attention by one of the kernels, all of which compute `attend_dense`; `how`: its keywords.
+
+    turn: by which queries and keys are turned first.
+    """
+    if kernel == "flash":
+        from jaxlm.models.attention_flash import attend_flash  # Pallas: half a second, on TPUs only
+
+        return attend_flash(q_BTNH, k_BSKH, v_BSKH, rotation=turn, spread=spread, **how)
+    if turn is not None:
+        by_product = kernel == "splash"
+        q_BTNH, k_BSKH = (rope(x, turn, by_product=by_product) for x in (q_BTNH, k_BSKH))
+    if kernel == "splash":
+        from jaxlm.models.attention_splash import attend_splash
+
+        return attend_splash(q_BTNH, k_BSKH, v_BSKH, spread=spread, **how)
+    o_BTNH = {"dense": attend_dense, "chunked": attend_chunked}[kernel](q_BTNH, k_BSKH, v_BSKH, **how)
+    return checkpoint_name(o_BTNH, "attention")
 
 
 class Cache(NamedTuple):
@@ -156,6 +238,7 @@ class Attention(nn.Module):
     kind: str
     kernel: str
     constrain: Constrain
+    spread: Spread | None = None
     lora_dropout: float = 0.0
 
     @nn.compact
@@ -163,43 +246,40 @@ class Attention(nn.Module):
         config = self.config
         lora = functools.partial(adapter, self, dropout=self.lora_dropout)
         D, N, K, H = config.embed_dim, config.num_heads, config.kv_heads, config.head_width
+        place = self.spread.place if self.spread is not None else lambda axes: None
         qkv_bias = config.bias in ("qkv", "all")
 
         def heads(name: str, num: int, axis: str) -> jax.Array:
-            w = weight(self, name, (D, num, H), ("embed", axis, "head_dim"), normal())
+            axes = ("embed", axis, "head_dim")
+            w = weight(self, name, (D, num, H), axes, normal())
             b = None
             if qkv_bias:
                 b = weight(self, f"{name}_bias", (num, H), (axis, "head_dim"), nn.initializers.zeros)
-            return self.constrain(project(x_BTD, w, b, lora=lora(name)), "batch", "length", axis, "head_dim")
+            x_BTNH = project(x_BTD, w, b, lora=lora(name), name=name, place=place(axes))
+            return self.constrain(x_BTNH, "batch", "length", axis, "head_dim")
 
         q_BTNH, k_BTKH, v_BTKH = heads("q", N, "heads"), heads("k", K, "kv_heads"), heads("v", K, "kv_heads")
         if config.qk_norm:
             q_BTNH = Norm(config, axis="head_dim", name="q_norm")(q_BTNH)
             k_BTKH = Norm(config, axis="head_dim", name="k_norm")(k_BTKH)
-        if self.kind in places.turns:
-            q_BTNH = rope(q_BTNH, places.turns[self.kind])
-            k_BTKH = rope(k_BTKH, places.turns[self.kind])
+        turn = places.turns.get(self.kind)
         scale = (config.query_scale_dim or H) ** -0.5
         window = config.sliding_window if self.kind == "l" else None
         cap = config.attention_softcap
         if cache is not None:
+            if turn is not None:
+                q_BTNH, k_BTKH = rope(q_BTNH, turn), rope(k_BTKH, turn)
             o_BTNH, cache = attend_cached(
                 q_BTNH, k_BTKH, v_BTKH, cache, layer, places, window=window, cap=cap, scale=scale
             )
         else:
-            attend = {"dense": attend_dense, "chunked": attend_chunked}[self.kernel]
-            o_BTNH = attend(
-                q_BTNH,
-                k_BTKH,
-                v_BTKH,
-                segments_BT=places.segments_BT,
-                window=window,
-                softcap=cap,
-                scale=scale,
-            )
-        o_BTNH = checkpoint_name(self.constrain(o_BTNH, "batch", "length", "heads", "head_dim"), "attention")
-        w_o = weight(self, "o", (N, H, D), ("heads", "head_dim", "embed"), normal(residual_stddev(config)))
+            how = {"segments_BT": places.segments_BT, "window": window, "softcap": cap, "scale": scale}
+            o_BTNH = attend(self.kernel, self.spread, q_BTNH, k_BTKH, v_BTKH, turn, **how)
+        o_BTNH = self.constrain(o_BTNH, "batch", "length", "heads", "head_dim")
+        axes = ("heads", "head_dim", "embed")
+        w_o = weight(self, "o", (N, H, D), axes, normal(residual_stddev(config)))
         b_o = None
         if config.bias == "all":
-            b_o = weight(self, "o_bias", (D,), ("embed",), nn.initializers.zeros)
-        return project(o_BTNH, w_o, b_o, num_in=2, lora=lora("o")), cache
+            b_o = weight(self, "o_bias", (D,), ("width",), nn.initializers.zeros)
+        y_BTD = project(o_BTNH, w_o, b_o, num_in=2, lora=lora("o"), name="o", place=place(axes))
+        return y_BTD, cache

@@ -9,11 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlm.collective import Place
 from jaxlm.models.attention import Cache, init_cache, pick_attention
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.decoder import Block, Ends, class_logits, collections, head_logits, make_places, run_blocks
-from jaxlm.models.layers import Constrain, dropout
-from jaxlm.models.moe import RouterSums, Spread, no_router_sums
+from jaxlm.models.layers import Constrain, Spread, dropout
+from jaxlm.models.moe import RouterSums, no_router_sums
 from jaxlm.types import Batch, Params, PyTree, UserError
 
 
@@ -33,6 +34,8 @@ class LM(NamedTuple):
     """init_cache(batch_size, max_len) -> an empty KV cache."""
     extend: Callable[[Params, jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
     """extend(params, tokens_BT, positions_BT, cache) -> (x_BTD, cache): prefill and decode."""
+    head_place: Place | None = None
+    """On a mesh: where `head` runs on the rows of each device, for whoever hands it a whole table."""
     hidden_with_router: Callable[..., tuple[jax.Array, RouterSums]] | None = None
     """Of a mixture of experts: `hidden`, and what the routers say of that batch; None for other models."""
 
@@ -80,7 +83,7 @@ def make_modules(
         kind: Block(config, kind, kernel, constrain, spread, lora_dropout) for kind in set(config.layer_kinds)
     }
     has_dropout = config.dropout > 0 or lora_dropout > 0
-    return Modules(config, Ends(config, num_positions, constrain), blocks, constrain, has_dropout)
+    return Modules(config, Ends(config, num_positions, constrain, spread), blocks, constrain, has_dropout)
 
 
 def build(
@@ -99,16 +102,17 @@ def build(
       seq_len: rows of a learned position table where config.max_seq_len is unset.
       platform: cpu, gpu or tpu, for `attention="auto"`; unset: the default backend.
       constrain: where activations live on a mesh, by logical axes.
-      spread: the mesh that experts are spread over; None: one device.
+      spread: the mesh that the model is spread over; None: one device.
       lora_dropout: on the input of adapters, where params["layers"]["lora"] holds some.
     """
     if config.vocab_size is None:
         raise UserError("model.vocab_size is unset: take the tokenizer's vocabulary size.")
-    kernel = pick_attention(config.attention, platform or jax.default_backend())
+    num_parts = 1 if spread is None else spread.mesh.shape[spread.heads]
+    kernel = pick_attention(config, platform or jax.default_backend(), num_parts)
     num_positions = config.max_seq_len or seq_len
     modules = make_modules(config, num_positions, kernel, constrain, spread, lora_dropout)
     # Initialisation and sampling see batches too small for the mesh's batch axes, so nothing is prescribed there.
-    free_modules = make_modules(config, num_positions, kernel, no_constraint)
+    free_modules = make_modules(config, num_positions, "dense", no_constraint)
     init_boxed = make_init(free_modules)
     head_key = "embedding" if config.tie_embeddings else "head"
     head_key = head_key if config.num_classes is None else "classifier"
@@ -131,7 +135,7 @@ def build(
 
     return LM(
         init, hidden, head, logical_axes(init_boxed), (head_key,), make_cache, extend,
-        with_router if config.num_experts else None,
+        None if spread is None else spread.ends(), with_router if config.num_experts else None,
     )  # fmt: skip
 
 
@@ -201,7 +205,7 @@ def make_hidden_with_router(modules: Modules) -> Callable[..., tuple[jax.Array, 
 
         sums = no_router_sums(config) if config.num_experts else None
         x_BTD = embed(modules, params, tokens_BT, positions_BT, keys[0])
-        x_BTD = modules.constrain(x_BTD, "batch", "length", "embed")
+        x_BTD = modules.constrain(x_BTD, "batch", "stream", "embed")
         x_BTD, sums = run_blocks(config, apply_block, params["layers"], x_BTD, keys[1], sums)
         return final_norm(modules, params, x_BTD), sums
 

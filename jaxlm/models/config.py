@@ -15,9 +15,19 @@ BIASES = ("none", "qkv", "all")
 """`qkv`: query, key and value projections only (Qwen 2). `all`: every projection and LayerNorm (GPT-2)."""
 POSITIONS = ("rope", "learned", "none")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
-REMATS = ("none", "dots", "attention", "full")
-"""What the backward pass recomputes: nothing; all but matrix products; all but the attention's result; everything."""
-ATTENTIONS = ("auto", "dense", "chunked")
+KEPT = ("q", "k", "v", "attention", "o", "gate", "up", "down", "router", "lora")
+"""What a block can keep for its backward pass: the products with its weights, and attention's result."""
+REMATS = {
+    "none": None,
+    "minimal": KEPT,
+    "save_dots": tuple(name for name in KEPT if name != "attention"),
+    "save_attention": ("attention",),
+    "full": (),
+}
+"""Name of `model.remat` -> what is kept beside a block's input; None: all that the backward pass reads."""
+ON_HOST = "@host"
+"""After a name in `model.remat`: kept in the memory of the host. `input`, the block's input, can only be kept there."""
+ATTENTIONS = ("auto", "dense", "chunked", "splash", "flash")
 ATTENTION_CHUNK = 64
 """Queries at a time of `chunked`."""
 DTYPES = ("float32", "bfloat16")
@@ -86,6 +96,9 @@ class ModelConfig:
     dtype: str = "float32"
     """Of activations and matrix products; parameters stay float32."""
     remat: str = "none"
+    """What the backward pass does not compute again: all (none), products with weights and attention (minimal), those
+    products (save_dots), attention (save_attention), nothing (full). Or a list of what is kept: `q,k,v,attention` of
+    q, k, v, attention, o, gate, up, down; with @host, in the memory of the host: `attention,input@host`."""
     scan_layers: bool = True
     """One compiled layer in a loop (deep models), or unrolled (faster for small ones). Checkpoints are the same."""
     attention: str = "auto"
@@ -110,7 +123,7 @@ class ModelConfig:
         check_choice("model.bias", self.bias, BIASES)
         check_choice("model.positions", self.positions, POSITIONS)
         check_choice("model.rope_scaling", self.rope_scaling, ROPE_SCALINGS)
-        check_choice("model.remat", self.remat, REMATS)
+        self._check_remat()
         check_choice("model.attention", self.attention, ATTENTIONS)
         check_choice("model.dtype", self.dtype, DTYPES)
         if self.num_heads % self.kv_heads:
@@ -158,6 +171,12 @@ class ModelConfig:
             raise UserError(f"model.norm_eps={self.norm_eps} must be positive.")
         self._check_experts()
 
+    def _check_remat(self) -> None:
+        names = [name.strip() for name in self.remat.split(",")]
+        usable = (*KEPT, *(name + ON_HOST for name in (*KEPT, "input")))
+        for name in names:
+            check_choice("model.remat", name, usable if len(names) > 1 else (*REMATS, *usable))
+
     def _check_experts(self) -> None:
         """The fields of a mixture of experts, which only make sense together."""
         E, k = self.num_experts, self.num_experts_per_token
@@ -190,6 +209,22 @@ class ModelConfig:
                 f"model.bias='all' is not supported with model.num_experts={E}: experts have no biases. Try "
                 "bias='qkv' or bias='none'."
             )
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What of `KEPT` a block keeps on the device under `remat`; empty for `none`, under which no policy asks."""
+        if self.remat in REMATS:
+            return REMATS[self.remat] or ()
+        names = (name.strip() for name in self.remat.split(","))
+        return tuple(name for name in names if not name.endswith(ON_HOST))
+
+    @property
+    def kept_on_host(self) -> tuple[str, ...]:
+        """What a block keeps in the memory of the host."""
+        if self.remat in REMATS:
+            return ()
+        names = (name.strip() for name in self.remat.split(","))
+        return tuple(name.removesuffix(ON_HOST) for name in names if name.endswith(ON_HOST))
 
     @property
     def kv_heads(self) -> int:

@@ -11,11 +11,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.models.attention import Attention, Cache, Places, rotation
 from jaxlm.models.config import ModelConfig
-from jaxlm.models.layers import MLP, Constrain, Norm, dropout, normal, softcap, weight
-from jaxlm.models.moe import MoE, RouterSums, Spread
+from jaxlm.models.dense import lookup
+from jaxlm.models.layers import MLP, Constrain, Norm, Spread, dropout, normal, softcap, weight
+from jaxlm.models.moe import MoE, RouterSums
 
 
 class Block(nn.Module):
@@ -41,16 +43,17 @@ class Block(nn.Module):
             if config.post_norm:
                 y_BTD = Norm(config, name=post_norm)(y_BTD)
             x_BTD = x_BTD + dropout(y_BTD, config.dropout, key)
-            return self.constrain(x_BTD, "batch", "length", "embed")
+            return self.constrain(x_BTD, "batch", "stream", "embed")
 
+        x_BTD = checkpoint_name(x_BTD, "input")
         attention = Attention(
-            config, self.kind, self.kernel, self.constrain, self.lora_dropout, name="attention"
+            config, self.kind, self.kernel, self.constrain, self.spread, self.lora_dropout, name="attention"
         )
         y_BTD, cache = attention(Norm(config, name="attention_norm")(x_BTD), places, cache, layer)
         x_BTD = add(x_BTD, y_BTD, "attention_post_norm", keys[0])
         y_BTD = Norm(config, name="mlp_norm")(x_BTD)
         if config.num_experts is None:
-            y_BTD = MLP(config, self.constrain, self.lora_dropout, name="mlp")(y_BTD)
+            y_BTD = MLP(config, self.constrain, self.spread, self.lora_dropout, name="mlp")(y_BTD)
         else:
             y_BTD, router = MoE(config, self.constrain, self.spread, name="moe")(
                 y_BTD, places.segments_BT, layer
@@ -64,6 +67,7 @@ class Ends(nn.Module):
     config: ModelConfig
     num_positions: int
     constrain: Constrain
+    spread: Spread | None = None
 
     def setup(self):
         config = self.config
@@ -79,17 +83,21 @@ class Ends(nn.Module):
         elif not config.tie_embeddings:
             self.head_kernel = weight(self, "head", (V, D), ("vocab", "embed"), normal())
 
+    def rows(self, table, ids_BT: jax.Array) -> Any:
+        """x_BTD, in the compute dtype."""
+        dtype = jnp.dtype(self.config.dtype)
+        if self.spread is None:
+            return jnp.take(table, ids_BT, axis=0).astype(dtype)
+        return lookup(table, ids_BT, dtype, self.spread.ends())
+
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         config = self.config
-        # Gathered from rows that are whole: over fsdp the table is collected once, not the result reshuffled.
-        table_VD = self.constrain(self.embedding, "vocab", "embed")
-        x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(config.dtype)
+        x_BTD = self.rows(self.embedding, tokens_BT)
         if config.scale_embeddings:
             # Rounded to the compute dtype first, as Gemma does.
             x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, config.dtype)
         if config.positions == "learned":
-            table_PD = self.constrain(self.position_table, "positions", "embed")
-            x_BTD = x_BTD + jnp.take(table_PD, positions_BT, axis=0).astype(config.dtype)
+            x_BTD = x_BTD + self.rows(self.position_table, positions_BT)
         return x_BTD
 
     def norm(self, x_BTD: jax.Array) -> jax.Array:
@@ -116,14 +124,17 @@ def class_logits(kernel_DC: jax.Array, x_XD: jax.Array) -> jax.Array:
     return jnp.matmul(x_XD.astype(jnp.float32), kernel_DC, precision=jax.lax.Precision.HIGHEST)
 
 
-def remat_policy(name: str) -> Callable[..., bool] | None:
-    """What the forward pass of a block keeps for the backward pass, by the name in `model.remat`."""
-    policies = jax.checkpoint_policies
-    return {
-        "dots": policies.save_only_these_names("dense"),
-        "attention": policies.save_only_these_names("attention"),
-        "full": policies.nothing_saveable,
-    }[name]
+def remat_policy(config: ModelConfig) -> Callable[..., Any]:
+    """What the forward pass of a block keeps for the backward pass, and what of it in the memory of the host."""
+    policies, kept, hosted = jax.checkpoint_policies, config.kept, config.kept_on_host
+    if not hosted:
+        return policies.save_only_these_names(*kept)
+    return policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=list(kept),
+        names_which_can_be_offloaded=list(hosted),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
 
 
 def unstack(stack, num_layers: int) -> list:
@@ -191,7 +202,7 @@ def run_stack(
     if config.remat != "none" and not isinstance(carried, Cache):
         # Inside a scan nothing can merge the recomputation with the original, so no barrier is needed.
         step = jax.checkpoint(
-            step, policy=remat_policy(config.remat), prevent_cse=not config.scan_layers, static_argnums=(1,)
+            step, policy=remat_policy(config), prevent_cse=not config.scan_layers, static_argnums=(1,)
         )
     apart = isinstance(stack, tuple)
     num_scanned = L // period if config.scan_layers and L // period > 1 and not apart else 0

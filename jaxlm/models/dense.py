@@ -7,10 +7,14 @@ On TPUs and GPUs: as one contraction, as it stands. On CPUs a weight gradient ne
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+
+from jaxlm.collective import Place, Split, gather
 
 
 def product(a: jax.Array, b: jax.Array, a_dims: tuple[int, ...], b_dims: tuple[int, ...]) -> jax.Array:
@@ -41,44 +45,101 @@ def _weight_grad_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
     return lax.optimization_barrier(product(x_IR, g_RO, (1,), (0,)))
 
 
-def _as_matrix(w: jax.Array, x: jax.Array) -> jax.Array:
-    """The weights as [I, O], in the dtype of x. Made anew in each pass: what is kept between them is w itself."""
-    return w.reshape(x.shape[-1], -1).astype(x.dtype)
+def _matmul(x: jax.Array, w: jax.Array, split: Split | None, dtype: jnp.dtype) -> jax.Array:
+    return product(x, gather(w, x.dtype, split), (x.ndim - 1,), (0,)).astype(dtype)
 
 
-def _forward(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    y = product(x, _as_matrix(w, x), (x.ndim - 1,), (0,)).astype(dtype)
-    # remat "dots" goes by this name: a policy does not see the products inside a function with its own gradient.
-    return checkpoint_name(y, "dense")
+def _matmul_back(x, w, g, split: Split | None) -> tuple[jax.Array, jax.Array]:
+    """-> dx, and what these rows say of dw."""
+    dx = product(g, gather(w, x.dtype, split), (g.ndim - 1,), (1,)).astype(x.dtype)
+    return dx, lax.platform_dependent(x, g, cpu=_weight_grad_cpu, default=_weight_grad)
 
 
-_dense = jax.custom_vjp(_forward, nondiff_argnums=(2,))
+def _forward(x: jax.Array, w: jax.Array, dtype: jnp.dtype, place: Place | None) -> jax.Array:
+    if place is None:
+        return _matmul(x, w, None, dtype)
+    specs = place.batch_spec, place.weight_spec
+    return place.run(lambda x, w: _matmul(x, w, place.split, dtype), specs, place.batch_spec)(x, w)
 
 
-def _dense_fwd(x, w, dtype):
-    return _forward(x, w, dtype), (x, w)
+_dense = jax.custom_vjp(_forward, nondiff_argnums=(2, 3))
 
 
-def _dense_bwd(dtype, saved, g):
+def _dense_fwd(x, w, dtype, place):
+    return _forward(x, w, dtype, place), (x, w)
+
+
+def _dense_bwd(dtype, place: Place | None, saved, g):
     x, w = saved
     g = g.astype(x.dtype)
-    dx = product(g, _as_matrix(w, x), (g.ndim - 1,), (1,)).astype(x.dtype)
-    dw = lax.platform_dependent(x, g, cpu=_weight_grad_cpu, default=_weight_grad)
-    return dx, dw.reshape(w.shape).astype(w.dtype)
+    if place is None:
+        dx, dw = _matmul_back(x, w, g, None)
+        return dx, dw.astype(w.dtype)
+
+    def local(x, w, g):
+        dx, dw = _matmul_back(x, w, g, place.split)
+        return dx, place.collect_grad(dw).astype(w.dtype)
+
+    rows, spec = place.batch_spec, place.weight_spec
+    return place.run(local, (rows, spec, rows), (rows, spec))(x, w, g)
 
 
 _dense.defvjp(_dense_fwd, _dense_bwd)
 
 
-def dense(x: jax.Array, w: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+def dense(
+    x: jax.Array,
+    w: jax.Array,
+    dtype: jnp.dtype | None = None,
+    *,
+    place: Place | None = None,
+    name: str = "dense",
+) -> jax.Array:
     """x[..., I] @ w[I, O] -> [..., O] in x's dtype, accumulated in float32.
 
     Pass w as it is stored (float32): it is rounded to x's dtype for the products, while its gradient comes back in
-    float32 without ever being rounded.
+    float32 without ever being rounded (but for the sum over devices, where `place` says so).
 
     Args:
       x: activations; its dtype is the one the products run in.
       w: weights; its leading dims multiply to I, the others, flattened, are O.
       dtype: of the result, where it should differ from x's (float32 logits of bfloat16 states).
+      place: the mesh over which [I, O] is split; None: whole, or left to the compiler.
+      name: what `model.remat` calls the result. Named out here: a policy does not see what is inside a function with
+        its own gradient.
     """
-    return _dense(x, w, jnp.dtype(dtype or x.dtype))
+    y = _dense(x, w.reshape(x.shape[-1], -1), jnp.dtype(dtype or x.dtype), place)
+    return checkpoint_name(y, name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def lookup(table_VD: jax.Array, tokens_BT: jax.Array, dtype: jnp.dtype, place: Place) -> jax.Array:
+    """The rows of a table for each token, x_BTD, on a mesh: the table is collected whole, and not its rows.
+
+    The gradient is added up by each device for its own tokens, in float32, and then over the devices.
+    """
+
+    def local(table_VD, tokens_BT):
+        return jnp.take(gather(table_VD, dtype, place.split), tokens_BT, axis=0)
+
+    return place.run(local, (place.weight_spec, place.batch_spec), place.batch_spec)(table_VD, tokens_BT)
+
+
+def _lookup_fwd(table_VD, tokens_BT, dtype, place):
+    return lookup(table_VD, tokens_BT, dtype, place), (table_VD, tokens_BT)
+
+
+def _lookup_bwd(dtype, place: Place, saved, g_BTD):
+    table_VD, tokens_BT = saved
+
+    def local(tokens_BT, g_BTD):
+        whole_VD = jnp.zeros((table_VD.shape[0], g_BTD.shape[-1]), jnp.float32)
+        return place.collect_grad(whole_VD.at[tokens_BT].add(g_BTD.astype(jnp.float32))).astype(
+            table_VD.dtype
+        )
+
+    rows = place.batch_spec
+    return place.run(local, (rows, rows), place.weight_spec)(tokens_BT, g_BTD), None
+
+
+lookup.defvjp(_lookup_fwd, _lookup_bwd)

@@ -16,13 +16,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxlm.collective import Split, gather, scatter_sum
+
 LARGEST_BLOCK = 128
 """Rows of a block on CPUs: each copies its group's weights, which many rows have to make up for."""
 SMALLEST_BLOCK = 4
 """Fewer rows cost the same: reading the weights takes longer than the product."""
-
-Split = tuple[str, int] | None
-"""(mesh axis, dim) over which the weights are split, inside a shard_map; None: they are whole."""
 
 
 class Blocks(NamedTuple):
@@ -135,38 +134,33 @@ def _pick(cpu: Callable, default: Callable, *args) -> jax.Array:
     return lax.platform_dependent(*args, cpu=cpu, default=default)
 
 
-def _whole(w_EIO: jax.Array, dtype: jnp.dtype, split: Split) -> jax.Array:
-    """The weights in the compute dtype, gathered. Made anew in each pass: what is kept between them is w itself."""
-    w_EIO = w_EIO.astype(dtype)
-    return w_EIO if split is None else lax.all_gather(w_EIO, split[0], axis=split[1], tiled=True)
-
-
-def _forward(x_MI, w_EIO, sizes_E, split: Split) -> jax.Array:
-    y_MO = _pick(_rows_cpu, _rows, x_MI, _whole(w_EIO, x_MI.dtype, split), sizes_E)
-    return checkpoint_name(y_MO, "dense")  # remat "dots" goes by this name
+def _forward(x_MI, w_EIO, sizes_E, split: Split | None) -> jax.Array:
+    return _pick(_rows_cpu, _rows, x_MI, gather(w_EIO, x_MI.dtype, split), sizes_E)
 
 
 _grouped = jax.custom_vjp(_forward, nondiff_argnums=(3,))
 
 
-def _grouped_fwd(x_MI, w_EIO, sizes_E, split: Split):
+def _grouped_fwd(x_MI, w_EIO, sizes_E, split: Split | None):
     return _forward(x_MI, w_EIO, sizes_E, split), (x_MI, w_EIO, sizes_E)
 
 
-def _grouped_bwd(split: Split, saved, g_MO):
+def _grouped_bwd(split: Split | None, saved, g_MO):
     x_MI, w_EIO, sizes_E = saved
     g_MO = g_MO.astype(x_MI.dtype)
-    dx_MI = _pick(_rows_back_cpu, _rows_back, g_MO, _whole(w_EIO, x_MI.dtype, split), sizes_E)
+    dx_MI = _pick(_rows_back_cpu, _rows_back, g_MO, gather(w_EIO, x_MI.dtype, split), sizes_E)
     dw_EIO = _pick(_weight_grad_cpu, _weight_grad, x_MI, g_MO, sizes_E)
     if split is not None:
-        dw_EIO = lax.psum_scatter(dw_EIO, split[0], scatter_dimension=split[1], tiled=True)
+        dw_EIO = scatter_sum(dw_EIO, split)
     return dx_MI, dw_EIO.astype(w_EIO.dtype), None
 
 
 _grouped.defvjp(_grouped_fwd, _grouped_bwd)
 
 
-def grouped(x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, split: Split = None) -> jax.Array:
+def grouped(
+    x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, split: Split | None = None, *, name: str = "dense"
+) -> jax.Array:
     """x_MI @ w_EIO[group of the row] -> [M, O] in x's dtype, accumulated in float32.
 
     As with `dense`, pass w as it is stored (float32): its gradient comes back in float32, never rounded.
@@ -175,6 +169,7 @@ def grouped(x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, split: Split 
       x_MI: rows, those of group 0 first. Rows beyond the last group may come back as anything, also in the gradient.
       sizes_E: rows of each group, int32; any of them may be 0.
       split: where each device of a shard_map holds a part of the weights: gathered here, in the compute dtype, and
-        the gradient summed and scattered again, in float32.
+        the gradient summed and scattered again.
+      name: as of `dense`.
     """
-    return _grouped(x_MI, w_EIO, sizes_E, split)
+    return checkpoint_name(_grouped(x_MI, w_EIO, sizes_E, split), name)

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple, Protocol, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from jaxlm.collective import Place, Split
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.dense import dense
 from jaxlm.models.quantized import dense_quantized
@@ -23,6 +25,49 @@ class Constrain(Protocol):
     """Tells the compiler how an activation is sharded, by the logical names of its dimensions."""
 
     def __call__(self, x: jax.Array, *axes: str) -> jax.Array: ...
+
+
+class Spread(Protocol):
+    """How a mesh spreads a model: the names of its axes, and where products run."""
+
+    @property
+    def mesh(self) -> Mesh: ...
+    @property
+    def batch(self) -> tuple[str, ...]:
+        """Axes that split the rows of a batch, `experts` among them."""
+        ...
+
+    @property
+    def experts(self) -> str:
+        """Splits the experts."""
+        ...
+
+    @property
+    def embed(self) -> str:
+        """Splits the weights of every matrix, which are gathered for use."""
+        ...
+
+    @property
+    def heads(self) -> str:
+        """Splits the heads."""
+        ...
+
+    @property
+    def mlp(self) -> str:
+        """Splits the width of every MLP."""
+        ...
+
+    def place(self, axes: tuple[str, ...]) -> Place | None:
+        """Where the product with a matrix of these logical axes runs; None: the compiler's choice."""
+        ...
+
+    def ends(self) -> Place:
+        """Where tokens are looked up and predicted: the tables are [V, embed]."""
+        ...
+
+    def split(self, dim: int) -> Split | None:
+        """How a weight is held whose dim `dim` is `embed`; None: it is whole."""
+        ...
 
 
 def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init) -> Any:
@@ -55,7 +100,7 @@ class Norm(nn.Module):
     """
 
     config: ModelConfig
-    axis: str = "embed"
+    axis: str = "width"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -95,23 +140,30 @@ def adapter(module: nn.Module, name: str, dropout: float) -> Adapter | None:
 
 
 def project(
-    x: jax.Array, w: Any, bias: jax.Array | None, num_in: int = 1, lora: Adapter | None = None
+    x: jax.Array,
+    w: Any,
+    bias: jax.Array | None,
+    num_in: int = 1,
+    lora: Adapter | None = None,
+    *,
+    name: str,
+    place: Place | None = None,
 ) -> jax.Array:
     """x[..., in dims] @ w[in dims, out dims] (+ bias[out dims]): contracts the last `num_in` dims of x.
 
     Args:
       w: a matrix, or one that is kept in fewer bits; see `weight`.
+      name, place: as of `dense`.
     """
-    y: Any
     lead = x.shape[: x.ndim - num_in]
     x_XI = x.reshape(*lead, math.prod(x.shape[x.ndim - num_in :]))
     y: Any
     if isinstance(w, Mapping):
-        out_shape, y = w["values"].shape[num_in:], dense_quantized(x_XI, dict(w), num_in)
+        out_shape, y = w["values"].shape[num_in:], dense_quantized(x_XI, dict(w), num_in, name)
     else:
-        out_shape, y = w.shape[num_in:], dense(x_XI, w)
+        out_shape, y = w.shape[num_in:], dense(x_XI, w, place=place, name=name)
     if lora is not None:
-        y = y + dense(dense(dropout(x_XI, lora.dropout, lora.key), lora.a), lora.b)
+        y = y + dense(dense(dropout(x_XI, lora.dropout, lora.key), lora.a, name="lora"), lora.b, name="lora")
     y = y.reshape(*lead, *out_shape)
     return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * len(lead) + out_shape)
 
@@ -140,6 +192,7 @@ class MLP(nn.Module):
 
     config: ModelConfig
     constrain: Constrain
+    spread: Spread | None = None
     lora_dropout: float = 0.0
 
     @nn.compact
@@ -147,20 +200,23 @@ class MLP(nn.Module):
         config, D, F = self.config, self.config.embed_dim, self.config.mlp_width
         lora = functools.partial(adapter, self, dropout=self.lora_dropout)
         zeros, has_bias = nn.initializers.zeros, config.bias == "all"
-        w_up = weight(self, "up", (D, F), ("embed", "mlp"), normal())
+        into, out_of = ("embed", "mlp"), ("mlp", "embed")
+        place = None if self.spread is None else self.spread.place(into)
+        w_up = weight(self, "up", (D, F), into, normal())
         b_up = weight(self, "up_bias", (F,), ("mlp",), zeros) if has_bias else None
-        h_BTF = project(x_BTD, w_up, b_up, lora=lora("up"))
+        h_BTF = project(x_BTD, w_up, b_up, lora=lora("up"), name="up", place=place)
         if config.gated:
-            w_gate = weight(self, "gate", (D, F), ("embed", "mlp"), normal())
+            w_gate = weight(self, "gate", (D, F), into, normal())
             b_gate = weight(self, "gate_bias", (F,), ("mlp",), zeros) if has_bias else None
-            gate_BTF = project(x_BTD, w_gate, b_gate, lora=lora("gate"))
+            gate_BTF = project(x_BTD, w_gate, b_gate, lora=lora("gate"), name="gate", place=place)
             h_BTF = activate(config.activation, gate_BTF) * h_BTF
         else:
             h_BTF = activate(config.activation, h_BTF)
         h_BTF = self.constrain(h_BTF, "batch", "length", "mlp")
-        w_down = weight(self, "down", (F, D), ("mlp", "embed"), normal(residual_stddev(config)))
-        b_down = weight(self, "down_bias", (D,), ("embed",), zeros) if has_bias else None
-        return project(h_BTF, w_down, b_down, lora=lora("down"))
+        w_down = weight(self, "down", (F, D), out_of, normal(residual_stddev(config)))
+        place = None if self.spread is None else self.spread.place(out_of)
+        b_down = weight(self, "down_bias", (D,), ("width",), zeros) if has_bias else None
+        return project(h_BTF, w_down, b_down, lora=lora("down"), name="down", place=place)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -8,44 +8,19 @@ al. 2022, ST-MoE, arXiv:2202.08906, section 3.2.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
+from jaxlm.collective import Split
 from jaxlm.models.config import ModelConfig
-from jaxlm.models.grouped import Split, grouped
-from jaxlm.models.layers import Constrain, activate, normal, residual_stddev, weight
-
-
-class Spread(Protocol):
-    """The mesh that experts and tokens are spread over, and the names of its axes."""
-
-    @property
-    def mesh(self) -> Mesh: ...
-    @property
-    def batch(self) -> tuple[str, ...]:
-        """Axes that split the rows of a batch, `experts` among them."""
-        ...
-
-    @property
-    def experts(self) -> str:
-        """Splits the experts."""
-        ...
-
-    @property
-    def embed(self) -> str:
-        """Splits the weights of every expert, which are gathered for use."""
-        ...
-
-    @property
-    def mlp(self) -> str:
-        """Splits the width of every expert."""
-        ...
+from jaxlm.models.grouped import grouped
+from jaxlm.models.layers import Constrain, Spread, activate, normal, residual_stddev, weight
 
 
 class RouterSums(NamedTuple):
@@ -78,7 +53,7 @@ def route(config: ModelConfig, x_BTD: jax.Array, router_DE: jax.Array) -> Routes
     """Chooses num_experts_per_token experts for each token, all in float32: bfloat16 would reorder close calls."""
     x_BTD = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
     logits_BTE = jnp.einsum("BTD,DE->BTE", x_BTD, router_DE, precision=lax.Precision.HIGHEST)
-    logits_BTE = checkpoint_name(logits_BTE, "dense")
+    logits_BTE = checkpoint_name(logits_BTE, "router")
     probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
     shares_BTJ, experts_BTJ = lax.top_k(probs_BTE, config.num_experts_per_token)
     if config.normalize_expert_weights:
@@ -168,7 +143,7 @@ def mix(
     weights: dict[str, jax.Array],
     *,
     first: jax.Array | int = 0,
-    splits: dict[str, Split] | None = None,
+    splits: dict[str, Split | None] | None = None,
 ) -> jax.Array:
     """What the experts in `weights` contribute to each token, [X, D] in float32.
 
@@ -192,7 +167,7 @@ def mix(
     )
 
     def product(x_MI: jax.Array, name: str) -> jax.Array:
-        return grouped(x_MI, weights[name], sizes_E, splits.get(name))
+        return grouped(x_MI, weights[name], sizes_E, splits.get(name), name=name)
 
     x_MD = keep(send(x_XD, order_M, back_M, k))
     h_MF = product(x_MD, "up")
@@ -224,9 +199,7 @@ def mix_on_mesh(config: ModelConfig, spread: Spread, x_BTD, experts_BTJ, shares_
     into, out_of = (spread.experts, spread.embed, spread.mlp), (spread.experts, spread.mlp, spread.embed)
     specs = {name: PartitionSpec(*(out_of if name == "down" else into)) for name in weights}
     dims = {name: 2 if name == "down" else 1 for name in weights}
-    splits: dict[str, Split] = {}
-    if sizes[spread.embed] > 1:
-        splits = {name: (spread.embed, dim) for name, dim in dims.items()}
+    splits = {name: spread.split(dim) for name, dim in dims.items()}
 
     def local(x_BTD, experts_BTJ, shares_BTJ, weights):
         first: Any = 0

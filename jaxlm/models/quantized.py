@@ -97,14 +97,20 @@ def quantized_axes(axes: tuple[str, ...], num_in: int, kind: str) -> dict[str, t
     return {"values": packed, "scale": packed}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def dense_quantized(x: jax.Array, w: Quantized, num_in: int) -> jax.Array:
+def dense_quantized(x: jax.Array, w: Quantized, num_in: int, name: str = "dense") -> jax.Array:
     """x[..., I] @ w[I, O] -> [..., O] in x's dtype, of one layer; no gradient of w.
 
     The matrix is there in full only while it is used, in the backward pass once more: what is kept in between is w.
+
+    Args:
+      name: as of `dense`.
     """
-    y = product(x, _matrix(w, num_in, x), (x.ndim - 1,), (0,)).astype(x.dtype)
-    return checkpoint_name(y, "dense")
+    return checkpoint_name(_dense(x, w, num_in), name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dense(x: jax.Array, w: Quantized, num_in: int) -> jax.Array:
+    return product(x, _matrix(w, num_in, x), (x.ndim - 1,), (0,)).astype(x.dtype)
 
 
 def _matrix(w: Quantized, num_in: int, x: jax.Array) -> jax.Array:
@@ -113,7 +119,7 @@ def _matrix(w: Quantized, num_in: int, x: jax.Array) -> jax.Array:
 
 
 def _forward(x, w, num_in):
-    return dense_quantized(x, w, num_in), (w, jnp.zeros((0, x.shape[-1]), x.dtype))
+    return _dense(x, w, num_in), (w, jnp.zeros((0, x.shape[-1]), x.dtype))
 
 
 def _backward(num_in, saved, g):
@@ -122,4 +128,4 @@ def _backward(num_in, saved, g):
     return dx.astype(x.dtype), None
 
 
-dense_quantized.defvjp(_forward, _backward)
+_dense.defvjp(_forward, _backward)

@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from jaxlm.collective import Place, gather
 from jaxlm.types import Params
 
 
@@ -27,6 +29,7 @@ def _chunked_loss(
     weights_BT: jax.Array,
     chunk_tokens: int,
     z_loss: float,
+    place: Place | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """-> (loss to differentiate, cross-entropy alone), both sums over targets of weight x nats.
 
@@ -37,11 +40,49 @@ def _chunked_loss(
     Args:
       head: head(params, x_XD) -> logits_XV in float32.
       weights_BT: float32; 0 leaves a target out.
-      chunk_tokens: tokens per chunk, over the whole (global) batch.
+      chunk_tokens: tokens per chunk, on each device.
       z_loss: adds z_loss * log(Z)^2 per target (PaLM, arXiv:2204.02311, section 5).
+      place: the mesh. Each device collects the head's weights once, goes through its own rows, and hands on what they
+        say of the gradient at the end.
     """
-    sums, _ = _loop(head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, with_grads=False)
-    return sums
+    return _on_devices(
+        head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, place, with_grads=False
+    )[0]
+
+
+def _on_devices(
+    head,
+    head_params,
+    x_BTD,
+    targets_BT,
+    weights_BT,
+    chunk_tokens,
+    z_loss,
+    place: Place | None,
+    *,
+    with_grads: bool,
+) -> tuple[Any, Any]:
+    """`_loop` over the rows of each device."""
+    if place is None:
+        return _loop(
+            head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, with_grads=with_grads
+        )
+
+    def local(head_params, x_BTD, targets_BT, weights_BT):
+        whole = jax.tree.map(lambda w: gather(w, x_BTD.dtype, place.split), head_params)
+        sums, grads = _loop(
+            head, whole, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, with_grads=with_grads
+        )
+        sums = jax.lax.psum(sums, place.rows)
+        if grads is None:
+            return sums
+        d_params = jax.tree.map(lambda d, w: place.collect_grad(d).astype(w.dtype), grads[0], head_params)
+        return sums, (d_params, grads[1])
+
+    rows, spec = place.batch_spec, place.weight_spec
+    out = (PartitionSpec(), (spec, rows)) if with_grads else PartitionSpec()
+    found = place.run(local, (spec, rows, rows, rows), out)(head_params, x_BTD, targets_BT, weights_BT)
+    return found if with_grads else (found, None)
 
 
 def _chunk(head, head_params, x_BCD, targets_BC, weights_BC, z_loss, with_grads: bool):
@@ -90,21 +131,25 @@ def _loop(
             return (sums, d_params), None
         return (sums, jax.tree.map(jnp.add, d_params, grads[0])), grads[1]
 
-    start = (zero, jax.tree.map(jnp.zeros_like, head_params) if with_grads else None)
+    # In float32, also where the weights come in the compute dtype.
+    zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)), head_params)
+    start = (zero, zeros if with_grads else None)
     d_x: Any
     (sums, d_params), d_x = jax.lax.scan(body, start, (pieces(x_BTD), pieces(targets_BT), pieces(weights_BT)))
     return sums, (d_params, jnp.swapaxes(d_x, 0, 1).reshape(B, T, D)) if with_grads else None
 
 
-def _forward(head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss):
-    return _loop(head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, with_grads=True)
+def _forward(head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, place):
+    return _on_devices(
+        head, head_params, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, place, with_grads=True
+    )
 
 
-def _backward(head, chunk_tokens, z_loss, grads, cotangents):
+def _backward(head, chunk_tokens, z_loss, place, grads, cotangents):
     d_params, d_x = grads
     g = cotangents[0]
     return jax.tree.map(lambda d: (g * d).astype(d.dtype), d_params), (g * d_x).astype(d_x.dtype), None, None
 
 
-chunked_loss = jax.custom_vjp(_chunked_loss, nondiff_argnums=(0, 5, 6))
+chunked_loss = jax.custom_vjp(_chunked_loss, nondiff_argnums=(0, 5, 6, 7))
 chunked_loss.defvjp(_forward, _backward)

@@ -26,7 +26,7 @@ def make_loss(
         head_params = {key: params[key] for key in lm.head_keys}
         weights_BT = batch["weights"]
         total, cross_entropy = chunked_loss(
-            lm.head, head_params, x_BTD, batch["targets"], weights_BT, chunk_tokens, z_loss
+            lm.head, head_params, x_BTD, batch["targets"], weights_BT, chunk_tokens, z_loss, lm.head_place
         )
         if router is not None:
             total = total + router.loss

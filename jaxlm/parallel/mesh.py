@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,9 +41,19 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[Any] | None = None) -> Me
             )
         within = (sizes["data"] // num_slices, *shape[1:])
         across = (num_slices, *(1,) * (len(shape) - 1))
-        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+        grid = _whole_dimensions_first(
+            lambda **how: mesh_utils.create_hybrid_device_mesh(within, across, devices, **how)
+        )
     elif devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(shape, devices)
+        grid = _whole_dimensions_first(lambda **how: mesh_utils.create_device_mesh(shape, devices, **how))
     else:
         grid = np.array(devices).reshape(shape)
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _whole_dimensions_first(make: Callable[..., np.ndarray]) -> np.ndarray:
+    """A grid whose axes are whole dimensions of the TPUs' network; where sizes do not allow that, parts of them."""
+    try:
+        return make()
+    except NotImplementedError:
+        return make(allow_split_physical_axes=True)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxlm.collective import Groups, Place, Split
 from jaxlm.types import Batch, PyTree
 
 Table = Mapping[str, str | tuple[str, ...] | None]
@@ -16,6 +17,7 @@ Table = Mapping[str, str | tuple[str, ...] | None]
 PARAMS: Table = {
     "vocab": "tensor",
     "embed": "fsdp",
+    "width": None,  # embed, of a vector: to collect so little takes longer than to keep it
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
@@ -32,6 +34,7 @@ PARAMS: Table = {
 ACTIVATIONS: Table = {
     "batch": ("data", "fsdp", "expert"),
     "length": None,
+    "stream": "tensor",  # the length of the residual stream between blocks, where norms and additions work on it
     "embed": None,  # whole: the fsdp axis already carries the batch
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -112,24 +115,71 @@ def make_constrain(mesh: Mesh) -> Callable[..., jax.Array]:
 
 
 class Spread(NamedTuple):
-    """How a mesh spreads experts: the `spread` of a model; see the Protocol in `jaxlm.models.moe`."""
+    """How a mesh spreads a model: the `spread` of `build`; see the Protocol in `jaxlm.models.layers`."""
 
     mesh: Mesh
     batch: tuple[str, ...]
     experts: str
     embed: str
+    heads: str
     mlp: str
+    phases: tuple[Groups, ...]
+    """Rings along `embed`, in which sums of gradients are scattered."""
+    sum_dtype: str
+
+    def split(self, dim: int) -> Split | None:
+        """How a weight is held whose dim `dim` is `embed`; None: it is whole."""
+        if self.mesh.shape[self.embed] == 1:
+            return None
+        return Split(self.embed, dim, self.phases, self.sum_dtype)
+
+    def place(self, axes: tuple[str, ...]) -> Place | None:
+        """Where the product with a matrix of these logical axes, first or last of them `embed`, runs."""
+        split = self.split(0 if axes[0] == "embed" else 1)
+        return None if split is None else Place(self.mesh, self.batch, split)
+
+    def ends(self) -> Place:
+        """Where tokens are looked up and predicted: the tables are [V, embed]."""
+        return Place(self.mesh, self.batch, self.split(1))
 
 
-def make_spread(mesh: Mesh) -> Spread | None:
-    """The `spread` of a model on this mesh; None on one device."""
-    if mesh.size == 1:
+def make_spread(mesh: Mesh, sum_dtype: str = "float32") -> Spread | None:
+    """The `spread` of a model on this mesh; None on one device that is no TPU, where there is nothing to say.
+
+    sum_dtype: in which gradients are summed over the devices that split the weights.
+    """
+    if mesh.size == 1 and mesh.devices.flat[0].platform != "tpu":
         return None
     batch = ACTIVATIONS["batch"]
-    names = [PARAMS[axis] for axis in ("experts", "embed", "mlp")]
+    experts, embed, heads, mlp = (str(PARAMS[axis]) for axis in ("experts", "embed", "heads", "mlp"))
     assert isinstance(batch, tuple)
-    assert all(isinstance(name, str) for name in names)
-    return Spread(mesh, batch, *map(str, names))
+    return Spread(mesh, batch, experts, embed, heads, mlp, rings(mesh, embed), sum_dtype)
+
+
+def rings(mesh: Mesh, axis: str) -> tuple[Groups, ...]:
+    """Groups along a mesh axis, one dimension of the TPUs' network after the other, whose devices are neighbours in it.
+
+    Scattering a sum over the groups of one dimension after the other gives every device what it gets from all at
+    once. Empty where that is not so: no TPUs, one dimension only, devices that do not lie along the axis like that.
+    """
+    line = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0).reshape(mesh.shape[axis], -1)[:, 0]
+    if not all(hasattr(device, "coords") for device in line):
+        return ()
+    places = np.array([(*device.coords, getattr(device, "core_on_chip", 0)) for device in line])
+    used = [dim for dim in range(places.shape[1]) if len(np.unique(places[:, dim])) > 1]
+    sizes = [len(np.unique(places[:, dim])) for dim in used]
+    if len(used) < 2 or int(np.prod(sizes)) != len(line):
+        return ()
+    # Outermost first: the dimension that changes slowest along the axis.
+    order = sorted(used, key=lambda dim: -int(np.argmax(places[:, dim] != places[0, dim])))
+    sizes = [len(np.unique(places[:, dim])) for dim in order]
+    index = np.arange(len(line)).reshape(sizes)
+    for position, dim in enumerate(order):
+        along = np.moveaxis(places[:, dim].reshape(sizes), position, -1)
+        if not (along == along.reshape(-1, sizes[position])[0]).all():
+            return ()
+    lines = (np.moveaxis(index, position, -1).reshape(-1, sizes[position]) for position in range(len(sizes)))
+    return tuple(tuple(tuple(map(int, group)) for group in groups) for groups in lines)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -30,6 +30,8 @@ class Widths(NamedTuple):
     """Elements per token of a block's tensors; heads and the MLP are split over `tensor`."""
 
     stream: float
+    cut_stream: float
+    """Between blocks, where its length is split over `tensor`."""
     q: float
     kv: float
     """Keys and values together."""
@@ -59,6 +61,7 @@ def widths(model: ModelConfig, seq_len: int, mesh: dict[str, int], *, dense: boo
     keys = sum(mean_table_keys(model, kind, seq_len, dense) for kind in model.layer_kinds) / model.num_layers
     return Widths(
         stream=D,
+        cut_stream=D / tensor,
         q=q,
         kv=kv,
         mlp=num_copies * model.mlp_width / tensor,
@@ -73,14 +76,22 @@ def widths(model: ModelConfig, seq_len: int, mesh: dict[str, int], *, dense: boo
 
 def kept_of_a_block(model: ModelConfig, w: Widths, item: int, everything: float) -> float:
     """Bytes per token that a block keeps in a loop; `everything` is what its backward pass reads."""
-    after = w.sent or (w.stream if model.post_norm else 0)
-    return {
-        "full": w.stream * item,  # the block's input
-        "attention": (w.stream + w.q) * item,  # and the attention's result
-        # and what every product with a weight returned, except the last where only the stream takes it
-        "dots": (2 * w.stream + w.q + w.kv + w.num_up * w.mlp + after) * item + w.router * FLOAT32,
-        "none": everything,
-    }[model.remat]
+    if model.remat == "none":  # what lies along the residual stream is kept in parts
+        return everything - (1 - w.cut_stream / w.stream) * (2 * w.stream * item + w.norms * FLOAT32)
+    widths = {
+        "q": w.q,
+        "k": w.kv / 2,
+        "v": w.kv / 2,
+        "attention": w.q,
+        "o": w.cut_stream,
+        "gate": w.mlp if model.gated else 0.0,
+        "up": w.mlp,
+        # Where only the stream takes it, nobody needs it again.
+        "down": w.sent or (w.cut_stream if model.post_norm else 0.0),
+        "router": w.router * FLOAT32 / item,
+    }
+    own_input = 0.0 if "input" in model.kept_on_host else w.cut_stream
+    return (own_input + sum(widths.get(name, 0.0) for name in model.kept)) * item
 
 
 def cpu_block(model: ModelConfig, w: Widths, *, dense: bool) -> Block:
@@ -119,16 +130,17 @@ def tpu_block(model: ModelConfig, w: Widths, item: int) -> tuple[Block, float]:
     """XLA:TPU's block in a loop, and what one keeps that is not in a loop.
 
     At work, attention holds its table twice, as logits in float32 and as probabilities or their gradient in the
-    compute dtype, and the MLP its width once, thrice where it is gated. Outside of a loop the recomputation is merged
-    with the original, and norms and probabilities are computed again from what they came from.
+    compute dtype (the kernels `flash` and `splash` hold none), and the MLP its width once, thrice where it is gated.
+    Outside of a loop the recomputation is merged with the original, and norms and probabilities are computed again from
+    what they came from.
     """
     num_float32 = 1 + (model.attention_softcap is not None)
-    tables = w.table * (FLOAT32 * num_float32 + item)
+    tables = w.table * (FLOAT32 * num_float32 + item) if model.attention in ("dense", "chunked") else 0.0
     compute = 2 * w.stream + 2 * w.q + w.kv * w.prefixes + 2 * w.num_up * w.mlp + 2 * w.sent
     everything = compute * item + (w.norms + 2 * w.router) * FLOAT32 + tables
     at_work = ((2 * w.num_up - 1) * w.mlp + STREAMS * w.stream + 2 * w.sent) * item
     if model.remat == "none":
-        loose = (w.num_up * w.mlp + STREAMS * w.stream) * item + w.table * FLOAT32
+        loose = (w.num_up * w.mlp + STREAMS * w.stream) * item + (w.table * FLOAT32 if tables else 0.0)
         return Block(everything, at_work), loose
     loose = ((w.num_up + 1) * w.mlp + STREAMS * w.stream) * item
     return Block(kept_of_a_block(model, w, item, everything), at_work + tables), loose

@@ -92,7 +92,7 @@ def _block_weights(model: ModelConfig) -> list[Weight]:
     D, N, K, H = model.embed_dim, model.num_heads, model.kv_heads, model.head_width
     out: list[Weight] = []
 
-    def norm(name: str, dim: int = D, axis: str = "embed") -> None:
+    def norm(name: str, dim: int = D, axis: str = "width") -> None:
         out.append(Weight("norms", f"{name}.scale", (dim,), (axis,)))
         if model.norm == "layernorm" and model.bias == "all":
             out.append(Weight("norms", f"{name}.bias", (dim,), (axis,)))
@@ -107,7 +107,7 @@ def _block_weights(model: ModelConfig) -> list[Weight]:
         norm("k_norm", H, "head_dim")
     out.append(Weight("attention", "o", (N, H, D), ("heads", "head_dim", "embed")))
     if model.bias == "all":
-        out.append(Weight("attention", "o_bias", (D,), ("embed",)))
+        out.append(Weight("attention", "o_bias", (D,), ("width",)))
     if model.post_norm:
         norm("attention_post_norm")
     norm("mlp_norm")
@@ -127,7 +127,7 @@ def _mlp_weights(model: ModelConfig) -> list[Weight]:
             out.append(Weight("mlp", f"{name}_bias", (F,), ("mlp",)))
     out.append(Weight("mlp", "down", (F, D), ("mlp", "embed")))
     if model.bias == "all":
-        out.append(Weight("mlp", "down_bias", (D,), ("embed",)))
+        out.append(Weight("mlp", "down_bias", (D,), ("width",)))
     return out
 
 
@@ -166,9 +166,9 @@ def weights(model: ModelConfig, seq_len: int | None = None) -> list[Weight]:
         out.append(Weight("positions", "positions", (num_positions, D), ("positions", "embed")))
     for w in _block_weights(model):
         out.append(w._replace(shape=(model.num_layers, *w.shape), axes=("layers", *w.axes)))
-    out.append(Weight("norms", "final_norm.scale", (D,), ("embed",)))
+    out.append(Weight("norms", "final_norm.scale", (D,), ("width",)))
     if model.norm == "layernorm" and model.bias == "all":
-        out.append(Weight("norms", "final_norm.bias", (D,), ("embed",)))
+        out.append(Weight("norms", "final_norm.bias", (D,), ("width",)))
     if model.num_classes is not None:
         out.append(Weight("head", "classifier", (D, model.num_classes), ("embed", "classes")))
     elif not model.tie_embeddings:

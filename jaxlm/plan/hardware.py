@@ -59,6 +59,8 @@ class Device(NamedTuple):
     usable_hbm_bytes: float | None
     hbm_bytes_per_s: float
     link_bytes_per_s: float
+    clock_hz: float | None
+    """At which its matrix units reach the peak of `training_dtype`."""
 
 
 class Slices(NamedTuple):
@@ -102,6 +104,8 @@ class Chip:
     link_bytes_per_s: Figure
     """Over all links to other chips together, in one direction: ICI, NVLink, or PCIe where a card has no other."""
     slices: Slices
+    flops_per_cycle: Figure | None = None
+    """Of the matrix units together, in `training_dtype`: with the peak, they give the clock. None: not published."""
     usable_hbm_bytes: Figure | None = None
     power_w: Figure | None = None
     """What a chip draws, without its host: thermal design power, or a mean that was measured (v4)."""
@@ -124,6 +128,13 @@ class Chip:
         """Its peak in `training_dtype`, which MFU is a share of."""
         return self.peak_flops_per_s[self.training_dtype].value
 
+    @property
+    def clock_hz(self) -> float | None:
+        """At which its matrix units reach their peak."""
+        return (
+            None if self.flops_per_cycle is None else self.training_flops_per_s / self.flops_per_cycle.value
+        )
+
     def share(self, num_cores: int | None = None) -> float:
         """Of a chip, what one JAX device has; num_cores as of `device`."""
         return (num_cores or self.cores_per_device) / self.num_cores
@@ -142,6 +153,7 @@ class Chip:
             usable_hbm_bytes=None if usable is None else share * usable.value,
             hbm_bytes_per_s=share * self.hbm_bytes_per_s.value,
             link_bytes_per_s=share * self.link_bytes_per_s.value,
+            clock_hz=self.clock_hz,
         )
 
 
@@ -155,7 +167,7 @@ _CHIP_KEYS = (
     "link_bytes_per_s",
     "slices",
 )
-_OPTIONAL_KEYS = ("usable_hbm_bytes", "power_w", "num_cores", "cores_per_device")
+_OPTIONAL_KEYS = ("flops_per_cycle", "usable_hbm_bytes", "power_w", "num_cores", "cores_per_device")
 
 
 def read_chips(path: Path) -> dict[str, Chip]:
@@ -202,6 +214,7 @@ def _chip(name: str, row: Any, where: str, sources: dict[str, Source]) -> Chip:
         hbm_bytes_per_s=figure("hbm_bytes_per_s"),
         link_bytes_per_s=figure("link_bytes_per_s"),
         slices=_slices(row["slices"], f"{where}: slices", sources),
+        flops_per_cycle=figure("flops_per_cycle") if "flops_per_cycle" in row else None,
         usable_hbm_bytes=figure("usable_hbm_bytes") if "usable_hbm_bytes" in row else None,
         power_w=figure("power_w") if "power_w" in row else None,
         num_cores=num_cores,

@@ -52,7 +52,6 @@ chip with 15.75), its peak_memory_in_bytes leaves out the gaps between buffers, 
 | configs/instruct_lora_llama31_8b_v6e8, fsdp 8                         | 12.74        | +2%      |
 | Llama 3 8B, fsdp 64, 64 x 4096, full                                  | 7.99         | -5%      |
 | GPT-3 13B on v5p, fsdp 64, 64 x 2048, attention                       | 6.64         | +10%     |
-| Llama 3 70B on v5p, fsdp 128 x tensor 4, 512 x 4096, full             | 32.61        | +1%      |
 | Qwen 2.5 7B on v6e, fsdp 32 x tensor 2, 128 x 2048 in 2 parts, dots   | 9.74         | +8%      |
 
 Of mixtures of experts (8 layers, width 1024, 8 experts of 2048, 2 a token, bfloat16; 2026-11-25): within 7 % on one
@@ -78,6 +77,7 @@ from jaxlm.types import UserError
 PARAM_AXES: dict[str, str | None] = {
     "vocab": "tensor",
     "embed": "fsdp",
+    "width": None,
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
@@ -296,8 +296,8 @@ def cpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     block = cpu_block(model, widths(model, parts.seq_len, parts.mesh, dense=dense), dense=dense)
     gathered = 0
     if parts.is_gathered:
-        # This block's weights, the next one's; a table, and its gradients before they are scattered.
-        gathered = 2 * FLOAT32 * parts.whole_block + FLOAT32 * (1 + NUM_TABLE_GRADS) * parts.whole_table
+        # This block's weights and the next one's; a table and, at the loss, its gradient before it is scattered.
+        gathered = 2 * FLOAT32 * parts.whole_block + FLOAT32 * parts.whole_table
     elif parts.num_tables < NUM_TABLE_GRADS and parts.trains_tables:
         gathered = FLOAT32 * parts.table
     copy = round(parts.block_bytes * parts.blocks)
@@ -377,7 +377,11 @@ def moments(
 ) -> dict[str, MemoryEstimate]:
     """What is alive on each device at each of the moments above; arguments and errors as of `predict`."""
     parts = parts_of(run, resolve_mesh(mesh_sizes, num_devices), vocab_size)
-    return cpu_moments(parts) if platform == "cpu" else tpu_moments(parts)
+    if platform == "cpu":
+        return cpu_moments(parts)
+    if platform == "gpu" and parts.model.attention == "auto":
+        parts = parts._replace(model=dataclasses.replace(parts.model, attention="dense"))
+    return tpu_moments(parts)
 
 
 def predict(

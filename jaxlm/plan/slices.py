@@ -234,18 +234,21 @@ def too_large(slices: Sequence[Slice]) -> list[str]:
 def memory_table(run: Any, on: Placement) -> Table:
     """Bytes on a device by part, for every remat policy."""
     estimates: dict[str, MemoryEstimate] = {}
-    for remat in REMATS:
+    remats = {name: name for name in REMATS} | (
+        {} if run.model.remat in REMATS else {run.model.remat: "config"}
+    )
+    for remat in remats:
         other = dataclasses.replace(run, model=dataclasses.replace(run.model, remat=remat))
         at = placement.place(other, on.chip, on.num_chips, on.mesh, on.num_microbatches)
         estimates[remat] = at.memory
-    names = [f"{remat} *" if remat == run.model.remat else remat for remat in REMATS]
+    names = [f"{name} *" if remat == run.model.remat else name for remat, name in remats.items()]
     rows = [
-        (part, *(gigabytes(getattr(estimates[remat], part)) for remat in REMATS))
+        (part, *(gigabytes(getattr(estimates[remat], part)) for remat in remats))
         for part in MemoryEstimate._fields
     ]
     limit = on.limit_bytes
-    rows.append(("total", *(gigabytes(estimates[remat].total) for remat in REMATS)))
-    rows.append(("of the memory", *(percent(estimates[remat].total / limit, 0) for remat in REMATS)))
+    rows.append(("total", *(gigabytes(estimates[remat].total) for remat in remats)))
+    rows.append(("of the memory", *(percent(estimates[remat].total / limit, 0) for remat in remats)))
     where = f"{on.num_chips:,} x {on.chip.name}, {mesh_name(on.mesh)}"
     title = f"memory of a device by remat policy: {where}"
     notes = [

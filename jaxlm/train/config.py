@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jaxlm.config import check_choice
 from jaxlm.types import UserError
 
+REDUCE_DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 WRITERS = ("tensorboard", "wandb", "mlflow")
@@ -135,6 +136,8 @@ class TrainConfig:
     """The batch is cut into this many parts, one after another: less memory, the same result."""
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps the softmax normaliser near 1 (PaLM, arXiv:2204.02311, section 5)."""
+    reduce_dtype: str = "float32"
+    """In which gradients are summed over the devices that split the weights; bfloat16 halves what they send."""
     loss_chunk_tokens: int = 1024
     """Logits exist for this many tokens of a device at a time: [B, T, V] is never whole in memory."""
     max_bad_steps: int = 5
@@ -153,6 +156,7 @@ class TrainConfig:
                      "log_every_steps"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        check_choice("train.reduce_dtype", self.reduce_dtype, REDUCE_DTYPES)
         if self.eval_batches < 0:
             raise UserError(
                 f"train.eval_batches={self.eval_batches} must not be negative; 0 means no evaluation."

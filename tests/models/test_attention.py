@@ -12,6 +12,7 @@ from jaxlm.models import sizes
 from jaxlm.models.attention import attend_dense, pick_attention, rope, rope_frequencies, rotation
 from jaxlm.models.attention_chunked import attend_chunked
 from jaxlm.models.config import ModelConfig
+from jaxlm.types import UserError
 
 KERNELS = {"dense": attend_dense, "chunked": attend_chunked}
 
@@ -109,9 +110,31 @@ def test_attention_in_chunks_rounds_bfloat16_only_at_its_ends():
 
 
 def test_auto_picks_by_platform():
-    assert pick_attention("auto", "cpu") == "chunked"
-    assert pick_attention("auto", "tpu") == "dense"
-    assert pick_attention("dense", "cpu") == "dense"
+    model = ModelConfig(embed_dim=512, num_heads=4, num_kv_heads=2)
+    assert pick_attention(model, "cpu") == "chunked"
+    assert pick_attention(model, "gpu") == "dense"
+    assert pick_attention(model, "tpu") == "flash"
+    narrow = dataclasses.replace(model, head_dim=64)
+    assert pick_attention(narrow, "tpu") == "flash"
+    assert (
+        pick_attention(narrow, "tpu", num_parts=2) == "splash"
+    )  # one KV head of 64 on a device: half a lane
+    assert pick_attention(dataclasses.replace(model, head_dim=96), "tpu") == "splash"
+    assert pick_attention(dataclasses.replace(model, attention="dense"), "cpu") == "dense"
+
+
+@pytest.mark.parametrize(
+    ("attention", "platform", "head_dim", "said"),
+    [
+        ("splash", "cpu", 128, "this is a cpu"),
+        ("flash", "gpu", 128, "this is a gpu"),
+        ("flash", "tpu", 96, "head_dim=96"),
+    ],
+)
+def test_a_kernel_that_is_not_there_is_refused(attention, platform, head_dim, said):
+    model = ModelConfig(embed_dim=512, num_heads=4, head_dim=head_dim, attention=attention)
+    with pytest.raises(UserError, match=said):
+        pick_attention(model, platform)
 
 
 def turned(x_H, position, config, *, local=False):

@@ -175,8 +175,8 @@ def test_scan_equals_unrolled(name):
 @pytest.mark.parametrize(
     ("name", "remat", "scan_layers"),
     [
-        ("tiny-llama", "dots", True),
-        ("tiny-llama", "attention", True),
+        ("tiny-llama", "save_dots", True),
+        ("tiny-llama", "save_attention", True),
         ("tiny-llama", "full", True),
         ("tiny-llama", "full", False),
         ("tiny-gemma3", "full", True),

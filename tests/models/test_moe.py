@@ -302,7 +302,9 @@ def gradient(**fields):
     return jit(jax.grad(lambda p: loss(p, batch_of(config))[0]))(params)
 
 
-@pytest.mark.parametrize(("remat", "scan_layers"), [("dots", True), ("attention", False), ("full", True)])
+@pytest.mark.parametrize(
+    ("remat", "scan_layers"), [("save_dots", True), ("save_attention", False), ("full", True)]
+)
 def test_remat_changes_no_gradient(remat, scan_layers):
     pairs = zip(
         jax.tree.leaves(gradient()),

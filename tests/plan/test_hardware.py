@@ -58,7 +58,7 @@ def test_every_number_says_where_it_was_read_and_when(name):
     chip = CHIPS[name]
     figures = [chip.hbm_bytes, chip.hbm_bytes_per_s, chip.link_bytes_per_s, *chip.peak_flops_per_s.values()]
     if chip.device_kinds[0].startswith("TPU"):
-        figures.append(chip.usable_hbm_bytes)
+        figures += [chip.usable_hbm_bytes, chip.flops_per_cycle]
     for figure in figures:
         assert isinstance(figure, Figure)
         assert figure.value > 0
@@ -75,6 +75,20 @@ def test_a_megacore_is_one_device_and_split_it_is_two():
     assert whole.peak_flops_per_s["bfloat16"] == 275e12 == 2 * half.peak_flops_per_s["bfloat16"]
     assert peak_flops_per_s("TPU v4", "bfloat16", 8, num_cores=1) == 4 * 275e12
     assert (whole.hbm_bytes, half.hbm_bytes) == (32 * hardware.GIB, 16 * hardware.GIB)
+
+
+@pytest.mark.parametrize(
+    ("name", "clock_hz"),
+    # Peak / FLOP per cycle of a core, of which v4 and v5p have two: 197e12 / (4 x 2 x 128 x 128) and so on.
+    [("v4", 1.049e9), ("v5e", 1.503e9), ("v5p", 1.751e9), ("v6e", 1.751e9), ("tpu7x", 2.2e9)],
+)
+def test_peak_and_matrix_units_give_the_clock_of_a_device(name, clock_hz):
+    assert CHIPS[name].device().clock_hz == pytest.approx(clock_hz, rel=1e-3)
+    assert CHIPS[name].device(num_cores=1).clock_hz == CHIPS[name].device().clock_hz
+
+
+def test_the_clock_of_a_gpu_is_not_known():
+    assert CHIPS["h100"].device().clock_hz is None
 
 
 def test_tpu7x_is_two_devices():

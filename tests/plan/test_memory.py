@@ -84,10 +84,10 @@ def test_each_policy_keeps_less_than_the_one_before():
     model = dataclasses.replace(sizes.size("llama3-8b"), dtype="bfloat16")
     kept = [
         predict(make_run(dataclasses.replace(model, remat=remat), seq_len=2048), MESHES[1]).activations
-        for remat in ("none", "dots", "attention", "full")
+        for remat in ("none", "minimal", "save_dots", "save_attention", "full")
     ]
     assert kept == sorted(kept, reverse=True)
-    assert len(set(kept)) == 4
+    assert len(set(kept)) == 5
 
 
 def test_what_divides_what():
@@ -97,7 +97,8 @@ def test_what_divides_what():
     one = predict(whole, {"data": 1, "fsdp": 1, "tensor": 1})
     fsdp = predict(whole, {"data": 1, "fsdp": 8, "tensor": 1})
     data = predict(whole, {"data": 8, "fsdp": 1, "tensor": 1})
-    assert one.parameters == 4 * sizes.published_params("llama3-8b") == 8 * fsdp.parameters == data.parameters
+    assert one.parameters == 4 * sizes.published_params("llama3-8b") == data.parameters
+    assert 8 * fsdp.parameters == pytest.approx(one.parameters, rel=1e-3)  # norms are whole on every device
     assert one.optimizer == 2 * one.parameters
     assert one.activations == 8 * fsdp.activations == 8 * data.activations
     split = predict(make_run(model, batch_size=64, seq_len=4096, num_microbatches=8), MESHES[1])
@@ -192,13 +193,13 @@ COMPILED = [
     ("gpt3-125m", {}, 16, 1024, "full", {"attention": "chunked"}, 3.28),
     ("gpt3-125m", {}, 4, 1024, "none", {"scan_layers": False}, 5.02),
     ("gpt3-125m", {}, 16, 1024, "full", {"scan_layers": False}, 7.05),
-    ("gpt3-125m", {}, 16, 1024, "dots", {}, 6.12),
+    ("gpt3-125m", {}, 16, 1024, "save_dots", {}, 6.12),
     ("gpt3-125m", {}, 4, 1024, "none", {}, 7.02),
     ("gpt3-125m", {}, 16, 1024, "full", {"optimizer": "lion"}, 3.35),
     ("llama3.2-1b", {"fsdp": 8}, 16, 2048, "full", {}, 4.94),
-    ("llama3.2-1b", {"fsdp": 8}, 16, 2048, "dots", {}, 7.46),
+    ("llama3.2-1b", {"fsdp": 8}, 16, 2048, "save_dots", {}, 7.46),
     ("llama3.2-1b", {"fsdp": 8}, 8, 1024, "none", {}, 8.89),
-    ("llama3.2-1b", {"fsdp": 4, "tensor": 2}, 16, 2048, "attention", {"num_microbatches": 2}, 4.60),
+    ("llama3.2-1b", {"fsdp": 4, "tensor": 2}, 16, 2048, "save_attention", {"num_microbatches": 2}, 4.60),
     ("llama3.2-1b", {"tensor": 8}, 8, 2048, "full", {}, 4.62),
     ("llama3.2-1b", {"data": 2, "fsdp": 4}, 16, 1024, "full", {}, 7.18),
     ("llama3.2-1b", {"fsdp": 8}, 16, 2048, "full", {"optimizer": "muon"}, 5.00),
@@ -212,14 +213,13 @@ COMPILED = [
     ("gemma2-2b", {"fsdp": 16}, 32, 2048, "full", {}, 8.06),
     ("llama2-7b", {"fsdp": 256}, 1024, 4096, "full", {"num_microbatches": 4}, 5.93),
     ("llama3-8b", {"fsdp": 64}, 64, 4096, "full", {}, 7.99),
-    ("gpt2-124m", {"data": 8}, 480, 1024, "dots", {"num_microbatches": 5}, 5.63),
-    ("gpt3-13b", {"fsdp": 64}, 64, 2048, "attention", {}, 6.64),
-    ("qwen2.5-7b", {"fsdp": 32, "tensor": 2}, 128, 2048, "dots", {"num_microbatches": 2}, 9.74),
-    ("llama3-70b", {"fsdp": 128, "tensor": 4}, 512, 4096, "full", {}, 32.61),
+    ("gpt2-124m", {"data": 8}, 480, 1024, "save_dots", {"num_microbatches": 5}, 5.63),
+    ("gpt3-13b", {"fsdp": 64}, 64, 2048, "save_attention", {}, 6.64),
+    ("qwen2.5-7b", {"fsdp": 32, "tensor": 2}, 128, 2048, "save_dots", {"num_microbatches": 2}, 9.74),
     ("gemma3-4b", {"fsdp": 16}, 32, 2048, "full", {}, 12.68),
     ("llama2-7b", {"fsdp": 64}, 64, 2048, "full", {"optimizer": "muon"}, 10.50),
     ("qwen3-0.6b", {"fsdp": 8}, 32, 1024, "full", {"optimizer": "muon"}, 2.88),
-    ("qwen3-4b", {"data": 2, "fsdp": 16, "tensor": 2}, 64, 4096, "attention", {"num_microbatches": 2}, 5.86),
+    ("qwen3-4b", {"data": 2, "fsdp": 16, "tensor": 2}, 64, 4096, "save_attention", {"num_microbatches": 2}, 5.86),
 ]  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def test_the_estimate_for_tpus_is_what_their_compiler_allotted(
     name, mesh, rows, seq_len, remat, settings, gib
 ):
     """Golden values, for machines without libtpu; test_memory_tpu.py renews some of them."""
-    of_model = {"dtype": "bfloat16", "remat": remat} | {
+    of_model = {"dtype": "bfloat16", "remat": remat, "attention": "dense"} | {
         key: settings[key] for key in ("dtype", "scan_layers", "attention") if key in settings
     }
     others = {key: value for key, value in settings.items() if key not in of_model}

@@ -66,7 +66,7 @@ def compiled_bytes():
     [
         pytest.param(LLAMA | WIDE, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {}, id="llama-none-replicated"),
         pytest.param(GPT | SLIM | {"scan_layers": False}, {}, 8, 512, "adamw", {}, id="gpt-none-unrolled-fsdp8"),
-        pytest.param(LLAMA | WIDE | {"remat": "attention"}, {"data": 8, "fsdp": 1}, 8, 512, "lion", {},
+        pytest.param(LLAMA | WIDE | {"remat": "save_attention"}, {"data": 8, "fsdp": 1}, 8, 512, "lion", {},
                      id="llama-attention-lion-replicated"),
         pytest.param(LLAMA | WIDE | {"remat": "full", "attention": "dense"}, {"fsdp": 4, "tensor": 2}, 4, 1024,
                      "adamw", {}, id="llama-full-dense-fsdp4-tensor2"),
@@ -81,7 +81,7 @@ def compiled_bytes():
                      id="qwen-none-data2-fsdp2-tensor2"),
         pytest.param(LLAMA | SLIM | {"remat": "full", "scan_layers": False}, {}, 8, 512, "adamw", {},
                      id="llama-full-unrolled-fsdp8"),
-        pytest.param(LLAMA | WIDE | {"remat": "dots"}, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
+        pytest.param(LLAMA | WIDE | {"remat": "save_dots"}, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
                      id="llama-dots-replicated"),
         pytest.param(MOE | SLIM | {"remat": "full"}, {"fsdp": 4, "expert": 2}, 8, 512, "adamw", {},
                      id="moe-full-fsdp4-expert2"),

@@ -9,7 +9,7 @@ from jaxlm import run
 from jaxlm.cli._plan_run import completed
 from jaxlm.plan import prices, run_plan, slices
 from jaxlm.plan.hardware import CHIPS
-from jaxlm.plan.report import to_json
+from jaxlm.plan.report import gigabytes, to_json
 from jaxlm.types import UserError
 
 WANTED = slices.RunPlan(
@@ -77,9 +77,9 @@ def test_memory_is_listed_for_every_remat_policy_and_adds_up(llama):
     place = slices.placement_on(llama, CHIPS["v5e"], 256)
     assert place is not None
     table = slices.memory_table(llama, place)
-    assert table.columns[1:] == ("none", "dots", "attention", "full *")
+    assert table.columns[1:] == ("none", "minimal", "save_dots", "save_attention *", "full")
     totals = dict((row[0], row[1:]) for row in table.rows)["total"]
-    assert totals[3] == f"{place.memory.total / 1e9:,.2f} GB"
+    assert totals[3] == gigabytes(place.memory.total)
 
 
 def tokens_per_parameter(ratio, **changes):

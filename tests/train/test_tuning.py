@@ -141,7 +141,7 @@ def test_adapters_begin_as_those_of_peft():
 @pytest.mark.parametrize(
     ("name", "remat", "scan"),
     [("tiny-llama", "none", True), ("tiny-llama", "full", False), ("tiny-gemma3", "none", False),
-     ("tiny-gemma3", "dots", True), ("tiny-mixtral", "none", True), ("tiny-mixtral", "dots", False)],
+     ("tiny-gemma3", "save_dots", True), ("tiny-mixtral", "none", True), ("tiny-mixtral", "save_dots", False)],
 )  # fmt: skip
 def test_gradients_of_the_last_blocks_are_those_of_the_whole_model(name, remat, scan):
     lm, params, loss = make(name, remat=remat, scan_layers=scan)

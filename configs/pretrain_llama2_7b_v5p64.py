@@ -1,0 +1,42 @@
+"""Llama 2 7B on 64 TPU v5p chips (a v5p-128).
+
+    jaxlm train --config=pretrain_llama2_7b_v5p64 --workdir=gs://BUCKET/runs/llama2_7b_v5p64 \\
+        --config.tokenizer.path=gs://BUCKET/tokenizer.model
+    jaxlm compile --config=pretrain_llama2_7b_v5p64 --topology=v5p:4x4x4
+
+The recipe of arXiv:2307.09288 (table 1, section 2.2) with a quarter of its batch: 1M tokens a step, context 4,096.
+The sources are those of `pretrain_size`, placeholders to point elsewhere.
+
+Hardware: TPU v5p-128: 64 chips of 95 GB, 4 x 4 x 4, fsdp 64.
+Predicted: PREDICTED:pretrain_llama2_7b_v5p64
+Result: not run yet.
+"""
+
+from jaxlm import run
+from jaxlm.models import sizes
+
+
+def get_config():
+    cfg = run.default_config()
+    sizes.apply(cfg.model, "llama2-7b")
+    cfg.model.dtype = "bfloat16"
+    cfg.model.remat = "q,k,attention,gate,up"
+    cfg.mesh.fsdp = 64
+
+    sources = {"common_crawl": 60, "webtext": 22, "books1": 8, "books2": 8, "wikipedia": 3}
+    for name, percent in sources.items():
+        cfg.data.sources[name] = dict(path=f"corpora/{name}", weight_tokens=percent, on_exhausted="repeat")
+    cfg.data.seq_len = 4096
+    cfg.data.global_batch_size = 256
+    cfg.data.packing = "best_fit"
+    cfg.tokenizer.vocab_size = cfg.model.vocab_size
+
+    cfg.optimizer.learning_rate = 3e-4
+    cfg.optimizer.warmup_steps = 2000
+    cfg.train.num_steps = 1_907_349
+    cfg.train.reduce_dtype = "bfloat16"
+    cfg.train.loss_chunk_tokens = 2048
+    cfg.train.eval_every_steps = 1000
+    cfg.checkpoint.every_steps = 1000
+    cfg.optimizer.eps = 1e-5
+    return cfg

@@ -1,0 +1,42 @@
+"""Llama 3.1 70B on a TPU v6e pod.
+
+    jaxlm train --config=pretrain_llama31_70b_v6e256 --workdir=gs://BUCKET/runs/llama31_70b_v6e256 \\
+        --config.tokenizer.path=gs://BUCKET/tokenizer.model
+    jaxlm compile --config=pretrain_llama31_70b_v6e256 --topology=v6e:16x16
+
+2M tokens a step, context 8,192, peak 1.5e-4 after 8,000 steps of warm-up; 15T tokens (arXiv:2407.21783, section 3.4.1,
+with a smaller batch: one row a chip).
+The sources are those of `pretrain_size`, placeholders to point elsewhere.
+
+Hardware: TPU v6e-256 (32 GB a chip), fsdp 256.
+Predicted: PREDICTED:pretrain_llama31_70b_v6e256
+Result: not run yet.
+"""
+
+from jaxlm import run
+from jaxlm.models import sizes
+
+
+def get_config():
+    cfg = run.default_config()
+    sizes.apply(cfg.model, "llama3.1-70b")
+    cfg.model.dtype = "bfloat16"
+    cfg.model.remat = "full"
+    cfg.mesh.fsdp = 256
+
+    sources = {"common_crawl": 60, "webtext": 22, "books1": 8, "books2": 8, "wikipedia": 3}
+    for name, percent in sources.items():
+        cfg.data.sources[name] = dict(path=f"corpora/{name}", weight_tokens=percent, on_exhausted="repeat")
+    cfg.data.seq_len = 8192
+    cfg.data.global_batch_size = 256
+    cfg.data.packing = "best_fit"
+    cfg.tokenizer.vocab_size = cfg.model.vocab_size
+
+    cfg.optimizer.learning_rate = 1.5e-4
+    cfg.optimizer.warmup_steps = 8000
+    cfg.train.num_steps = 7_152_557
+    cfg.train.reduce_dtype = "bfloat16"
+    cfg.train.loss_chunk_tokens = 2048
+    cfg.train.eval_every_steps = 1000
+    cfg.checkpoint.every_steps = 1000
+    return cfg

@@ -1,0 +1,215 @@
+"""Causal attention on TPUs that reads queries, keys and values as the projections write them.
+
+The heads of [B, T, N, H] lie side by side in the lanes of [B, T, N * H], and the kernels (`attention_flash_kernel`)
+take one head's lanes at a time, so the compiler copies nothing into another layout on the way in or out; JAX's splash
+kernel takes [B, N, T, H]. The logsumexp is kept as [B, N, T], 1 / 128 of splash's.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from jaxlm.models.attention_flash_back import backward
+from jaxlm.models.attention_flash_kernel import LANES, Tiling, forward
+from jaxlm.models.layers import Spread
+
+MIB = 2**20
+VMEM_BYTES = {
+    "TPU v4": 16 * MIB,
+    "TPU v5 lite": 128 * MIB,
+    "TPU v5": 64 * MIB,
+    "TPU v5p": 64 * MIB,
+    "TPU v6 lite": 128 * MIB,
+    "TPU7x": 64 * MIB,
+}
+"""Vector memory of one core, by `jax.Device.device_kind`. Source: the table of chips in JAX 0.11.1 (jax._src.tpu_info,
+read 2026-11-26); an unknown chip is taken for the smallest."""
+
+
+class Blocks(NamedTuple):
+    """Queries and keys at a time, in the forward and the backward pass, and on the diagonal (see `Tiling`).
+
+    `vmem_bytes`: what a kernel may take of vector memory; None: by the chip.
+    """
+
+    q: int = 1024
+    kv: int = 512
+    diagonal: int = 256
+    q_back: int = 1024
+    kv_back: int = 512
+    diagonal_back: int = 256
+    vmem_bytes: int | None = None
+
+
+DEFAULT_BLOCKS = Blocks()
+
+
+def fit(size: int, length: int) -> int:
+    """The largest multiple of 128 up to `size` that divides the length."""
+    return next(b for b in range(min(size, length) // LANES * LANES, 0, -LANES) if length % b == 0)
+
+
+def first_seen(segments_BT, window: int | None, B: int, T: int) -> jax.Array | None:
+    """The first key that each query sees, [B, T] int32, never falling along a row; None: all see key 0.
+
+    A document is a run of equal segments, so where it begins says all.
+    """
+    position = jnp.arange(T, dtype=jnp.int32)[None]
+    first = None
+    if segments_BT is not None:
+        begins = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)))
+        first = jax.lax.cummax(jnp.where(begins, position, 0), axis=1)
+    if window is not None and window < T:
+        within = jnp.maximum(position - (window - 1), 0)
+        first = jnp.broadcast_to(within, (B, T)) if first is None else jnp.maximum(first, within)
+    return first
+
+
+def turn_table(rotation, B: int, heads: int) -> jax.Array:
+    """[B, T, lanes of a block], float32: in each head's lanes its cosines, then its sines."""
+    halves = jnp.concatenate([x_BT1H[:, :, 0] for x_BT1H in rotation], axis=-1).astype(jnp.float32)
+    table = jnp.concatenate([halves] * heads, axis=-1)
+    return jnp.broadcast_to(table, (B, *table.shape[1:]))
+
+
+def pick_tiling(q_BTNH, kv_heads: int, blocks: Blocks, *, back: bool, **how) -> Tiling:
+    """Blocks that divide the length, and as many keys at a time as vector memory holds."""
+    _, T, N, H = q_BTNH.shape
+    asked_q, asked_kv, asked_diagonal = blocks[3:6] if back else blocks[:3]
+    assert blocks.vmem_bytes is not None
+    tiling = None
+    for asked in range(asked_q, 0, -LANES):
+        q = fit(asked, T)
+        tiling = Tiling(
+            seq_len=T,
+            q=q,
+            kv=fit(asked_kv, q),
+            diagonal=fit(asked_diagonal, q),
+            chunk=q,
+            head_dim=H,
+            heads=2 if H < LANES else 1,
+            group=N // kv_heads,
+            vmem_bytes=blocks.vmem_bytes * 7 // 8,
+            **how,
+        )
+        for num_chunks in range(1, T // q + 1):
+            if T % (num_chunks * q) == 0:
+                whole = tiling._replace(chunk=T // num_chunks)
+                needed = estimate_bytes(whole, q_BTNH.dtype.itemsize, back=back)
+                if needed <= blocks.vmem_bytes * 3 // 4:
+                    # Not all there is: the compiler keeps other arrays in vector memory meanwhile.
+                    asked_bytes = max(needed * 3 // 2, min(VMEM_BYTES.values()) * 7 // 8)
+                    return whole._replace(vmem_bytes=min(asked_bytes, tiling.vmem_bytes))
+    assert tiling is not None
+    return tiling
+
+
+def estimate_bytes(t: Tiling, size: int, *, back: bool) -> int:
+    """Vector memory of a kernel, `size` bytes a number: what it names, and tables of logits between products.
+
+    Blocks that cross HBM are there twice: one is fetched, or written, while one is used.
+    """
+    moved = 4 * t.lanes * size + (2 * t.lanes * 4 if t.rotated else 0)
+    per_key = moved + t.copies * t.variants * t.lanes * size
+    per_query = 2 * 2 * t.lanes * size + t.heads * (t.lanes * size + 2 * LANES * 4) + t.lanes * 4 + LANES * 4
+    per_pair = 3 * 4 + size
+    if back:
+        per_key += 2 * t.variants * t.lanes * 4 + 4 * t.lanes * size
+        per_query = 2 * 4 * t.lanes * size + 2 * t.heads * t.lanes * size + 4 * t.lanes * 4
+        per_query += 4 * t.lanes * 4 if t.num_chunks > 1 else 0
+        per_pair = 4 * 4 + 2 * size
+    return t.chunk * per_key + t.q * per_query + t.q * max(t.kv, t.diagonal) * per_pair
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def attention(
+    q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead: Tiling, back: Tiling, window: int | None
+) -> jax.Array:
+    """One device's rows and heads; X: its heads and their lanes. `ahead`, `back`: of the two passes."""
+    return forward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead, window)[0]
+
+
+def _attention_ahead(
+    q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead: Tiling, back: Tiling, window: int | None
+):
+    o_BTX, lse = forward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, ahead, window)
+    o_BTX, lse = checkpoint_name(o_BTX, "attention"), checkpoint_name(lse, "attention")
+    return o_BTX, (q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse)
+
+
+def _attention_back(ahead: Tiling, back: Tiling, window: int | None, residuals, do_BTX):
+    q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse = residuals
+    gradients = backward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse, do_BTX, back, window)
+    return *gradients, None, None
+
+
+attention.defvjp(_attention_ahead, _attention_back)
+
+
+def attend_flash(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    *,
+    segments_BT,
+    window: int | None,
+    softcap: float | None,
+    scale: float,
+    rotation: tuple[jax.Array, jax.Array] | None = None,
+    spread: Spread | None = None,
+    blocks: Blocks | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """The same function as `attend_dense`, if equal segments of a row are neighbours; see there for the arguments.
+
+    Args:
+      rotation: cosines and sines of RoPE, [B or 1, T, 1, H // 2]; queries and keys are turned by them on the way into
+        the products (see `rope`), so that nobody writes or keeps them turned. No gradient flows into it.
+      spread: the mesh whose devices hold rows and heads; the compiler cannot cut a kernel.
+      interpret: on a CPU, for tests.
+    """
+    B, T, _, H = q_BTNH.shape
+    blocks = DEFAULT_BLOCKS if blocks is None else blocks
+    if blocks.vmem_bytes is None:
+        kind = spread.mesh.devices.flat[0].device_kind if spread is not None else jax.devices()[0].device_kind
+        blocks = blocks._replace(vmem_bytes=VMEM_BYTES.get(kind, min(VMEM_BYTES.values())))
+    table_BTX = None if rotation is None else turn_table(rotation, B, 2 if H < LANES else 1)
+
+    def local(q_BTNH, k_BSKH, v_BSKH, segments_BT, table_BTX):
+        pad = (
+            (0, 0),
+            (0, -T % LANES),
+        )  # queries beyond the end are cut off, and keys there are seen by them alone
+        if T % LANES:
+            q_BTNH, k_BSKH, v_BSKH = (jnp.pad(x, (*pad, (0, 0), (0, 0))) for x in (q_BTNH, k_BSKH, v_BSKH))
+            segments_BT = None if segments_BT is None else jnp.pad(segments_BT, pad, mode="edge")
+            table_BTX = None if table_BTX is None else jnp.pad(table_BTX, (*pad, (0, 0)))
+        B, size, N, H = q_BTNH.shape
+        first_BT = first_seen(segments_BT, window, B, size)
+        how = {
+            "scale": scale,
+            "softcap": softcap,
+            "limited": first_BT is not None,
+            "rotated": table_BTX is not None,
+        }
+        ahead, back = (
+            pick_tiling(q_BTNH, k_BSKH.shape[2], blocks, back=back, interpret=interpret, **how)
+            for back in (False, True)
+        )
+        flat = (x.reshape(*x.shape[:2], -1) for x in (q_BTNH, k_BSKH, v_BSKH))
+        o_BTX = cast(jax.Array, attention(*flat, first_BT, table_BTX, ahead, back, window))
+        return o_BTX[:, :T].reshape(B, T, N, H)
+
+    if spread is None:
+        return local(q_BTNH, k_BSKH, v_BSKH, segments_BT, table_BTX)
+    rows, heads = PartitionSpec(spread.batch), PartitionSpec(spread.batch, None, spread.heads)
+    run = jax.shard_map(
+        local, mesh=spread.mesh, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False
+    )
+    return run(q_BTNH, k_BSKH, v_BSKH, segments_BT, table_BTX)

@@ -1,0 +1,97 @@
+"""Weights that are split over a mesh: collected and summed as if they were whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxlm.collective import Place, Split, gather, scatter_sum
+from jaxlm.models.dense import dense, lookup
+from jaxlm.parallel.mesh import make_mesh
+
+ROWS = ((0, 1, 2, 3), (4, 5, 6, 7))
+COLUMNS = ((0, 4), (1, 5), (2, 6), (3, 7))
+
+
+def fsdp8(function, in_specs, out_specs):
+    return jax.shard_map(
+        function, mesh=make_mesh({"fsdp": 8}), in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("phases", [(), (COLUMNS, ROWS)], ids=["one phase", "two rings"])
+def test_a_scattered_sum_is_each_device_s_part_of_the_sum(phases, dim):
+    x = np.random.default_rng(0).normal(size=(8, 16, 24)).astype(np.float32)
+    split = Split("fsdp", dim, phases)
+    out = P(*(None,) * dim, "fsdp")
+    summed = fsdp8(lambda x: scatter_sum(x[0], split), P("fsdp"), out)(x)
+    np.testing.assert_allclose(summed, x.sum(axis=0), rtol=1e-5, atol=1e-5)
+
+
+def test_sums_travel_in_the_dtype_that_was_asked_for():
+    def f(dtype):
+        return fsdp8(lambda x: scatter_sum(x[0], Split("fsdp", 0, (), dtype)), P("fsdp"), P("fsdp"))
+
+    x = jnp.ones((8, 8, 2))
+    assert f("float32")(x).dtype == jnp.float32
+    assert f("bfloat16")(x).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_gathered_weight_is_whole(dim):
+    w = np.arange(16 * 8, dtype=np.float32).reshape(16, 8)
+    split = Split("fsdp", dim)
+    spec = P(*(None,) * dim, "fsdp")
+    whole = fsdp8(lambda w: gather(w, jnp.dtype("bfloat16"), split), spec, P())(w)
+    np.testing.assert_array_equal(whole, w.astype(jnp.bfloat16))
+
+
+MESHES = [
+    {"fsdp": 8},
+    {"data": 2, "fsdp": 4},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    {"fsdp": 2, "expert": 2, "tensor": 2},
+    {"data": 8},
+]
+
+
+def place_on(sizes, dim, phases=()):
+    mesh = make_mesh(sizes)
+    split = Split("fsdp", dim, phases) if mesh.shape["fsdp"] > 1 else None
+    return Place(mesh, ("data", "fsdp", "expert"), split)
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_product_on_a_mesh_and_its_gradients_are_those_of_one_device(sizes, dim):
+    rng = np.random.default_rng(1)
+    x, w = rng.normal(size=(8, 5, 16)).astype(np.float32), rng.normal(size=(16, 24)).astype(np.float32)
+
+    def loss(x, w, place):
+        return jnp.sum(jnp.sin(dense(x, w, place=place)))
+
+    expected = jax.value_and_grad(loss, argnums=(0, 1))(x, w, None)
+    actual = jax.jit(jax.value_and_grad(lambda x, w: loss(x, w, place_on(sizes, dim)), argnums=(0, 1)))(x, w)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_a_lookup_on_a_mesh_and_its_gradient_are_those_of_one_device(sizes):
+    rng = np.random.default_rng(2)
+    table, tokens = rng.normal(size=(40, 16)).astype(np.float32), rng.integers(0, 5, (8, 7))
+    weight = rng.normal(size=(8, 7, 16)).astype(np.float32)
+
+    def loss(table, find):
+        return jnp.sum(find(table) * weight)
+
+    place = place_on(sizes, 1)
+    expected = jax.grad(lambda t: loss(t, lambda t: jnp.take(t, tokens, axis=0)))(table)
+    found = jax.jit(
+        jax.value_and_grad(lambda t: loss(t, lambda t: lookup(t, tokens, jnp.dtype("float32"), place)))
+    )
+    value, actual = found(table)
+    np.testing.assert_allclose(value, np.sum(table[tokens] * weight), rtol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
