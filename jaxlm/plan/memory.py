@@ -31,7 +31,8 @@ XLA:TPU with dense attention (jax 0.10.2, libtpu 0.0.42.1, 2026-11-24), within 1
 what the formula says of them. With flash attention, on the configs of pods that docs/pods.md lists: within 14 %, but
 LoRA, for which it says 23 to 40 % too much (jax 0.11.1, libtpu 0.0.46, 2026-11-26). Compiled is what has to fit:
 arguments and the one block of temporaries of the buffer assignment. `memory_analysis()` does not say it: its
-temp_size_in_bytes is 0.5 to 3 GiB above (a step of "18.0 GiB" compiles for a chip with 15.75), its peak_memory_in_bytes leaves out the gaps between buffers, 0 to 11 %.
+temp_size_in_bytes is 0.5 to 3 GiB above (a step of "18.0 GiB" compiles for a chip with 15.75), its
+peak_memory_in_bytes leaves out the gaps between buffers, 0 to 11 %.
 
 | model (AdamW, bfloat16), mesh, rows x length, remat                   | compiled GiB | estimate |
 |-----------------------------------------------------------------------|--------------|----------|
