@@ -8,7 +8,7 @@ arXiv:2005.14165, table 2.1 and appendix B: 300B tokens in batches of 4M here (3
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v5p-4096: 2,048 chips of 95 GB, 8 x 16 x 16, fsdp 256 x tensor 8.
-Predicted: PREDICTED:pretrain_gpt3_175b_v5p2048
+Predicted: not compiled yet in this form.
 Result: not run yet.
 """
 

@@ -9,7 +9,7 @@
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v6e-256 (32 GB a chip), fsdp 256.
-Predicted: PREDICTED:pretrain_llama31_8b_v6e256
+Predicted: not compiled yet in this form.
 Result: not run yet.
 """
 

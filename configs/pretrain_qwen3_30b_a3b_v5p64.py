@@ -8,7 +8,7 @@ The model of arXiv:2505.09388 (its batch is not published): 1M tokens a step, co
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v5p-128: 64 chips of 95 GB, 4 x 4 x 4, fsdp 64.
-Predicted: PREDICTED:pretrain_qwen3_30b_a3b_v5p64
+Predicted: not compiled yet in this form.
 Result: not run yet.
 """
 
