@@ -71,6 +71,11 @@ class Place(NamedTuple):
         return jax.lax.psum(g, others) if others else g
 
 
+def _lists(groups: Groups | None) -> list[list[int]] | None:
+    """As lax takes groups."""
+    return None if groups is None else [*map(list, groups)]
+
+
 def gather(w: jax.Array, dtype: jnp.dtype, split: Split | None) -> jax.Array:
     """The whole of a weight in the compute dtype. Made anew in each pass: what is kept between them is w itself."""
     w = w.astype(dtype)
@@ -79,8 +84,7 @@ def gather(w: jax.Array, dtype: jnp.dtype, split: Split | None) -> jax.Array:
     # Over two rings XLA:TPU gathers as it should; over three it makes an all-reduce of it.
     phases = split.phases if len(split.phases) > 2 else (None,)
     for groups in reversed(phases):
-        groups = None if groups is None else [*map(list, groups)]
-        w = lax.all_gather(w, split.axis, axis_index_groups=groups, axis=split.dim, tiled=True)
+        w = lax.all_gather(w, split.axis, axis_index_groups=_lists(groups), axis=split.dim, tiled=True)
     return w
 
 
@@ -94,7 +98,5 @@ def scatter_sum(g: jax.Array, split: Split) -> jax.Array:
     for groups in split.phases or (None,):
         size = lax.axis_size(split.axis) if groups is None else len(groups[0])
         pieces = g.reshape(size, -1, *g.shape[1:])
-        g = lax.psum_scatter(
-            pieces, split.axis, axis_index_groups=None if groups is None else [*map(list, groups)]
-        )
+        g = lax.psum_scatter(pieces, split.axis, axis_index_groups=_lists(groups))
     return jnp.moveaxis(g, 0, split.dim)

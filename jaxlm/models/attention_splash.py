@@ -7,51 +7,33 @@ rules out. Documents of a packed row are told apart inside of blocks. Dao et al.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jax.sharding import PartitionSpec
 
+from jaxlm.models.attention_flash import fit
+from jaxlm.models.attention_flash_kernel import LANES
 from jaxlm.models.layers import Spread
 
-LANES = 128
-"""The kernel takes lengths in multiples of this; its blocks are such multiples too."""
+BLOCK = 512
+"""Queries and keys at a time, in both passes; shorter where it does not divide the length."""
 
 
-class Blocks(NamedTuple):
-    """Queries and keys at a time: of the forward pass, and of the backward pass."""
-
-    q: int = 512
-    kv: int = 512
-    q_back: int = 512
-    kv_back: int = 512
-    fused: bool = False
-    """One backward kernel, which computes the logits once for the gradients of queries, keys and values, but leaves
-    one addend of the queries' gradient for each block of keys; else two kernels."""
-
-
-DEFAULT_BLOCKS = Blocks()
-
-
-def pick_blocks(seq_len: int, asked: Blocks) -> splash_attention_kernel.BlockSizes:
-    """The largest blocks up to those asked for that divide the length."""
-
-    def fit(size: int) -> int:
-        return next(b for b in range(min(size, seq_len), 0, -LANES) if seq_len % b == 0)
-
-    q, kv, q_back, kv_back = (fit(size) for size in asked[:4])
+def pick_blocks(seq_len: int) -> splash_attention_kernel.BlockSizes:
+    """Blocks that divide the length, a multiple of `LANES`; of two backward kernels, one for the queries."""
+    size = fit(BLOCK, seq_len)
     return splash_attention_kernel.BlockSizes(
-        block_q=q,
-        block_kv=kv,
-        block_kv_compute=min(kv, fit(512)),
-        block_q_dkv=q_back,
-        block_kv_dkv=kv_back,
-        block_kv_dkv_compute=min(kv_back, fit(512)),
-        block_q_dq=None if asked.fused else q_back,
-        block_kv_dq=None if asked.fused else kv_back,
-        use_fused_bwd_kernel=asked.fused,
+        block_q=size,
+        block_kv=size,
+        block_kv_compute=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_kv_dkv_compute=size,
+        block_q_dq=size,
+        block_kv_dq=size,
     )
 
 
@@ -65,7 +47,6 @@ def attend_splash(
     softcap: float | None,
     scale: float,
     spread: Spread | None = None,
-    blocks: Blocks = DEFAULT_BLOCKS,
     interpret: bool = False,
 ) -> jax.Array:
     """The same function as `attend_dense`; see there for the arguments.
@@ -81,7 +62,7 @@ def attend_splash(
         mask = splash_attention_mask.LocalMask((size, size), (window - 1, 0), offset=0)
     make = functools.partial(
         splash_attention_kernel.make_splash_mha,
-        block_sizes=pick_blocks(size, blocks),
+        block_sizes=pick_blocks(size),
         attn_logits_soft_cap=softcap,
         residual_checkpoint_name="attention",
         head_shards=1,

@@ -83,7 +83,7 @@ def make_modules(
         kind: Block(config, kind, kernel, constrain, spread, lora_dropout) for kind in set(config.layer_kinds)
     }
     has_dropout = config.dropout > 0 or lora_dropout > 0
-    return Modules(config, Ends(config, num_positions, constrain, spread), blocks, constrain, has_dropout)
+    return Modules(config, Ends(config, num_positions, spread), blocks, constrain, has_dropout)
 
 
 def build(

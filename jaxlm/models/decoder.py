@@ -66,7 +66,6 @@ class Ends(nn.Module):
 
     config: ModelConfig
     num_positions: int
-    constrain: Constrain
     spread: Spread | None = None
 
     def setup(self):

@@ -42,7 +42,6 @@ ACTIVATIONS: Table = {
     "mlp": "tensor",
     "experts": None,  # a token's logits of all experts: the expert axis already carries the batch
     "vocab": "tensor",
-    "positions": None,
     "classes": None,
 }
 """Logical axis of an activation -> mesh axis or axes."""
