@@ -30,6 +30,29 @@ class Split(NamedTuple):
     """Of gradients on their way."""
 
 
+class Cut(NamedTuple):
+    """How the devices along one mesh axis share the work on a product (tensor parallelism).
+
+    Between the products of a block each of them has a part of the length of the residual stream: what goes into a
+    product is collected before, and what comes out of one is added up and scattered after. Source: Korthikanti et al.
+    2022, arXiv:2205.05198, section 4.2.2 (sequence parallelism).
+    """
+
+    axis: str
+    inputs: bool
+    """Each device has a part of the inputs of the matrix (its result is added up); else a part of its outputs."""
+
+
+class Side(NamedTuple):
+    """How activations [B, T, ...] on one side of a product are held, and what takes them into it and out of it."""
+
+    spec: PartitionSpec
+    collect: Callable[[jax.Array], jax.Array]
+    """From what a device holds to what the product takes."""
+    scatter: Callable[[jax.Array], jax.Array]
+    """From what products of one device give, to its part of the sum."""
+
+
 class Place(NamedTuple):
     """Where a product runs: on each device of `mesh` its rows of the batch with the whole weight."""
 
@@ -38,15 +61,17 @@ class Place(NamedTuple):
     """Axes that split the batch."""
     split: Split | None
     """Of the weight, along one of `rows`; None: all have it."""
+    cut: Cut | None = None
+    """Of the weight, along another axis; None: what other axes do is left to the compiler."""
 
     def run(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-        """`function` on what each device has. Mesh axes that are not `rows` (tensor) are left to the compiler."""
+        """`function` on what each device has. Mesh axes that the place does not name are left to the compiler."""
         return jax.shard_map(
             function,
             mesh=self.mesh,
             in_specs=in_specs,
             out_specs=out_specs,
-            axis_names=set(self.rows),
+            axis_names={*self.rows, *([] if self.cut is None else [self.cut.axis])},
             check_vma=False,
         )
 
@@ -55,12 +80,29 @@ class Place(NamedTuple):
         """Of an array of rows."""
         return PartitionSpec(self.rows)
 
+    def sides(self) -> tuple[Side, Side]:
+        """Of x and of x @ weight."""
+        inner = Side(PartitionSpec(self.rows), lambda x: x, lambda x: x)
+        if self.cut is None:
+            return inner, inner
+        axis = self.cut.axis
+        stream = Side(
+            PartitionSpec(self.rows, axis),
+            lambda x: lax.all_gather(x, axis, axis=1, tiled=True),
+            lambda x: scatter_length(x, axis),
+        )
+        inner = inner._replace(spec=PartitionSpec(self.rows, None, axis))
+        return (inner, stream) if self.cut.inputs else (stream, inner)
+
     @property
     def weight_spec(self) -> PartitionSpec:
-        """Of the weight."""
-        if self.split is None:
-            return PartitionSpec()
-        return PartitionSpec(*(None,) * self.split.dim, self.split.axis)
+        """Of the weight, a matrix."""
+        axes: list[str | None] = [None, None]
+        if self.split is not None:
+            axes[self.split.dim] = self.split.axis
+        if self.cut is not None:
+            axes[0 if self.cut.inputs else 1] = self.cut.axis
+        return PartitionSpec(*axes)
 
     def collect_grad(self, g: jax.Array) -> jax.Array:
         """What a device holds of the weight's gradient, from what its own rows say of the whole."""
@@ -100,3 +142,13 @@ def scatter_sum(g: jax.Array, split: Split) -> jax.Array:
         pieces = g.reshape(size, -1, *g.shape[1:])
         g = lax.psum_scatter(pieces, split.axis, axis_index_groups=_lists(groups))
     return jnp.moveaxis(g, 0, split.dim)
+
+
+def scatter_length(x: jax.Array, axis: str) -> jax.Array:
+    """The sum of x_BTD over the devices of an axis, of which each gets its part of the length."""
+    B, T, D = x.shape
+    size = lax.axis_size(axis)
+    pieces = jnp.moveaxis(
+        x.reshape(B, size, T // size, D), 1, 0
+    )  # first, for the reason that `scatter_sum` gives
+    return lax.psum_scatter(pieces, axis)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -15,10 +14,12 @@ from jaxlm.models.attention_chunked import attend_chunked
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.layers import (
     Constrain,
+    Matrix,
     Norm,
     Spread,
     adapter,
     normal,
+    place_of,
     project,
     residual_stddev,
     softcap,
@@ -244,21 +245,26 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, places: Places, cache: Cache | None = None, layer=0):
         config = self.config
-        lora = functools.partial(adapter, self, dropout=self.lora_dropout)
         D, N, K, H = config.embed_dim, config.num_heads, config.kv_heads, config.head_width
-        place = self.spread.place if self.spread is not None else lambda axes: None
         qkv_bias = config.bias in ("qkv", "all")
 
-        def heads(name: str, num: int, axis: str) -> jax.Array:
-            axes = ("embed", axis, "head_dim")
-            w = weight(self, name, (D, num, H), axes, normal())
-            b = None
+        def heads(name: str, num: int, axis: str) -> Matrix:
+            w = weight(self, name, (D, num, H), ("embed", axis, "head_dim"), normal())
+            bias = None
             if qkv_bias:
-                b = weight(self, f"{name}_bias", (num, H), (axis, "head_dim"), nn.initializers.zeros)
-            x_BTNH = project(x_BTD, w, b, lora=lora(name), name=name, place=place(axes))
-            return self.constrain(x_BTNH, "batch", "length", axis, "head_dim")
+                bias = weight(self, f"{name}_bias", (num, H), (axis, "head_dim"), nn.initializers.zeros)
+            return Matrix(w, bias, adapter(self, name, self.lora_dropout))
 
-        q_BTNH, k_BTKH, v_BTKH = heads("q", N, "heads"), heads("k", K, "kv_heads"), heads("v", K, "kv_heads")
+        matrices = {
+            "q": heads("q", N, "heads"),
+            "k": heads("k", K, "kv_heads"),
+            "v": heads("v", K, "kv_heads"),
+        }
+        qkv = project(x_BTD, matrices, place=place_of(self.spread, ("embed", "heads", "head_dim"), x_BTD))
+        q_BTNH, k_BTKH, v_BTKH = (
+            self.constrain(qkv[name], "batch", "length", axis, "head_dim")
+            for name, axis in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
+        )
         if config.qk_norm:
             q_BTNH = Norm(config, axis="head_dim", name="q_norm")(q_BTNH)
             k_BTKH = Norm(config, axis="head_dim", name="k_norm")(k_BTKH)
@@ -281,5 +287,5 @@ class Attention(nn.Module):
         b_o = None
         if config.bias == "all":
             b_o = weight(self, "o_bias", (D,), ("width",), nn.initializers.zeros)
-        y_BTD = project(o_BTNH, w_o, b_o, num_in=2, lora=lora("o"), name="o", place=place(axes))
-        return y_BTD, cache
+        o = Matrix(w_o, b_o, adapter(self, "o", self.lora_dropout))
+        return project(o_BTNH, {"o": o}, num_in=2, place=place_of(self.spread, axes, x_BTD))["o"], cache

@@ -16,6 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.collective import Place, Split, gather
 
+Matrices = tuple[jax.Array, ...]
+
 
 def product(a: jax.Array, b: jax.Array, a_dims: tuple[int, ...], b_dims: tuple[int, ...]) -> jax.Array:
     """Contracts a_dims of a with b_dims of b; accumulates and returns float32 (float64 where both are)."""
@@ -45,43 +47,51 @@ def _weight_grad_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
     return lax.optimization_barrier(product(x_IR, g_RO, (1,), (0,)))
 
 
-def _matmul(x: jax.Array, w: jax.Array, split: Split | None, dtype: jnp.dtype) -> jax.Array:
-    return product(x, gather(w, x.dtype, split), (x.ndim - 1,), (0,)).astype(dtype)
+def _forward(x: jax.Array, ws: Matrices, dtype: jnp.dtype, place: Place | None) -> Matrices:
+    def products(x: jax.Array, ws: Matrices, split: Split | None) -> Matrices:
+        return tuple(product(x, gather(w, x.dtype, split), (x.ndim - 1,), (0,)).astype(dtype) for w in ws)
 
-
-def _matmul_back(x, w, g, split: Split | None) -> tuple[jax.Array, jax.Array]:
-    """-> dx, and what these rows say of dw."""
-    dx = product(g, gather(w, x.dtype, split), (g.ndim - 1,), (1,)).astype(x.dtype)
-    return dx, lax.platform_dependent(x, g, cpu=_weight_grad_cpu, default=_weight_grad)
-
-
-def _forward(x: jax.Array, w: jax.Array, dtype: jnp.dtype, place: Place | None) -> jax.Array:
     if place is None:
-        return _matmul(x, w, None, dtype)
-    specs = place.batch_spec, place.weight_spec
-    return place.run(lambda x, w: _matmul(x, w, place.split, dtype), specs, place.batch_spec)(x, w)
+        return products(x, ws, None)
+    of_x, of_y = place.sides()
+
+    def local(x: jax.Array, ws: Matrices) -> Matrices:
+        return tuple(map(of_y.scatter, products(of_x.collect(x), ws, place.split)))
+
+    return place.run(local, (of_x.spec, place.weight_spec), of_y.spec)(x, ws)
 
 
 _dense = jax.custom_vjp(_forward, nondiff_argnums=(2, 3))
 
 
-def _dense_fwd(x, w, dtype, place):
-    return _forward(x, w, dtype, place), (x, w)
+def _dense_fwd(x, ws, dtype, place):
+    return _forward(x, ws, dtype, place), (x, ws)
 
 
-def _dense_bwd(dtype, place: Place | None, saved, g):
-    x, w = saved
-    g = g.astype(x.dtype)
+def _dense_bwd(dtype, place: Place | None, saved, gs):
+    x, ws = saved
+    gs = tuple(g.astype(x.dtype) for g in gs)
+
+    def products(x: jax.Array, ws: Matrices, gs: Matrices, split: Split | None) -> tuple[jax.Array, Matrices]:
+        """-> dx, and what these rows say of each dw."""
+        back = [
+            product(g, gather(w, x.dtype, split), (g.ndim - 1,), (1,)) for w, g in zip(ws, gs, strict=True)
+        ]
+        dws = tuple(lax.platform_dependent(x, g, cpu=_weight_grad_cpu, default=_weight_grad) for g in gs)
+        return functools.reduce(jnp.add, back).astype(x.dtype), dws
+
     if place is None:
-        dx, dw = _matmul_back(x, w, g, None)
-        return dx, dw.astype(w.dtype)
+        dx, dws = products(x, ws, gs, None)
+        return dx, tuple(dw.astype(w.dtype) for w, dw in zip(ws, dws, strict=True))
+    of_x, of_y = place.sides()
 
-    def local(x, w, g):
-        dx, dw = _matmul_back(x, w, g, place.split)
-        return dx, place.collect_grad(dw).astype(w.dtype)
+    def local(x: jax.Array, ws: Matrices, gs: Matrices) -> tuple[jax.Array, Matrices]:
+        dx, dws = products(of_x.collect(x), ws, tuple(map(of_y.collect, gs)), place.split)
+        grads = tuple(place.collect_grad(dw).astype(w.dtype) for w, dw in zip(ws, dws, strict=True))
+        return of_x.scatter(dx), grads
 
-    rows, spec = place.batch_spec, place.weight_spec
-    return place.run(local, (rows, spec, rows), (rows, spec))(x, w, g)
+    specs = of_x.spec, place.weight_spec
+    return place.run(local, (*specs, of_y.spec), specs)(x, ws, gs)
 
 
 _dense.defvjp(_dense_fwd, _dense_bwd)
@@ -95,21 +105,29 @@ def dense(
     place: Place | None = None,
     name: str = "dense",
 ) -> jax.Array:
-    """x[..., I] @ w[I, O] -> [..., O] in x's dtype, accumulated in float32.
+    """`dense_each` with one matrix."""
+    return dense_each(x, {name: w}, dtype, place=place)[name]
+
+
+def dense_each(
+    x: jax.Array, ws: dict[str, jax.Array], dtype: jnp.dtype | None = None, *, place: Place | None = None
+) -> dict[str, jax.Array]:
+    """x[..., I] @ w[I, O] -> [..., O] in x's dtype, accumulated in float32, for each w.
 
     Pass w as it is stored (float32): it is rounded to x's dtype for the products, while its gradient comes back in
-    float32 without ever being rounded (but for the sum over devices, where `place` says so).
+    float32 without ever being rounded (but for the sum over devices, where `place` says so). Matrices that share x go
+    together, so that what devices have to tell each other of it, or of its gradient, they tell once.
 
     Args:
       x: activations; its dtype is the one the products run in.
-      w: weights; its leading dims multiply to I, the others, flattened, are O.
-      dtype: of the result, where it should differ from x's (float32 logits of bfloat16 states).
+      ws: weights by what `model.remat` calls the results. Their leading dims multiply to I, the others, flattened, are
+        O. (Named out here: a policy does not see what is inside a function with its own gradient.)
+      dtype: of the results, where it should differ from x's (float32 logits of bfloat16 states).
       place: the mesh over which [I, O] is split; None: whole, or left to the compiler.
-      name: what `model.remat` calls the result. Named out here: a policy does not see what is inside a function with
-        its own gradient.
     """
-    y = _dense(x, w.reshape(x.shape[-1], -1), jnp.dtype(dtype or x.dtype), place)
-    return checkpoint_name(y, name)
+    flat = tuple(w.reshape(x.shape[-1], -1) for w in ws.values())
+    ys = _dense(x, flat, jnp.dtype(dtype or x.dtype), place)
+    return {name: checkpoint_name(y, name) for name, y in zip(ws, ys, strict=True)}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jaxlm.collective import Place, Split
 from jaxlm.models.config import ModelConfig
-from jaxlm.models.dense import dense
+from jaxlm.models.dense import dense, dense_each
 from jaxlm.models.quantized import dense_quantized
 
 INIT_STDDEV = 0.02
@@ -57,8 +57,8 @@ class Spread(Protocol):
         """Splits the width of every MLP."""
         ...
 
-    def place(self, axes: tuple[str, ...]) -> Place | None:
-        """Where the product with a matrix of these logical axes runs; None: the compiler's choice."""
+    def place(self, axes: tuple[str, ...], length: int) -> Place | None:
+        """Where x[B, length, ...] is multiplied by a matrix of these logical axes; None: the compiler's choice."""
         ...
 
     def ends(self) -> Place:
@@ -139,33 +139,44 @@ def adapter(module: nn.Module, name: str, dropout: float) -> Adapter | None:
     return Adapter(**module.get_variable("lora", name), dropout=dropout, key=key)
 
 
+class Matrix(NamedTuple):
+    """What `project` multiplies by: w[in dims, out dims] (+ bias[out dims])."""
+
+    w: Any
+    """A matrix, or one that is kept in fewer bits; see `weight`."""
+    bias: jax.Array | None = None
+    lora: Adapter | None = None
+
+
 def project(
-    x: jax.Array,
-    w: Any,
-    bias: jax.Array | None,
-    num_in: int = 1,
-    lora: Adapter | None = None,
-    *,
-    name: str,
-    place: Place | None = None,
-) -> jax.Array:
-    """x[..., in dims] @ w[in dims, out dims] (+ bias[out dims]): contracts the last `num_in` dims of x.
+    x: jax.Array, matrices: dict[str, Matrix], num_in: int = 1, place: Place | None = None
+) -> dict[str, jax.Array]:
+    """x times each of the matrices: contracts the last `num_in` dims of x.
 
     Args:
-      w: a matrix, or one that is kept in fewer bits; see `weight`.
-      name, place: as of `dense`.
+      matrices: by the name of the result, as of `dense_each`.
+      place: as of `dense_each`.
     """
     lead = x.shape[: x.ndim - num_in]
     x_XI = x.reshape(*lead, math.prod(x.shape[x.ndim - num_in :]))
-    y: Any
-    if isinstance(w, Mapping):
-        out_shape, y = w["values"].shape[num_in:], dense_quantized(x_XI, dict(w), num_in, name)
-    else:
-        out_shape, y = w.shape[num_in:], dense(x_XI, w, place=place, name=name)
-    if lora is not None:
-        y = y + dense(dense(dropout(x_XI, lora.dropout, lora.key), lora.a, name="lora"), lora.b, name="lora")
-    y = y.reshape(*lead, *out_shape)
-    return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * len(lead) + out_shape)
+    whole = {name: matrix.w for name, matrix in matrices.items() if not isinstance(matrix.w, Mapping)}
+    ys = dense_each(x_XI, whole, place=place) if whole else {}
+
+    def finish(name: str, matrix: Matrix) -> jax.Array:
+        w: Any = matrix.w
+        if name in ys:
+            y, out_shape = ys[name], w.shape[num_in:]
+        else:
+            y, out_shape = dense_quantized(x_XI, dict(w), num_in, name), w["values"].shape[num_in:]
+        if matrix.lora is not None:
+            a, b, rate, key = matrix.lora
+            y = y + dense(dense(dropout(x_XI, rate, key), a, name="lora"), b, name="lora")
+        y = y.reshape(*lead, *out_shape)
+        if matrix.bias is None:
+            return y
+        return y + matrix.bias.astype(y.dtype).reshape((1,) * len(lead) + out_shape)
+
+    return {name: finish(name, matrix) for name, matrix in matrices.items()}
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)
@@ -198,25 +209,31 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config, D, F = self.config, self.config.embed_dim, self.config.mlp_width
-        lora = functools.partial(adapter, self, dropout=self.lora_dropout)
-        zeros, has_bias = nn.initializers.zeros, config.bias == "all"
         into, out_of = ("embed", "mlp"), ("mlp", "embed")
-        place = None if self.spread is None else self.spread.place(into)
-        w_up = weight(self, "up", (D, F), into, normal())
-        b_up = weight(self, "up_bias", (F,), ("mlp",), zeros) if has_bias else None
-        h_BTF = project(x_BTD, w_up, b_up, lora=lora("up"), name="up", place=place)
-        if config.gated:
-            w_gate = weight(self, "gate", (D, F), into, normal())
-            b_gate = weight(self, "gate_bias", (F,), ("mlp",), zeros) if has_bias else None
-            gate_BTF = project(x_BTD, w_gate, b_gate, lora=lora("gate"), name="gate", place=place)
-            h_BTF = activate(config.activation, gate_BTF) * h_BTF
-        else:
-            h_BTF = activate(config.activation, h_BTF)
+
+        def matrix(name: str, shape: tuple[int, int], axes: tuple[str, str], bias_axis: str, init) -> Matrix:
+            w = weight(self, name, shape, axes, init)
+            bias = None
+            if config.bias == "all":
+                bias = weight(self, f"{name}_bias", shape[1:], (bias_axis,), nn.initializers.zeros)
+            return Matrix(w, bias, adapter(self, name, self.lora_dropout))
+
+        names = ("up", "gate") if config.gated else ("up",)
+        matrices = {name: matrix(name, (D, F), into, "mlp", normal()) for name in names}
+        h = project(x_BTD, matrices, place=place_of(self.spread, into, x_BTD))
+        h_BTF = (
+            activate(config.activation, h["gate"]) * h["up"]
+            if config.gated
+            else activate(config.activation, h["up"])
+        )
         h_BTF = self.constrain(h_BTF, "batch", "length", "mlp")
-        w_down = weight(self, "down", (F, D), out_of, normal(residual_stddev(config)))
-        place = None if self.spread is None else self.spread.place(out_of)
-        b_down = weight(self, "down_bias", (D,), ("width",), zeros) if has_bias else None
-        return project(h_BTF, w_down, b_down, lora=lora("down"), name="down", place=place)
+        down = matrix("down", (F, D), out_of, "width", normal(residual_stddev(config)))
+        return project(h_BTF, {"down": down}, place=place_of(self.spread, out_of, x_BTD))["down"]
+
+
+def place_of(spread: Spread | None, axes: tuple[str, ...], x_BTX: jax.Array) -> Place | None:
+    """Where the product of activations with a matrix of these logical axes runs; None: the compiler's choice."""
+    return None if spread is None else spread.place(axes, x_BTX.shape[1])
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

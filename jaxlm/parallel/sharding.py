@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlm.collective import Groups, Place, Split
+from jaxlm.collective import Cut, Groups, Place, Split
 from jaxlm.types import Batch, PyTree
 
 Table = Mapping[str, str | tuple[str, ...] | None]
@@ -132,10 +132,16 @@ class Spread(NamedTuple):
             return None
         return Split(self.embed, dim, self.phases, self.sum_dtype)
 
-    def place(self, axes: tuple[str, ...]) -> Place | None:
-        """Where the product with a matrix of these logical axes, first or last of them `embed`, runs."""
+    def place(self, axes: tuple[str, ...], length: int) -> Place | None:
+        """Where x[B, length, ...] is multiplied by a matrix of these logical axes, first or last of them `embed`.
+
+        A length that the devices along `mlp` (and `heads`) cannot share is left to the compiler.
+        """
         split = self.split(0 if axes[0] == "embed" else 1)
-        return None if split is None else Place(self.mesh, self.batch, split)
+        assert self.heads == self.mlp
+        num_parts = self.mesh.shape[self.mlp]
+        cut = Cut(self.mlp, inputs=axes[-1] == "embed") if num_parts > 1 and length % num_parts == 0 else None
+        return None if split is None and cut is None else Place(self.mesh, self.batch, split, cut)
 
     def ends(self) -> Place:
         """Where tokens are looked up and predicted: the tables are [V, embed]."""
