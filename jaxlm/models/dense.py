@@ -75,10 +75,11 @@ def _dense_bwd(dtype, place: Place | None, saved, gs):
     def products(x: jax.Array, ws: Matrices, gs: Matrices, split: Split | None) -> tuple[jax.Array, Matrices]:
         """-> dx, and what these rows say of each dw."""
         back = [
-            product(g, gather(w, x.dtype, split), (g.ndim - 1,), (1,)) for w, g in zip(ws, gs, strict=True)
+            product(g, gather(w, x.dtype, split), (g.ndim - 1,), (1,)).astype(x.dtype)
+            for w, g in zip(ws, gs, strict=True)
         ]
         dws = tuple(lax.platform_dependent(x, g, cpu=_weight_grad_cpu, default=_weight_grad) for g in gs)
-        return functools.reduce(jnp.add, back).astype(x.dtype), dws
+        return functools.reduce(jnp.add, back), dws
 
     if place is None:
         dx, dws = products(x, ws, gs, None)
