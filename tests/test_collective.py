@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.collective import Place, Split, gather, scatter_sum
-from jaxlm.models.dense import dense, lookup
+from jaxlm.collective import Cut, Place, Split, gather, scatter_sum
+from jaxlm.models.dense import dense, dense_each, lookup
 from jaxlm.parallel.mesh import make_mesh
 
 ROWS = ((0, 1, 2, 3), (4, 5, 6, 7))
@@ -76,6 +76,56 @@ def test_a_product_on_a_mesh_and_its_gradients_are_those_of_one_device(sizes, di
     actual = jax.jit(jax.value_and_grad(lambda x, w: loss(x, w, place_on(sizes, dim)), argnums=(0, 1)))(x, w)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+TENSOR = [{"tensor": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
+
+
+def cut_place(sizes, *, inputs):
+    place = place_on(sizes, 1 if inputs else 0)
+    return place._replace(cut=Cut("tensor", inputs))
+
+
+def pair_of_products(x, ws, into, out_of):
+    """Sine and cosine of two products of x, and a third back to its width: the shape of every block."""
+    h = dense_each(x, {"up": ws[0], "gate": ws[1]}, place=into)
+    return dense(jnp.sin(h["up"]) * jnp.cos(h["gate"]), ws[2], place=out_of)
+
+
+@pytest.mark.parametrize("sizes", TENSOR, ids=str)
+def test_products_that_tensor_cuts_and_their_gradients_are_those_of_one_device(sizes):
+    rng = np.random.default_rng(3)
+    x, *ws = (rng.normal(size=s).astype(np.float32) for s in ((8, 16, 16), (16, 24), (16, 24), (24, 16)))
+    into, out_of = cut_place(sizes, inputs=False), cut_place(sizes, inputs=True)
+
+    def loss(x, ws, *places):
+        return jnp.sum(jnp.sin(pair_of_products(x, ws, *places)))
+
+    expected = jax.value_and_grad(loss, argnums=(0, 1))(x, ws, None, None)
+    actual = jax.jit(jax.value_and_grad(lambda x, ws: loss(x, ws, into, out_of), argnums=(0, 1)))(x, ws)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_matrices_that_share_their_input_collect_it_once_and_scatter_its_gradient_once():
+    sizes = {"tensor": 8}
+    into, out_of = cut_place(sizes, inputs=False), cut_place(sizes, inputs=True)
+    x, ws = jnp.ones((8, 16, 16)), [jnp.ones(s) for s in ((16, 24), (16, 24), (24, 16))]
+
+    def count(function, word):
+        placed = jax.NamedSharding(into.mesh, P(None, "tensor"))
+        text = jax.jit(function).lower(jax.device_put(x, placed), ws).as_text()
+        return text.count(f'"stablehlo.{word}"')
+
+    def forward(x, ws):
+        return pair_of_products(x, ws, into, out_of)
+
+    def backward(x, ws):
+        return jax.grad(lambda x, ws: jnp.sum(jnp.sin(forward(x, ws))), argnums=(0, 1))(x, ws)
+
+    assert (count(forward, "all_gather"), count(forward, "reduce_scatter")) == (1, 1)
+    # Behind it: once more for the gradients of the weights of `into`, and what comes back into `out_of`.
+    assert (count(backward, "all_gather"), count(backward, "reduce_scatter")) == (1 + 2, 1 + 1)
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
