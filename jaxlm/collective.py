@@ -134,14 +134,15 @@ def scatter_sum(g: jax.Array, split: Split) -> jax.Array:
     """The sum over the devices of split.axis of a whole gradient, of which each gets its part.
 
     The dim that is scattered goes first and is cut before: XLA:TPU turns every other form into an all-reduce (libtpu
-    0.0.46: `reduce-scatter-decomposer`), and also one over groups that are no ring.
+    0.0.46: `reduce-scatter-decomposer`), and also one over groups that are no ring. Of more than two dims the first
+    become one: else it may leave the order in memory as it was, and the dim that is scattered is not first there.
     """
-    g = jnp.moveaxis(g.astype(split.sum_dtype), split.dim, 0)
+    first = jnp.moveaxis(g.astype(split.sum_dtype), split.dim, 0)
+    g = first.reshape(-1, first.shape[-1])
     for groups in split.phases or (None,):
         size = lax.axis_size(split.axis) if groups is None else len(groups[0])
-        pieces = g.reshape(size, -1, *g.shape[1:])
-        g = lax.psum_scatter(pieces, split.axis, axis_index_groups=_lists(groups))
-    return jnp.moveaxis(g, 0, split.dim)
+        g = lax.psum_scatter(g.reshape(size, -1, g.shape[-1]), split.axis, axis_index_groups=_lists(groups))
+    return jnp.moveaxis(g.reshape(-1, *first.shape[1:]), 0, split.dim)
 
 
 def scatter_length(x: jax.Array, axis: str) -> jax.Array:
