@@ -239,6 +239,7 @@ def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
 
 def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
     """What was decided, for the first screen."""
+    from jaxlm.models.attention import describe_attention
     from jaxlm.plan.flops import count_params, weights
     from jaxlm.plan.tuning import trained_weights, tuned_flops_per_token
     from jaxlm.report.progress import quantity
@@ -255,6 +256,7 @@ def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
         "processes": joined,
         "mesh": " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         + f" on {mesh.size} {mesh.devices.flat[0].device_kind} device(s)",
+        "attention": describe_attention(cfg.model, mesh.devices.flat[0].platform, sizes["tensor"]),
         "batch": f"{B} x {T} = {B * T:,} tokens a step{at_most}, {cfg.train.num_microbatches} microbatch(es)",
         "steps": f"{first_step:,} to {num_steps:,}; {plan['num_positions']:,} tokens in all{at_most}",
         "predicted": f"{plan['flops']:.3g} FLOPs, {plan['device_bytes'] / 2**30:.2f} GiB a device",

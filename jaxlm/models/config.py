@@ -27,7 +27,7 @@ REMATS = {
 """Name of `model.remat` -> what is kept beside a block's input; None: all that the backward pass reads."""
 ON_HOST = "@host"
 """After a name in `model.remat`: kept in the memory of the host. `input`, the block's input, can only be kept there."""
-ATTENTIONS = ("auto", "dense", "chunked", "splash", "flash")
+ATTENTIONS = ("auto", "dense", "chunked", "splash", "flash", "cudnn")
 ATTENTION_CHUNK = 64
 """Queries at a time of `chunked`."""
 DTYPES = ("float32", "bfloat16")
