@@ -18,6 +18,7 @@ from etils import epath
 
 from jaxlm import processes
 from jaxlm.config import flatten
+from jaxlm.models.config import HOST_MEMORY
 from jaxlm.run_data import (
     OpenData,
     class_weights,
@@ -105,6 +106,7 @@ def build_pieces(
     devices = jax.devices() if devices is None else devices
     sizes = resolve_mesh(cfg, len(devices))
     mesh = make_mesh(sizes, devices)
+    check_host_memory(cfg, devices[0])
     lm = build(
         cfg.model,
         cfg.data.seq_len,
@@ -146,6 +148,17 @@ def build_pieces(
         compiler_options=options_for(mesh.devices.flat[0].device_kind),
     )
     return Pieces(lm, steps, mesh, sizes, tuning)
+
+
+def check_host_memory(cfg: RunConfig, device: Any) -> None:
+    """Raises UserError where `model.remat` keeps something on the host, and JAX has no such memory for the device."""
+    hosted, kinds = cfg.model.kept_on_host, [memory.kind for memory in device.addressable_memories()]
+    if hosted and HOST_MEMORY not in kinds:
+        raise UserError(
+            f"model.remat={cfg.model.remat!r} keeps {', '.join(hosted)} in the memory of the host, but JAX has no "
+            f"{HOST_MEMORY!r} memory for a {device.platform}, only {', '.join(kinds)}. Try model.remat="
+            f"{','.join(cfg.model.kept) or 'full'}."
+        )
 
 
 def abstract_state(pieces: Pieces, cfg: RunConfig) -> Any:
@@ -239,6 +252,7 @@ def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
 
 def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
     """What was decided, for the first screen."""
+    from jaxlm.models.attention import describe_attention
     from jaxlm.plan.flops import count_params, weights
     from jaxlm.plan.tuning import trained_weights, tuned_flops_per_token
     from jaxlm.report.progress import quantity
@@ -255,6 +269,7 @@ def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
         "processes": joined,
         "mesh": " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         + f" on {mesh.size} {mesh.devices.flat[0].device_kind} device(s)",
+        "attention": describe_attention(cfg.model, mesh.devices.flat[0].platform, sizes["tensor"]),
         "batch": f"{B} x {T} = {B * T:,} tokens a step{at_most}, {cfg.train.num_microbatches} microbatch(es)",
         "steps": f"{first_step:,} to {num_steps:,}; {plan['num_positions']:,} tokens in all{at_most}",
         "predicted": f"{plan['flops']:.3g} FLOPs, {plan['device_bytes'] / 2**30:.2f} GiB a device",

@@ -74,7 +74,7 @@ def launch(config, workdir, num_processes, *flags, absent=(), each=None):
             argv += [f"--process-id={index}"]
         processes.append(start(argv, NUM_DEVICES // num_processes))
     try:
-        return [(p.wait(), out, err) for p in processes for out, err in [p.communicate(timeout=50)]]
+        return [(p.wait(), out, err) for p in processes for out, err in [p.communicate(timeout=240)]]
     finally:
         for process in processes:
             process.kill()
@@ -148,6 +148,32 @@ def test_two_processes_see_the_same_batches_losses_and_scores_as_one(alone, two)
 
 def test_four_processes_continue_what_two_began(alone, four):
     assert_same_run(four[0], alone)
+
+
+def test_four_processes_share_the_weights_of_each_layer_as_one_does(config, alone, tmp_path):
+    """Heads and MLPs of a layer are in two processes each, and so are the rows of its matrices."""
+    finished(config, tmp_path / "run", 4, "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    assert_same_run(tmp_path / "run", alone)
+
+
+EXPERTS = ("--config.model.num_experts=4", "--config.model.mlp_dim=16", "--config.model.balance_loss=0.01")
+
+
+@pytest.fixture(scope="module")
+def experts_alone(config, tmp_path_factory):
+    """The workdir of a run of a mixture of experts on a single process."""
+    workdir = tmp_path_factory.mktemp("experts") / "run"
+    finished(config, workdir, 1, *EXPERTS)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "mesh"), [(2, {"data": 2, "fsdp": 1, "expert": 2}), (4, {"expert": 2, "tensor": 2})]
+)
+def test_experts_in_several_processes_train_as_in_one(config, experts_alone, tmp_path, num_processes, mesh):
+    flags = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    finished(config, tmp_path / "run", num_processes, *EXPERTS, *flags)
+    assert_same_run(tmp_path / "run", experts_alone)
 
 
 def test_one_process_continues_what_four_saved(config, alone, four, tmp_path):

@@ -1,7 +1,10 @@
 """Promises of jaxlm/run.py that need a whole run, of a model as small as can be."""
 
+import logging
+import re
 import shutil
 
+import jax
 import pytest
 from small_tokenizers import level
 
@@ -91,3 +94,22 @@ def test_a_run_with_a_hugging_face_tokenizer_trains_continues_and_loads(text, tm
     with pytest.raises(UserError, match="was trained on other data.*The tokenizer was .*, too"):
         run.train(small(text, **changes, train__num_steps=4), tmp_path / "run")
     assert run.load_run(tmp_path / "run").tokenizer.prefix_ids == (500,)
+
+
+def test_each_step_is_compiled_once_in_a_run(text, tmp_path):
+    """With evaluations in between, and checkpoints: nothing of them comes back in another form."""
+    compiled = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            compiled.extend(re.findall(r"^Compiling (?:jit\()?(\w+)", record.getMessage()))
+
+    logger, listener = logging.getLogger("jax._src.interpreters.pxla"), Listener()
+    logger.addHandler(listener)
+    try:
+        with jax.log_compiles():
+            run.train(small(text, train__num_steps=4, mesh__tensor=2), tmp_path / "run")
+    finally:
+        logger.removeHandler(listener)
+    assert compiled.count("step") == 1, compiled
+    assert compiled.count("evaluate") == 1, compiled

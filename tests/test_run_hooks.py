@@ -1,5 +1,6 @@
 """What a run logs on chips that are not here: MFU where the chip is known, FLOP/s alone where it is not."""
 
+import dataclasses
 import io
 from types import SimpleNamespace
 
@@ -22,7 +23,8 @@ SOURCES = (SimpleNamespace(name="web", planned_tokens=150_000, planned_epochs=0.
 
 def run_on(device_kind, num_devices, num_cores=None):
     """A Run whose mesh has only the names of its devices."""
-    device = SimpleNamespace(device_kind=device_kind)
+    platform = {"TPU": "tpu", "NVI": "gpu"}.get(device_kind[:3], "cpu")
+    device = SimpleNamespace(device_kind=device_kind, platform=platform)
     if num_cores is not None:
         device.num_cores = num_cores
     mesh = SimpleNamespace(size=num_devices, devices=np.full((num_devices, 1, 1), device))
@@ -83,6 +85,14 @@ def test_the_first_screen_says_what_mfu_is_a_share_of():
     assert "the causal half" in facts["MFU"]
     assert facts["mesh"] == "data 4 x fsdp 1 x tensor 1 on 4 TPU v5 lite device(s)"
     assert "MFU" not in run.start_facts(run_on("cpu", 4), 0, "1")
+
+
+def test_the_first_screen_says_which_attention_auto_is(monkeypatch):
+    assert run.start_facts(run_on("cpu", 4), 0, "1")["attention"] == "chunked (auto)"
+    assert run.start_facts(run_on(V5E, 4), 0, "1")["attention"] == "flash (auto)"
+    monkeypatch.setattr(f"{__name__}.MODEL", dataclasses.replace(MODEL, head_dim=96))
+    said = run.start_facts(run_on(V5E, 4), 0, "1")["attention"]
+    assert said == "splash (auto; not flash: 96 channels a head, 12 and 12 heads)"
 
 
 @pytest.mark.parametrize(

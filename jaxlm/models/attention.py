@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxlm.models import attention_cudnn
 from jaxlm.models.attention_chunked import attend_chunked
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.layers import (
@@ -134,9 +135,9 @@ def attend_dense(
 def pick_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> str:
     """What `model.attention` stands for on this platform.
 
-    `auto`: on TPUs `flash`, and `splash` for the widths of heads that it cannot cut out; on CPUs `chunked`; else
-    `dense`. On two CPU cores chunks of queries halve the time and the memory of the [T, T] table (`make bench` measures
-    it).
+    `auto`: on TPUs `flash`, and `splash` for the widths of heads that it cannot cut out; on GPUs `cudnn` where it takes
+    such a model, else `dense`; on CPUs `chunked`: on two cores, chunks of queries halve the time and the memory of the
+    [T, T] table (`make bench` measures it).
 
     Args:
       num_parts: devices that the heads are split over.
@@ -150,6 +151,12 @@ def pick_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> st
         raise UserError(
             f"model.attention={name!r} is a kernel of TPUs, and this is a {platform}. Try attention='auto'."
         )
+    if name == "cudnn" and platform != "gpu":
+        raise UserError(
+            f"model.attention='cudnn' is a kernel of GPUs, and this is a {platform}. Try attention='auto'."
+        )
+    if name == "cudnn" and (why := attention_cudnn.why_not(config, attention_cudnn.capability())):
+        raise UserError(f"model.attention='cudnn' cannot be used: {why}. Try attention='dense'.")
     if name == "flash" and not fits:
         raise UserError(
             f"model.attention='flash' takes heads of 128 channels or a multiple, or pairs of 64, but model.head_dim="
@@ -159,7 +166,25 @@ def pick_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> st
         return name
     if platform == "tpu":
         return "flash" if fits else "splash"
+    if platform == "gpu" and attention_cudnn.why_not(config, attention_cudnn.capability()) is None:
+        return "cudnn"
     return "chunked" if platform == "cpu" else "dense"
+
+
+def describe_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> str:
+    """What `pick_attention` picks, in words: of `auto`, also why it is not the fastest that the platform has."""
+    name = pick_attention(config, platform, num_parts)
+    if config.attention != "auto":
+        return name
+    why = None
+    if platform == "gpu":
+        why = attention_cudnn.why_not(config, attention_cudnn.capability())
+    if why is not None:
+        return f"{name} (auto; not cudnn: {why})"
+    if name == "splash":
+        heads = f"{config.num_heads // num_parts} and {config.kv_heads // num_parts} heads"
+        return f"splash (auto; not flash: {config.head_width} channels a head, {heads})"
+    return f"{name} (auto)"
 
 
 def supports(head_dim: int, num_heads: int, kv_heads: int) -> bool:
@@ -189,7 +214,10 @@ def attend(
         from jaxlm.models.attention_splash import attend_splash
 
         return attend_splash(q_BTNH, k_BSKH, v_BSKH, spread=spread, **how)
-    o_BTNH = {"dense": attend_dense, "chunked": attend_chunked}[kernel](q_BTNH, k_BSKH, v_BSKH, **how)
+    if kernel == "cudnn":
+        how["spread"] = spread
+    kernels = {"dense": attend_dense, "chunked": attend_chunked, "cudnn": attention_cudnn.attend_cudnn}
+    o_BTNH = kernels[kernel](q_BTNH, k_BSKH, v_BSKH, **how)
     return checkpoint_name(o_BTNH, "attention")
 
 

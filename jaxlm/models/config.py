@@ -27,7 +27,9 @@ REMATS = {
 """Name of `model.remat` -> what is kept beside a block's input; None: all that the backward pass reads."""
 ON_HOST = "@host"
 """After a name in `model.remat`: kept in the memory of the host. `input`, the block's input, can only be kept there."""
-ATTENTIONS = ("auto", "dense", "chunked", "splash", "flash")
+HOST_MEMORY = "pinned_host"
+"""JAX's name of it; TPUs, GPUs and CPUs have one."""
+ATTENTIONS = ("auto", "dense", "chunked", "splash", "flash", "cudnn")
 ATTENTION_CHUNK = 64
 """Queries at a time of `chunked`."""
 DTYPES = ("float32", "bfloat16")
@@ -98,7 +100,8 @@ class ModelConfig:
     remat: str = "none"
     """What the backward pass does not compute again: all (none), products with weights and attention (minimal), those
     products (save_dots), attention (save_attention), nothing (full). Or a list of what is kept: `q,k,v,attention` of
-    q, k, v, attention, o, gate, up, down; with @host, in the memory of the host: `attention,input@host`."""
+    q, k, v, attention, o, gate, up, down; with @host, in the memory of the host: `attention,input@host` (on a CPU it is
+    the same memory: nothing is gained)."""
     scan_layers: bool = True
     """One compiled layer in a loop (deep models), or unrolled (faster for small ones). Checkpoints are the same."""
     attention: str = "auto"

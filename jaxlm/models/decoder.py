@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.models.attention import Attention, Cache, Places, rotation
-from jaxlm.models.config import ModelConfig
+from jaxlm.models.config import HOST_MEMORY, ModelConfig
 from jaxlm.models.dense import lookup
 from jaxlm.models.layers import MLP, Constrain, Norm, Spread, dropout, normal, softcap, weight
 from jaxlm.models.moe import MoE, RouterSums
@@ -132,7 +132,7 @@ def remat_policy(config: ModelConfig) -> Callable[..., Any]:
         names_which_can_be_saved=list(kept),
         names_which_can_be_offloaded=list(hosted),
         offload_src="device",
-        offload_dst="pinned_host",
+        offload_dst=HOST_MEMORY,
     )
 
 

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import io
+import math
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src.ad_checkpoint import saved_residuals
 from jax.ad_checkpoint import print_saved_residuals
 
 from jaxlm.models import sizes
@@ -30,7 +32,7 @@ def kept(remat: str, name: str = "tiny-llama") -> set[str]:
         print_saved_residuals(lambda params: lm.hidden(params, batch).sum(), params)
     said = out.getvalue()
     # The activation keeps its own input, under a checkpoint of its own: that is the gate, where it is kept.
-    gate = {"gate"} if re.search(r"output of remat2 .*layers\.py", said) else set()
+    gate = {"gate"} if re.search(r"output of remat2 .*(layers\.py|\(mix\))", said) else set()
     return gate | set(re.findall(r"named '(\w+)'", said))
 
 
@@ -50,9 +52,71 @@ def test_a_policy_keeps_what_it_names_and_nothing_else(remat, names):
     assert kept(remat) == names
 
 
-def test_the_logits_of_a_router_are_kept_with_the_products():
-    assert "router" in kept("save_dots", "tiny-mixtral")
-    assert "router" not in kept("save_attention", "tiny-mixtral")
+@pytest.mark.parametrize(
+    ("remat", "names"),
+    [
+        ("full", set()),
+        ("save_attention", {"attention"}),
+        ("save_dots", {"q", "k", "v", "o", "gate", "up", "down", "router"}),
+        ("minimal", {"q", "k", "v", "attention", "o", "gate", "up", "down", "router"}),
+    ],
+)
+def test_of_experts_the_logits_of_their_router_and_what_is_weighed_are_kept_too(remat, names):
+    assert kept(remat, "tiny-mixtral") == names
+
+
+def kept_floats(remat: str, name: str, scan_layers: bool = False) -> float:
+    """Float32 numbers that a block keeps for each token: of two more rows of one more block, what JAX lists."""
+
+    def all_of(num_layers: int, num_rows: int) -> int:
+        model = dataclasses.replace(
+            sizes.size(name), remat=remat, scan_layers=scan_layers, num_layers=num_layers
+        )
+        lm = build(model, T)
+        batch = {key: jnp.ones((num_rows, T), jnp.int32) for key in ("tokens", "segments")}
+        params = jax.eval_shape(lm.init, jax.random.key(0))
+        found = saved_residuals(lambda params: lm.hidden(params, batch).sum(), params)
+        return sum(math.prod(array.shape) * array.dtype.itemsize for array, _ in found)
+
+    more_rows = [all_of(num_layers, 2 * B) - all_of(num_layers, B) for num_layers in (2, 3)]
+    return (more_rows[1] - more_rows[0]) / (B * T) / 4
+
+
+D, NH, KH = 32, 4 * 16, 2 * 16  # of both models: width, and those of queries, and of keys
+DENSE_F, EXPERT_F, E, NUM_CHOSEN = 96, 32, 8, 2
+
+
+@pytest.mark.parametrize(
+    ("remat", "floats"),
+    [
+        ("full", D),  # its input, which is never computed again
+        ("save_attention", D + NH),
+        ("save_dots", D + NH + 2 * KH + D + 2 * DENSE_F),  # input; q; k, v; o; gate, up
+        ("minimal", D + NH + 2 * KH + D + 2 * DENSE_F + NH),
+        ("none", 840),
+    ],
+)
+def test_a_block_keeps_so_much_of_a_token(remat, floats):
+    assert kept_floats(remat, "tiny-llama") == floats
+
+
+@pytest.mark.parametrize(
+    ("remat", "floats"),
+    [
+        ("full", D),
+        ("save_attention", D + NH),
+        ("save_dots", D + NH + 2 * KH + D + E + NUM_CHOSEN * (2 * EXPERT_F + D)),
+        ("minimal", D + NH + 2 * KH + D + E + NUM_CHOSEN * (2 * EXPERT_F + D) + NH),
+        ("none", 862),
+    ],
+)
+def test_a_block_of_experts_keeps_so_much_of_a_token(remat, floats):
+    assert kept_floats(remat, "tiny-mixtral") == floats
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-mixtral"])
+def test_a_scan_keeps_the_same(name):
+    assert kept_floats("minimal", name, scan_layers=True) == kept_floats("minimal", name)
 
 
 def test_names_are_read_off_the_list():

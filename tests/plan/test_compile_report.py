@@ -207,3 +207,13 @@ def test_a_price_that_is_given_goes_first_and_a_provider_that_is_none_is_refused
     assert PRICING.of(CHIPS["tpu7x"]) is None
     with pytest.raises(UserError, match="--provider='Goggle Cloud' .* did you mean 'Google Cloud'"):
         PRICING._replace(provider="Goggle Cloud").of(CHIPS["v5e"])
+
+
+def test_what_lies_on_the_host_is_shown_and_takes_nothing_of_the_device():
+    memory = DeviceMemory(total_bytes=10**10, argument_bytes=2 * 10**9, host_bytes=3 * 10**9)
+    report = compile_report(config(), facts(memory=memory), PRICING)
+    text = text_of(report)
+    assert "on the host 3.00 GB" in text
+    assert "fits, left 6.91 GB 40.9%" in text
+    assert json.loads(to_json(report))["memory"]["host_bytes"] == 3 * 10**9
+    assert "on the host" not in text_of(compile_report(config(), facts(), PRICING))

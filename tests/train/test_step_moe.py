@@ -16,16 +16,7 @@ import tiny
 from jaxlm.parallel.sharding import place_batch
 from jaxlm.train.optimizer import muon_dims
 
-MODEL = dataclasses.replace(
-    tiny.MODEL,
-    layer_pattern="g",
-    sliding_window=None,
-    mlp_dim=8,
-    num_experts=8,
-    num_experts_per_token=3,
-    balance_loss=0.05,
-    router_z_loss=0.01,
-)
+MODEL = tiny.EXPERTS
 ROUTER = ("balance_loss", "router_z_loss", "busiest_expert")
 
 

@@ -1,5 +1,7 @@
 """A tiny training run on random batches, for tests that compare how it is cut and placed."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -22,6 +24,16 @@ MODEL = ModelConfig(
     num_kv_heads=2,
     layer_pattern="gl",
     sliding_window=5,
+)
+EXPERTS = dataclasses.replace(
+    MODEL,
+    layer_pattern="g",
+    sliding_window=None,
+    mlp_dim=8,
+    num_experts=8,
+    num_experts_per_token=3,
+    balance_loss=0.05,
+    router_z_loss=0.01,
 )
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
