@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 
 from jaxlm.models.attention_flash_back import backward
 from jaxlm.models.attention_flash_kernel import LANES, Tiling, forward
+from jaxlm.models.config import ModelConfig
 from jaxlm.models.layers import Spread
 
 MIB = 2**20
@@ -48,6 +49,22 @@ class Blocks(NamedTuple):
 
 
 DEFAULT_BLOCKS = Blocks()
+
+
+def picked_blocks(config: ModelConfig, seq_len: int, device_kind: str, num_parts: int = 1) -> tuple[int, ...]:
+    """The six numbers of `Blocks` that a training takes: as asked for or by default, if length and memory allow.
+
+    Args:
+      num_parts: devices that the heads are split over.
+    """
+    vmem_bytes = VMEM_BYTES.get(device_kind, min(VMEM_BYTES.values()))
+    blocks = Blocks(*(config.block_sizes or DEFAULT_BLOCKS[:6]), vmem_bytes=vmem_bytes)
+    size, N, K = -(-seq_len // LANES) * LANES, config.num_heads // num_parts, config.kv_heads // num_parts
+    q_BTNH = jax.ShapeDtypeStruct((1, size, N, config.head_width), config.dtype)
+    how = {"scale": 1.0, "softcap": config.attention_softcap, "limited": True}
+    how["rotated"] = config.positions == "rope"
+    tilings = (pick_tiling(q_BTNH, K, blocks, back=back, **how) for back in (False, True))
+    return tuple(size for t in tilings for size in (t.q, t.kv, t.diagonal))
 
 
 def fit(size: int, length: int) -> int:
