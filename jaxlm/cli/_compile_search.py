@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxlm.cli._plan_output import emit
-from jaxlm.plan import search
+from jaxlm.plan import search, search_axes
 from jaxlm.plan.search_report import Search, search_report
 from jaxlm.plan.search_run import Progress, Stopped, make_folder, run_trials
 from jaxlm.plan.topology import Topology
@@ -63,7 +63,11 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
 def search_flags(args: argparse.Namespace) -> list[str]:
     """Flags of a search that are given, but for --search itself."""
     names = [name for name in vars(args) if name.startswith("search_") or name == "num_processes"]
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) not in (None, False)]
+    return [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if getattr(args, name) is not None and getattr(args, name) is not False
+    ]
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -90,28 +94,28 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def make_axes(
     cfg: RunConfig, on: Topology, args: argparse.Namespace, check: Callable[[RunConfig], Any]
-) -> search.Axes:
+) -> search_axes.Axes:
     """What is tried. Errors: UserError for a flag that no trial can follow."""
-    blocks = search.default_blocks(cfg.model)
+    blocks = search_axes.default_blocks(cfg.model)
     if args.search_blocks is not None:
         if cfg.model.attention in ("dense", "chunked"):
             raise UserError(
                 f"--search-blocks={args.search_blocks} has nothing to try: model.attention={cfg.model.attention!r} has "
                 "no blocks. Try attention='auto'."
             )
-        blocks = search.parse_blocks(args.search_blocks)
-    remats = search.default_remats(cfg.model)
+        blocks = search_axes.parse_blocks(args.search_blocks)
+    remats = search_axes.default_remats(cfg.model)
     if args.search_remat is not None:
-        remats = search.parse_remats(args.search_remat, cfg.model)
-    meshes = search.default_meshes(cfg, on)
+        remats = search_axes.parse_remats(args.search_remat, cfg.model)
+    meshes = search_axes.default_meshes(cfg, on)
     if args.search_mesh is not None:
-        meshes = search.parse_meshes(args.search_mesh, on)
+        meshes = search_axes.parse_meshes(args.search_mesh, on)
     flag = None if args.search_mesh is None else f"--search-mesh={args.search_mesh}"
-    meshes = search.usable_meshes(cfg, meshes, check, flag)
-    rows = search.default_rows(cfg, meshes[0])
+    meshes = search_axes.usable_meshes(cfg, meshes, check, flag)
+    rows = search_axes.default_rows(cfg, meshes[0])
     if args.search_rows is not None:
-        rows = search.parse_rows(args.search_rows)
-    return search.Axes(rows, remats, meshes, blocks)
+        rows = search_axes.parse_rows(args.search_rows)
+    return search_axes.Axes(rows, remats, meshes, blocks)
 
 
 def search_main(

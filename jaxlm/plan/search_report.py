@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from jaxlm.plan.compile_report import gigabytes
 from jaxlm.plan.placement import limit_bytes
 from jaxlm.plan.report import Report, Table, count, percent
-from jaxlm.plan.search import DEFAULT, Left, Trial, beaten, mesh_text
+from jaxlm.plan.search import Left, Trial, beaten
+from jaxlm.plan.search_axes import DEFAULT, mesh_text
 from jaxlm.plan.search_run import Result
 from jaxlm.plan.topology import Topology
 

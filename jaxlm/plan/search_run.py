@@ -169,8 +169,10 @@ def run_trials(
             add(found)
     keys = {id(trial): key for key, trial in trials}
     running: list[Child] = []
-    with stopping_children(running, lambda: len(results), len(trials)):
+    with stopping_children(running) as signals:
         while waiting or running:
+            if signals:
+                raise Stopped(signals[0], len(results), len(trials))
             while waiting and len(running) < num_processes:
                 trial = waiting.pop(0)[1]
                 smaller = next((r for r in results if not r.fits and too_small(r, trial)), None)
@@ -232,24 +234,18 @@ def reason(stderr: str) -> str | None:
 
 
 @contextlib.contextmanager
-def stopping_children(running: list[Child], num_done: Callable[[], int], num_trials: int) -> Iterator[None]:
-    """Ends the children however the block ends, and turns signals that end this process into `Stopped`."""
-    stopped: list[int] = []
+def stopping_children(running: list[Child]) -> Iterator[list[int]]:
+    """Ends the children however the block ends; yields the list of the signals that meanwhile ask it to end.
 
-    def stop(number: int, frame: Any) -> None:
-        stopped.append(number)
-        raise KeyboardInterrupt
-
+    They interrupt nothing, so that no child is lost between its start and its place in the list.
+    """
+    signals: list[int] = []
     before = {
-        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        number: signal.signal(number, lambda number, frame: signals.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     try:
-        yield
-    except KeyboardInterrupt:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C does not keep the children alive
-        end(running)
-        raise Stopped(stopped[0] if stopped else signal.SIGINT, num_done(), num_trials) from None
+        yield signals
     finally:
         end(running)
         for number, handler in before.items():
