@@ -138,8 +138,8 @@ def make_grid(
             borderline.append(trial)
         else:
             kept.append(trial)
-    kept.sort(key=lambda trial: trial.rough_s)
-    borderline.sort(key=lambda trial: trial.rough_s)
+    for some in (kept, borderline):
+        some.sort(key=lambda trial: (trial.rough_s, trial.predicted_bytes))
     return Grid([*kept, *borderline], left)
 
 
