@@ -9,7 +9,7 @@ from jaxlm.plan.compile_report import gigabytes
 from jaxlm.plan.placement import limit_bytes
 from jaxlm.plan.report import Report, Table, count, percent
 from jaxlm.plan.search import Left, Trial, beaten
-from jaxlm.plan.search_axes import DEFAULT, mesh_text
+from jaxlm.plan.search_axes import mesh_text
 from jaxlm.plan.search_run import Result
 from jaxlm.plan.topology import Topology
 
@@ -93,7 +93,7 @@ def pareto_table(
         "rows": [f"{one.trial.rows:,}" for one in fitting],
         "remat": [one.trial.remat for one in fitting],
         "mesh": [mesh_text(one.trial.mesh) for one in fitting],
-        "blocks": [one.trial.blocks or DEFAULT for one in fitting],
+        "blocks": [blocks_cell(one) for one in fitting],
     }
     varied = {name: cells for name, cells in choices.items() if len(set(cells)) > 1}
     columns = {"#": [f"{i}" for i in range(1, len(fitting) + 1)], **varied}
@@ -124,6 +124,12 @@ def pareto_table(
         notes=notes,
         left=("remat", "mesh", "blocks"),
     )
+
+
+def blocks_cell(one: Result) -> str:
+    """What the kernel took."""
+    assert one.numbers is not None
+    return one.numbers["kernels"].get("attention blocks", "none")
 
 
 def mfu_cell(one: Result) -> str:

@@ -62,6 +62,9 @@ def test_a_flag_sets_and_unsets_them():
     [
         ("flash", "2048,512,128,512,256,256", 4096, V5E, "2048,512,128,512,256,256"),
         ("flash", "512,256,128,512,256,128", 4096, V5E, "512,256,128"),  # both passes alike
+        ("flash", None, 4096, V5E, "1024,512,256"),
+        ("flash", None, 4096, "TPU7x", "1024,1024,256"),
+        ("flash", None, 4096, "an unknown chip", "512,512,256,256,256,256"),
         ("flash", "1024,512,256", 384, V5E, "384,384,128"),  # what divides the length, and then the block
         ("flash", "1024,512,256", 1000, V5E, "1024,512,256"),  # the length is padded to 1,024
         ("flash", "4096,4096,4096", 4096, V4, "512,512,512,256,256,256"),  # what vector memory holds
@@ -88,6 +91,20 @@ def test_what_is_picked_is_what_the_kernels_run(monkeypatch):
     params = jax.eval_shape(lm.init, jax.random.key(0))
     jax.eval_shape(lambda params: lm.hidden(params, batch), params)
     assert [(t.q, t.kv, t.diagonal) for t in ran] == [(512, 256, 128), (256, 128, 256)]
+
+
+def test_a_chip_has_blocks_of_its_own(monkeypatch):
+    ran = []
+    monkeypatch.setattr(
+        attention_flash, "attention", lambda q, k, v, first, table, *tilings: (ran.extend(tilings[:2]), q)[1]
+    )
+    kind = jax.devices()[0].device_kind
+    monkeypatch.setitem(attention_flash.CHIP_BLOCKS, kind, attention_flash.CHIP_BLOCKS["TPU7x"])
+    monkeypatch.setitem(VMEM_BYTES, kind, VMEM_BYTES["TPU7x"])
+    q = jax.ShapeDtypeStruct((1, 2048, 2, 128), jnp.bfloat16)
+    how = dict(segments_BT=None, window=None, softcap=None, scale=1.0)
+    jax.eval_shape(lambda q: attention_flash.attend_flash(q, q, q, **how), q)
+    assert [(t.q, t.kv, t.diagonal) for t in ran] == [(1024, 1024, 256), (1024, 1024, 256)]
 
 
 def test_splash_takes_the_blocks_of_the_config(monkeypatch):

@@ -36,7 +36,7 @@ def numbers(tokens=1000.0, total=GIB, fits=True):
     speeds = [{"basis": "roofline", "tokens_per_s_per_chip": 2 * tokens, "mfu": 0.9}]
     speeds.append({"basis": "cycles", "tokens_per_s_per_chip": tokens, "mfu": 0.5})
     return {
-        "kernels": {"attention": "flash"},
+        "kernels": {"attention": "flash", "attention blocks": "512,256,128"},
         "memory": {"total_bytes": total, "fits": fits},
         "step": {"executed_share": 1.25} if fits else None,
         "speeds": speeds if fits else [],
@@ -210,7 +210,7 @@ def test_the_report_says_which_trial_beats_which_and_why_the_others_are_not_ther
         ("2", "4", "minimal", "900", "#1"),
         ("3", "2", "full", "500", "Pareto"),
     ]
-    assert "In all of them: mesh fsdp:8, blocks default." in fitting.notes[0]
+    assert "In all of them: mesh fsdp:8, blocks 512,256,128." in fitting.notes[0]
     assert too_large.rows[0][0] == "rows 16, remat none, mesh fsdp:8"
     assert failed.rows == [("rows 9, remat full, mesh fsdp:8", "Mosaic failed")]
     assert (
