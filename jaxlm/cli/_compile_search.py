@@ -195,4 +195,5 @@ def default_folder() -> str:
 
 def default_processes() -> int:
     """Half the cores: a compiler keeps more than one busy, and takes gigabytes."""
-    return max(len(os.sched_getaffinity(0)) // 2, 1)
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return max((len(affinity(0)) if affinity else os.cpu_count() or 1) // 2, 1)

@@ -38,7 +38,7 @@ SEARCH = (*SMALL, "--topology=cpu:2", "--search")
         ((*SEARCH, "--search-trials=0"), "--search-trials=0 must be at least 1"),
         ((*SEARCH, "--num-processes=0"), "--num-processes=0 must be at least 1"),
         ((*SEARCH, "--search-margin=-0.1"), "--search-margin=-0.1 must be in [0, 10)"),
-        ((*SEARCH, "--search-dir=/proc/none"), "--search-dir=/proc/none cannot be written"),
+        ((*SEARCH, "--search-dir=/dev/null/none"), "--search-dir=/dev/null/none cannot be written"),
         ((*SEARCH, "--search-batch"), "did you mean --search-"),
     ],
 )  # fmt: skip
