@@ -134,7 +134,7 @@ class ModelConfig:
     attention_blocks: str | None = None
     """Positions at a time in the kernels of TPUs (flash, splash): queries, keys, queries on the diagonal (flash), such
     as `1024,512,256`; or six numbers, the last three of the backward pass. Fewer where they do not divide the length.
-    Unset: the default of the kernel."""
+    Unset: the default of the chip."""
 
     def __post_init__(self):
         for name in ("embed_dim", "num_layers", "num_heads"):

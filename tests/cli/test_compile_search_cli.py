@@ -133,3 +133,30 @@ def fake_compiler(folder, first=""):
     path.write_text(f'#!/bin/sh\nshift 2\n{first}\necho "jaxlm: error: $*" >&2\nexit 2\n')
     path.chmod(0o755)
     return path
+
+
+def test_blocks_of_attention_are_those_that_are_compiled_for_a_tpu(tmp_path):
+    """In a process of its own, since this one may have no TPU compiler loaded beside others."""
+    pytest.importorskip("libtpu")
+    flags = [
+        *SMALL,
+        "--config.model.head_dim=128",
+        "--config.data.seq_len=256",
+        "--topology=v5e:2x2",
+        "--json",
+    ]
+    flags += [
+        "--search",
+        "--search-rows=1",
+        "--search-remat=full",
+        "--search-mesh=fsdp:4",
+        f"--search-dir={tmp_path}",
+    ]
+    argv = [sys.executable, "-m", "jaxlm", "compile", *flags, "--search-blocks=256x128x128"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (one,) = json.loads(done.stdout)["fitting"]
+    assert one["kernels"] == {"attention": "flash", "attention blocks": "256,128,128"}
+    assert one["attention_blocks"] == "256,128,128"
+    assert [speed["basis"] for speed in one["speeds"]] == ["roofline", "hybrid", "cycles"]
+    assert one["fits"]
