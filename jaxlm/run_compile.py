@@ -206,7 +206,6 @@ def lower_step(cfg: RunConfig, devices: Sequence[Any]) -> LoweredStep:
 
     Errors: UserError where the mesh does not fill the devices, or does not divide batch and model.
     """
-    from jaxlm.models.attention import pick_attention
     from jaxlm.run_weights import abstract_params
 
     started = time.perf_counter()
@@ -221,10 +220,19 @@ def lower_step(cfg: RunConfig, devices: Sequence[Any]) -> LoweredStep:
     return LoweredStep(
         lowered,
         pieces,
-        {"attention": pick_attention(cfg.model, devices[0].platform, pieces.sizes["tensor"])},
+        kernels_of(cfg, devices[0], pieces.sizes["tensor"]),
         {name: device_bytes(tree) for name, tree in parts.items()},
         time.perf_counter() - started,
     )
+
+
+def kernels_of(cfg: RunConfig, device: Any, num_parts: int) -> dict[str, str]:
+    """What each `auto` stands for on this device. num_parts: devices that the heads are split over."""
+    from jaxlm.models.attention import pick_attention, picked_blocks
+
+    kernel = pick_attention(cfg.model, device.platform, num_parts)
+    blocks = picked_blocks(cfg.model, kernel, cfg.data.seq_len, device.device_kind, num_parts)
+    return {"attention": kernel} | ({} if blocks is None else {"attention blocks": blocks})
 
 
 def device_bytes(tree: PyTree) -> int:

@@ -39,7 +39,7 @@ MAY_CHANGE = (
     "train.num_steps", "train.num_microbatches", "train.loss_chunk_tokens", "train.max_bad_steps",
     "train.eval_every_steps", "train.eval_batches", "train.log_every_steps", "train.profile_steps",
     "checkpoint.*", "mesh.*", "report.*", "model.remat", "model.scan_layers", "model.attention",
-    "data.cache_dir", "data.sources.*.on_exhausted", "data.sources.*.max_epochs",
+    "model.attention_blocks", "data.cache_dir", "data.sources.*.on_exhausted", "data.sources.*.max_epochs",
 )  # fmt: skip
 """Keys that a restart in the same workdir may change: how long, how often, on what, with which limits.
 The rest says which run it is. (A new num_steps also stretches a schedule that ends with it.)"""

@@ -3,9 +3,14 @@
 jaxlm compile --config=pretrain_llama2_7b_v5e256 --topology=v5e:16x16
 jaxlm compile --config=pretrain_llama2_7b_v5e256 --topology=v5e:16x16 --num-slices=2 --config.mesh.data=2
 jaxlm compile --config=quickstart --topology=cpu:8          memory and collectives on fake CPU devices
+jaxlm compile --config=pretrain_llama2_7b_v5e256 --topology=v5e:16x16 --search --search-rows=2,4,8
 
 It is the step that `jaxlm train` compiles, for any objective. No data is read and no TPU is needed, but its compiler:
 pip install 'jaxlm[tpu]'. The exit code is 4 where the step does not fit.
+
+With --search it compiles many ways to run the config (rows of a device at a time, model.remat, mesh, attention blocks),
+keeps what came of each, and prints which are the fastest in how much memory; the same command goes on where it was
+stopped. Rows of a device make data.global_batch_size, unless --search-keep-batch.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import time
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from jaxlm.cli._compile_search import add_search_arguments, check_flags, search_main
 from jaxlm.cli._plan_output import add_output_arguments, emit
 from jaxlm.cli._plan_run import add_price_arguments, completed
 from jaxlm.plan import prices, topology
@@ -44,18 +50,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hlo", metavar="FILE", help="also write the compiled program, as text")
     add_price_arguments(parser)
     add_output_arguments(parser)
+    add_search_arguments(parser)
 
 
 def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     """Lowers, compiles, reads what came of it, and says so."""
+    check_flags(args)
     on = topology.parse(args.topology, args.num_slices)
     cfg, notes = completed(resolve(parse(config_argv)))
     given = next(arg.partition("=")[2] for arg in config_argv if arg.startswith("--config="))
-    resolve_mesh(cfg, on.num_devices)
+    if not args.search:
+        resolve_mesh(cfg, on.num_devices)
     check_writable("--hlo", args.hlo)
     check_writable("--html", args.html)
     if on.chip is not None:
         check_libtpu()
+    if args.search:
+        return search_main(args, cfg, on, config_argv, given, versions(on), notes)
     set_environment(on)
 
     pricing = Pricing(

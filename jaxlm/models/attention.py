@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.models import attention_cudnn
 from jaxlm.models.attention_chunked import attend_chunked
-from jaxlm.models.config import ModelConfig
+from jaxlm.models.config import BLOCK_UNIT, ModelConfig
 from jaxlm.models.layers import (
     Constrain,
     Matrix,
@@ -187,6 +188,28 @@ def describe_attention(config: ModelConfig, platform: str, num_parts: int = 1) -
     return f"{name} (auto)"
 
 
+def picked_blocks(
+    config: ModelConfig, kernel: str, seq_len: int, device_kind: str, num_parts: int = 1
+) -> str | None:
+    """What `model.attention_blocks` stands for in a kernel; None for one that has no blocks.
+
+    As that key is written, but where length or memory make blocks shorter, and without the diagonal, of which splash
+    has none: queries, keys, and the same of the backward pass, if it is unlike the forward pass.
+    """
+    if kernel == "flash":
+        from jaxlm.models.attention_flash import picked_blocks as of_flash
+
+        sizes = of_flash(config, seq_len, device_kind, num_parts)
+    elif kernel == "splash":
+        from jaxlm.models.attention_splash import picked_sizes
+
+        sizes = picked_sizes(-(-seq_len // BLOCK_UNIT) * BLOCK_UNIT, config.block_sizes)
+    else:
+        return None
+    half = len(sizes) // 2
+    return ",".join(map(str, sizes[:half] if sizes[:half] == sizes[half:] else sizes))
+
+
 def supports(head_dim: int, num_heads: int, kv_heads: int) -> bool:
     """Whether `flash` can cut one head, or two, out of the lanes of a TPU; the numbers of heads are one device's."""
     if num_heads % max(kv_heads, 1):
@@ -197,23 +220,32 @@ def supports(head_dim: int, num_heads: int, kv_heads: int) -> bool:
 
 
 def attend(
-    kernel: str, spread: Spread | None, q_BTNH, k_BSKH, v_BSKH, turn: Rotation | None, **how
+    kernel: str,
+    spread: Spread | None,
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    turn: Rotation | None,
+    *,
+    blocks: Sequence[int] | None = None,
+    **how,
 ) -> jax.Array:
     """Causal attention by one of the kernels, all of which compute `attend_dense`; `how`: its keywords.
 
-    turn: by which queries and keys are turned first.
+    turn: by which queries and keys are turned first. blocks: `ModelConfig.block_sizes`, for the kernels of TPUs.
     """
     if kernel == "flash":
-        from jaxlm.models.attention_flash import attend_flash  # Pallas: half a second, on TPUs only
+        from jaxlm.models.attention_flash import Blocks, attend_flash  # Pallas: half a second, on TPUs only
 
-        return attend_flash(q_BTNH, k_BSKH, v_BSKH, rotation=turn, spread=spread, **how)
+        asked = None if blocks is None else Blocks(*blocks)
+        return attend_flash(q_BTNH, k_BSKH, v_BSKH, rotation=turn, spread=spread, blocks=asked, **how)
     if turn is not None:
         by_product = kernel == "splash"
         q_BTNH, k_BSKH = (rope(x, turn, by_product=by_product) for x in (q_BTNH, k_BSKH))
     if kernel == "splash":
         from jaxlm.models.attention_splash import attend_splash
 
-        return attend_splash(q_BTNH, k_BSKH, v_BSKH, spread=spread, **how)
+        return attend_splash(q_BTNH, k_BSKH, v_BSKH, spread=spread, blocks=blocks, **how)
     if kernel == "cudnn":
         how["spread"] = spread
     kernels = {"dense": attend_dense, "chunked": attend_chunked, "cudnn": attention_cudnn.attend_cudnn}
@@ -308,6 +340,7 @@ class Attention(nn.Module):
             )
         else:
             how = {"segments_BT": places.segments_BT, "window": window, "softcap": cap, "scale": scale}
+            how["blocks"] = config.block_sizes
             o_BTNH = attend(self.kernel, self.spread, q_BTNH, k_BTKH, v_BTKH, turn, **how)
         o_BTNH = self.constrain(o_BTNH, "batch", "length", "heads", "head_dim")
         axes = ("heads", "head_dim", "embed")

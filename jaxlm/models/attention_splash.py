@@ -7,6 +7,7 @@ rules out. Documents of a packed row are told apart inside of blocks. Dao et al.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,22 +19,31 @@ from jaxlm.models.attention_flash import fit
 from jaxlm.models.attention_flash_kernel import LANES
 from jaxlm.models.layers import Spread
 
-BLOCK = 512
-"""Queries and keys at a time, in both passes; shorter where it does not divide the length."""
+DEFAULT_SIZES = (512, 512)
+"""Queries and keys at a time, in both passes; shorter where they do not divide the length."""
 
 
-def pick_blocks(seq_len: int) -> splash_attention_kernel.BlockSizes:
-    """Blocks that divide the length, a multiple of `LANES`; of two backward kernels, one for the queries."""
-    size = fit(BLOCK, seq_len)
+def picked_sizes(seq_len: int, asked: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Queries and keys at a time, forward and then backward, that divide the length, a multiple of `LANES`.
+
+    asked: the six numbers of model.attention_blocks; the kernel has none for the diagonal.
+    """
+    sizes = (*DEFAULT_SIZES, *DEFAULT_SIZES) if asked is None else (*asked[:2], *asked[3:5])
+    return tuple(fit(size, seq_len) for size in sizes)
+
+
+def block_sizes(seq_len: int, asked: Sequence[int] | None) -> splash_attention_kernel.BlockSizes:
+    """As the kernel takes them; of two backward kernels, one is for the queries."""
+    q, kv, q_back, kv_back = picked_sizes(seq_len, asked)
     return splash_attention_kernel.BlockSizes(
-        block_q=size,
-        block_kv=size,
-        block_kv_compute=size,
-        block_q_dkv=size,
-        block_kv_dkv=size,
-        block_kv_dkv_compute=size,
-        block_q_dq=size,
-        block_kv_dq=size,
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=kv,
+        block_q_dkv=q_back,
+        block_kv_dkv=kv_back,
+        block_kv_dkv_compute=kv_back,
+        block_q_dq=q_back,
+        block_kv_dq=kv_back,
     )
 
 
@@ -47,11 +57,13 @@ def attend_splash(
     softcap: float | None,
     scale: float,
     spread: Spread | None = None,
+    blocks: Sequence[int] | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """The same function as `attend_dense`; see there for the arguments.
 
     Args:
+      blocks: as of `picked_sizes`.
       spread: the mesh whose devices hold rows and heads; the compiler cannot cut a kernel.
       interpret: on a CPU, for tests.
     """
@@ -62,7 +74,7 @@ def attend_splash(
         mask = splash_attention_mask.LocalMask((size, size), (window - 1, 0), offset=0)
     make = functools.partial(
         splash_attention_kernel.make_splash_mha,
-        block_sizes=pick_blocks(size),
+        block_sizes=block_sizes(size, blocks),
         attn_logits_soft_cap=softcap,
         residual_checkpoint_name="attention",
         head_shards=1,

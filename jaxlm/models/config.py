@@ -30,9 +30,37 @@ ON_HOST = "@host"
 HOST_MEMORY = "pinned_host"
 """JAX's name of it; TPUs, GPUs and CPUs have one."""
 ATTENTIONS = ("auto", "dense", "chunked", "splash", "flash", "cudnn")
+BLOCK_UNIT = 128
+"""Positions: blocks of attention are multiples of the lanes of a TPU."""
 ATTENTION_CHUNK = 64
 """Queries at a time of `chunked`."""
 DTYPES = ("float32", "bfloat16")
+
+
+def check_blocks(key: str, text: str) -> tuple[int, ...]:
+    """Queries, keys, queries on the diagonal; the same of the backward pass. Errors: UserError that names the rule."""
+    words = [word.strip() for word in text.split(",")]
+    sizes = [int(word) if word.isdecimal() and len(word) < 7 else 0 for word in words]
+    if len(sizes) not in (3, 6):
+        raise UserError(
+            f"{key}={text} must be three numbers, QUERIES,KEYS,DIAGONAL, such as 1024,512,256; or six, the last three "
+            "of the backward pass."
+        )
+    for word, size in zip(words, sizes, strict=True):
+        if size < BLOCK_UNIT or size % BLOCK_UNIT:
+            near = max(round(size / BLOCK_UNIT), 1) * BLOCK_UNIT
+            raise UserError(
+                f"{key}={text}: {word} must be a multiple of {BLOCK_UNIT}, the lanes of a TPU. Try {near}."
+            )
+    for queries, *parts in (sizes[:3], sizes[-3:]):
+        for size in parts:
+            if queries % size:
+                fit = [d * BLOCK_UNIT for d in divisors(queries // BLOCK_UNIT)]
+                raise UserError(
+                    f"{key}={text}: {size} must divide the {queries} queries of a block. Try one of "
+                    f"{', '.join(map(str, fit))}."
+                )
+    return (*sizes[:3], *sizes[-3:])
 
 
 @dataclass(frozen=True)
@@ -106,6 +134,10 @@ class ModelConfig:
     """One compiled layer in a loop (deep models), or unrolled (faster for small ones). Checkpoints are the same."""
     attention: str = "auto"
     """How attention is computed; `auto` picks by platform and says what it picked."""
+    attention_blocks: str | None = None
+    """Positions at a time in the kernels of TPUs (flash, splash): queries, keys, queries on the diagonal (flash), such
+    as `1024,512,256`; or six numbers, the last three of the backward pass. Fewer where they do not divide the length.
+    Unset: the default of the chip."""
 
     def __post_init__(self):
         for name in ("embed_dim", "num_layers", "num_heads"):
@@ -128,6 +160,7 @@ class ModelConfig:
         check_choice("model.rope_scaling", self.rope_scaling, ROPE_SCALINGS)
         self._check_remat()
         check_choice("model.attention", self.attention, ATTENTIONS)
+        self._check_attention_blocks()
         check_choice("model.dtype", self.dtype, DTYPES)
         if self.num_heads % self.kv_heads:
             raise UserError(
@@ -180,6 +213,16 @@ class ModelConfig:
         for name in names:
             check_choice("model.remat", name, usable if len(names) > 1 else (*REMATS, *usable))
 
+    def _check_attention_blocks(self) -> None:
+        if self.attention_blocks is None:
+            return
+        check_blocks("model.attention_blocks", self.attention_blocks)
+        if self.attention in ("dense", "chunked", "cudnn"):
+            raise UserError(
+                f"model.attention_blocks={self.attention_blocks} would be ignored: model.attention={self.attention!r} "
+                "has no such blocks. Try attention='auto', or unset attention_blocks."
+            )
+
     def _check_experts(self) -> None:
         """The fields of a mixture of experts, which only make sense together."""
         E, k = self.num_experts, self.num_experts_per_token
@@ -228,6 +271,11 @@ class ModelConfig:
             return ()
         names = (name.strip() for name in self.remat.split(","))
         return tuple(name.removesuffix(ON_HOST) for name in names if name.endswith(ON_HOST))
+
+    @property
+    def block_sizes(self) -> tuple[int, ...] | None:
+        """The six numbers of attention_blocks; None where it is unset."""
+        return None if self.attention_blocks is None else check_blocks("", self.attention_blocks)
 
     @property
     def kv_heads(self) -> int:

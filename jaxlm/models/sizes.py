@@ -15,7 +15,9 @@ from jaxlm.config import check_choice
 from jaxlm.models.config import ModelConfig
 from jaxlm.types import UserError
 
-RUN_FIELDS = ("dropout", "dtype", "remat", "scan_layers", "attention", "balance_loss", "router_z_loss")
+RUN_FIELDS = (
+    "dropout", "dtype", "remat", "scan_layers", "attention", "attention_blocks", "balance_loss", "router_z_loss",
+)  # fmt: skip
 """Fields of ModelConfig that say how a model is run, not what it is: `apply` leaves them alone."""
 
 
