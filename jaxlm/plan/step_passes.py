@@ -18,8 +18,7 @@ from jaxlm.plan.step_products import device_tokens, share_trained
 from jaxlm.plan.tuning import adapters, trained_weights
 
 STREAM_PASSES = 8
-"""Of a block over the residual stream: squares of four norms, and two sums of gradients of four operands each, less what
-is read with what is kept."""
+"""Of a block over the residual stream: squares for its norms, twice, and sums of gradients."""
 
 KEPT_PASSES = 4
 """Written, put into the stack of all layers, taken out of it, read."""
@@ -37,7 +36,7 @@ ADAPTER_PASSES = 4
 """Over the result of every product that has an adapter, to which its result is added."""
 
 TABLE_PASSES = {True: 18, False: 9}
-"""Over a whole matrix of the vocabulary's size: gathered, laid out anew, its gradient so too; less where it is frozen."""
+"""Over a whole matrix of the vocabulary's size: gathered, laid out anew, its gradient likewise; and a frozen one."""
 
 WEIGHT_PASSES, WEIGHT_PASSES_3D = 0.4, 2.7
 """Over the gathered weights of all blocks; over three dimensions of a network one after the other they are copied."""
@@ -46,7 +45,7 @@ OPTIMIZER_PASSES = 7
 """float32: weight, gradient and two moments read, three of them written."""
 
 
-def block_passes(model: ModelConfig, post: bool = True) -> float:
+def block_passes(model: ModelConfig) -> float:
     """Of one block, in units of the residual stream, without what is kept."""
     D, H = model.embed_dim, model.head_width
     passes = STREAM_PASSES + POST_NORM_PASSES * model.post_norm

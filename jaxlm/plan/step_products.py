@@ -133,7 +133,7 @@ def head(run: Any, mesh: dict[str, int], tokens: float, item: int) -> Product:
 
 
 def attention(run: Any, mesh: dict[str, int], tokens: float) -> Product:
-    """Queries with keys and probabilities with values; blocks above the diagonal are left out, their halves on it not."""
+    """Queries with keys and probabilities with values; blocks that no query of theirs sees are left out."""
     model, T = run.model, run.data.seq_len
     N, K, H = model.num_heads, model.kv_heads, model.head_width
     tensor, item = mesh.get("tensor", 1), 2 if model.dtype == "bfloat16" else 4

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from jaxlm.plan.hardware import Chip, product_flops_per_s
 from jaxlm.plan.step_passes import moved_bytes
 from jaxlm.plan.step_products import Products, products
-from jaxlm.plan.step_wire import Wire, is_torus, wire
+from jaxlm.plan.step_wire import Wire, is_torus, latency_s, wire
 
 KERNEL_EFFICIENCY = 0.5
 """As of `jaxlm.plan.hlo_walk`."""
@@ -45,6 +45,13 @@ OTHERS = "v5p"
 """The row that stands in for chips without one."""
 
 
+CYCLES = (0.88, 1.07)
+"""Measured steps over compiled ones, lowest and highest: `MEASURED["cycles"]` of `jaxlm.plan.compiled`."""
+
+AGAINST_COMPILED = (-0.15, 0.15)
+"""This prediction over the compiler's cycles, less 1, on the pod configs that tests/plan/test_plan_pods.py holds it to."""
+
+
 class StepEstimate(NamedTuple):
     """Seconds of one step; those of parts are one after the other."""
 
@@ -60,6 +67,8 @@ class StepEstimate(NamedTuple):
     """All that is sent within the slice."""
     across_slices_s: float
     """All that is sent from slice to slice."""
+    latency_s: float
+    """Of the collectives, hop by hop, which no compiler counts."""
 
     @property
     def on_chip_s(self) -> float:
@@ -67,6 +76,7 @@ class StepEstimate(NamedTuple):
 
     @property
     def step_s(self) -> float:
+        """As the compiler counts it."""
         return max(self.on_chip_s + self.exposed_s, self.wire_s, self.across_slices_s)
 
     @property
@@ -109,5 +119,6 @@ def predict_step(
         passes_s=moved_bytes(run, mesh, num_dims=num_dims) / (reached.hbm * device.hbm_bytes_per_s),
         exposed_s=exposed / device.link_bytes_per_s,
         wire_s=sent.in_slice / device.link_bytes_per_s,
-        across_slices_s=0.0,
+        across_slices_s=sent.across_slices / chip.dcn_bytes_per_s.value if chip.dcn_bytes_per_s else 0.0,
+        latency_s=latency_s(run, mesh, shape),
     )

@@ -21,13 +21,20 @@ from jaxlm.plan.step_products import device_tokens, share_trained
 from jaxlm.plan.tuning import trained_weights
 
 RING = {"v5e": 16, "v6e": 16}
-"""Chips along a dimension of a slice from which on its ends are joined; of cubes (v4, v5p, tpu7x) every multiple of 4."""
+"""Chips along a dimension of a slice whose ends are joined; of slices made of cubes, every multiple of `CUBE`."""
 
 CUBE = 4
 
 TENSOR_EXCHANGES = {"forward": 4, "again": 4, "backward": 6}
 """Of a block's activations along `tensor`: gathered and scattered, for attention and for the MLP; the backward pass
 gathers the inputs once more, for the gradients of the weights."""
+
+
+HOP_S = 1e-6
+"""A message from a chip to its neighbour (https://jax-ml.github.io/scaling-book/sharding/, read 2026-11-26)."""
+
+COLLECTIVES_PER_MATRIX = 3
+"""Two gathers and a scatter."""
 
 
 class Wire(NamedTuple):
@@ -104,3 +111,13 @@ def activations(run: Any, mesh: dict[str, int], item: int) -> float:
     each = tokens * model.embed_dim * item * model.num_layers
     along_experts = 0.0 if model.num_experts is None else 2 * (2 + again) * (expert - 1)
     return each * (num * (tensor - 1) / tensor + along_experts)
+
+
+def latency_s(run: Any, mesh: dict[str, int], shape: Sequence[int]) -> float:
+    """Of all collectives of a step one after the other: each goes half way around every dimension of the slice."""
+    if mesh.get("fsdp", 1) == 1 and mesh.get("tensor", 1) == 1:
+        return 0.0
+    matrices = [w for w in weights(run.model, run.data.seq_len) if w.axes[0] == "layers" and w.is_matrix]
+    hops = sum(size // 2 for size in shape)
+    num = COLLECTIVES_PER_MATRIX * len(matrices) * run.model.num_layers * run.train.num_microbatches
+    return HOP_S * hops * num
