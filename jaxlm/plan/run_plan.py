@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxlm.config import check_choice
 from jaxlm.plan.flops import FlopsPerToken, ParamCount, count_params, flops_per_token, training_flops, weights
+from jaxlm.plan.hardware import product_flops_per_s
 from jaxlm.plan.prices import check_choices
 from jaxlm.plan.report import Report, Table, count, flops, percent
 from jaxlm.plan.scaling import Law
@@ -20,6 +21,7 @@ from jaxlm.plan.slices import (
     stale,
     too_large,
 )
+from jaxlm.plan.step_show import steps_table
 from jaxlm.plan.tuning import trained_weights, tuned_flops_per_token
 
 ATTENTION_FLOPS = {
@@ -126,9 +128,16 @@ def plan_run(run: Any, name: str, wanted: RunPlan) -> Report:
     slices, without = find_slices(run, found.flops, wanted)
     tables = [parameters_table(found), training_table(run, found, wanted.attention_flops)]
     if slices:
+        peaks = [
+            one.place.num_chips * (product_flops_per_s(one.place.chip, run.model.dtype) or 1.0)
+            for one in slices
+        ]
+        steps = [steps_table(run, slices, found.flops / found.num_steps, peaks)]
+        steps = [table for table in steps if table.rows]
         tables += [
             memory_table(run, slices[0].place),
             slices_table(slices, wanted),
+            *steps,
             cost_table(slices, wanted),
             prices_table(slices),
         ]

@@ -41,15 +41,21 @@ EFFICIENCIES = {
     "v5p": Efficiency(0.98, 0.6, 0.40, 0.0),
     "v6e": Efficiency(0.84, 0.4, 0.45, 0.0),
 }
-OTHERS = "v5p"
-"""The row that stands in for chips without one."""
+OTHERS = {"v4": "v5p", "tpu7x": "v6e"}
+"""Chips that were not compared, and one with matrix units of the same size."""
+
+
+def efficiency_of(chip_name: str) -> tuple[str, Efficiency]:
+    """(of which chip it was read, what it is)."""
+    name = OTHERS.get(chip_name, chip_name)
+    return name, EFFICIENCIES[name]
 
 
 CYCLES = (0.88, 1.07)
 """Measured steps over compiled ones, lowest and highest: `MEASURED["cycles"]` of `jaxlm.plan.compiled`."""
 
 AGAINST_COMPILED = (-0.15, 0.15)
-"""This prediction over the compiler's cycles, less 1, on the pod configs that tests/plan/test_plan_pods.py holds it to."""
+"""This prediction over the compiler's cycles, less 1, on pod configs: what tests/plan/test_pods_compiled.py allows."""
 
 
 class StepEstimate(NamedTuple):
@@ -93,6 +99,19 @@ class StepEstimate(NamedTuple):
         return max(parts, key=lambda part: parts[part])
 
 
+def time_range(step: StepEstimate) -> tuple[float, float]:
+    """(shortest, longest) seconds that a real step may take: errors of this prediction and of the compiler's cycles."""
+    (low, high), (fast, slow) = AGAINST_COMPILED, CYCLES
+    seconds = step.step_s + step.latency_s
+    return seconds / (1 + high) * fast, seconds / (1 + low) * slow
+
+
+def mfu_range(step: StepEstimate, flops: float, peak_flops_per_s: float) -> tuple[float, float]:
+    """(lowest, highest) MFU. flops: the model's, of one step; peak_flops_per_s: of all chips together."""
+    shortest, longest = time_range(step)
+    return flops / (peak_flops_per_s * longest), min(1.0, flops / (peak_flops_per_s * shortest))
+
+
 def predict_step(
     run: Any, chip: Chip, mesh: dict[str, int], shape: tuple[int, ...], num_slices: int = 1
 ) -> StepEstimate:
@@ -105,7 +124,7 @@ def predict_step(
     """
     device = chip.device()
     peak = (product_flops_per_s(chip, run.model.dtype) or chip.training_flops_per_s) * chip.share()
-    reached = EFFICIENCIES.get(chip.name, EFFICIENCIES[OTHERS])
+    reached = efficiency_of(chip.name)[1]
     found: Products = products(run, mesh)
     torus = is_torus(chip.name, shape)
     sent: Wire = wire(run, mesh, torus=torus, num_slices=num_slices)
