@@ -15,6 +15,7 @@ from jaxlm.plan.block_memory import FLOAT32, is_scanned, kept_of_a_block, widths
 from jaxlm.plan.flops import weights
 from jaxlm.plan.memory import optimizer_elements, shard_size
 from jaxlm.plan.step_products import device_tokens, share_trained
+from jaxlm.plan.step_wire import exchanges
 from jaxlm.plan.tuning import adapters, trained_weights
 
 STREAM_PASSES = 8
@@ -34,6 +35,13 @@ NARROW_HEAD_PASSES = 31
 
 ADAPTER_PASSES = 4
 """Over the result of every product that has an adapter, to which its result is added."""
+
+EXCHANGE_PASSES = 4
+"""Over the stream, of each time that it is gathered or scattered along `tensor`: in pieces, which are copied."""
+
+EXPERT_PASSES, SENT_PASSES = 50, 25
+"""Of experts, over their inner width and over the stream, of every token once for each expert that it meets: what their
+kernels give in float32 is converted, activations stand alone, rows are sorted and sorted back."""
 
 TABLE_PASSES = {True: 18, False: 9}
 """Over a whole matrix of the vocabulary's size: gathered, laid out anew, its gradient likewise; and a frozen one."""
@@ -66,6 +74,11 @@ def moved_bytes(run: Any, mesh: dict[str, int], *, num_dims: int) -> float:
     tensor, fsdp = mesh.get("tensor", 1), mesh.get("fsdp", 1)
     backward = share_trained(run)
     found = tokens * L * D * item * block_passes(model) / tensor * (1 + 2 * backward) / 3
+    if tensor > 1:
+        found += tokens * L * D * item * EXCHANGE_PASSES * exchanges(run)
+    if model.num_experts is not None:
+        widths_met = EXPERT_PASSES * model.mlp_width / tensor + SENT_PASSES * D
+        found += tokens * L * model.num_experts_per_token * widths_met * item
     found += tokens * L * backward * KEPT_PASSES * kept_bytes(run, mesh, item)
     if model.num_classes is None:
         found += tokens * V / tensor * FLOAT32

@@ -11,13 +11,12 @@ import math
 from typing import Any, NamedTuple
 
 from jaxlm.models.config import ModelConfig
-from jaxlm.plan.flops import Weight, mean_keys, weights
+from jaxlm.plan.flops import Weight, weights
 from jaxlm.plan.memory import logit_chunks
 from jaxlm.plan.tuning import adapters
 
-ATTENTION_BLOCK = 256
-"""Queries of `flash` that go through the keys around the diagonal together: the upper half of such a block is computed
-for nothing."""
+QUERIES, KEYS, DIAGONAL = 1024, 512, 256
+"""Blocks of `jaxlm/models/attention_flash.py`: queries, keys, and both around the diagonal. Blocks count whole."""
 
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
 """Of attention's kernels: queries with keys and probabilities with values; then those again, and three gradients."""
@@ -137,12 +136,9 @@ def attention(run: Any, mesh: dict[str, int], tokens: float) -> Product:
     model, T = run.model, run.data.seq_len
     N, K, H = model.num_heads, model.kv_heads, model.head_width
     tensor, item = mesh.get("tensor", 1), 2 if model.dtype == "bfloat16" else 4
-    block = min(ATTENTION_BLOCK, T)
     whole = model.attention == "dense"
-    keys = sum(
-        T if whole else mean_keys(kind, T, model.sliding_window, causal_halved=True) + block / 2
-        for kind in model.layer_kinds
-    )
+    window = model.sliding_window
+    keys = sum(T if whole else block_keys(T, window if kind == "l" else None) for kind in model.layer_kinds)
     again = model.remat != "none" and "attention" not in model.kept
     backward = share_trained(run)
     num_products = FORWARD_PRODUCTS * (1 + backward * again) + backward * BACKWARD_PRODUCTS
@@ -151,3 +147,11 @@ def attention(run: Any, mesh: dict[str, int], tokens: float) -> Product:
         2.0 * num_products * tokens * N * H * keys / tensor,
         num_passes * model.num_layers * tokens * (2 * N + 2 * K) * H / tensor * item,
     )
+
+
+def block_keys(seq_len: int, window: int | None) -> float:
+    """Keys of a query, averaged over a row of one document, with those of its blocks that it does not see."""
+    q = min(QUERIES, seq_len)
+    before = range(0, seq_len, q)
+    far = math.inf if window is None else -(-(window - 1) // KEYS) * KEYS
+    return sum(min(start, far) for start in before) / len(before) + (q + min(DIAGONAL, q)) / 2

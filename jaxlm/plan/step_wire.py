@@ -25,10 +25,11 @@ RING = {"v5e": 16, "v6e": 16}
 
 CUBE = 4
 
-TENSOR_EXCHANGES = {"forward": 4, "again": 4, "backward": 6}
-"""Of a block's activations along `tensor`: gathered and scattered, for attention and for the MLP; the backward pass
-gathers the inputs once more, for the gradients of the weights."""
+INTO_ATTENTION, INTO_GATED_MLP = 3, 2
+"""Products that take a block's stream, each of which gathers it along `tensor`: 1 where they are fused."""
 
+OUT_OF_BLOCK = 2
+"""Products that give the stream, whose sums are scattered along `tensor`."""
 
 HOP_S = 1e-6
 """A message from a chip to its neighbour (https://jax-ml.github.io/scaling-book/sharding/, read 2026-11-26)."""
@@ -100,17 +101,28 @@ def wire(run: Any, mesh: dict[str, int], *, torus: bool, num_slices: int = 1) ->
     )
 
 
+def exchanges(run: Any) -> float:
+    """Times that a block gathers or scatters activations along `tensor`.
+
+    Forward as its products take and give the stream; backward what they gave is gathered and what they took scattered,
+    and what they took is gathered once more, for the gradients of the weights.
+    """
+    model = run.model
+    into = INTO_ATTENTION + (INTO_GATED_MLP if model.gated else 1)
+    again = model.remat != "none" and not {"o", "down"} <= set(model.kept)
+    forward = into + OUT_OF_BLOCK
+    return forward + share_trained(run) * (2 * into + OUT_OF_BLOCK + again * (into + 1))
+
+
 def activations(run: Any, mesh: dict[str, int], item: int) -> float:
-    """Along `tensor` and `expert`."""
+    """Bytes along `tensor` and `expert`."""
     model, tokens = run.model, device_tokens(run, mesh)
     tensor, expert = mesh.get("tensor", 1), mesh.get("expert", 1)
-    again = model.remat != "none" and not {"o", "down"} & set(model.kept)
-    num = TENSOR_EXCHANGES["forward"] + share_trained(run) * (
-        TENSOR_EXCHANGES["backward"] + again * TENSOR_EXCHANGES["again"]
-    )
     each = tokens * model.embed_dim * item * model.num_layers
-    along_experts = 0.0 if model.num_experts is None else 2 * (2 + again) * (expert - 1)
-    return each * (num * (tensor - 1) / tensor + along_experts)
+    along_experts = 0.0
+    if model.num_experts is not None:  # tokens to all that share the experts and back, and their gradients
+        along_experts = 2 * (2 + (model.remat != "none")) * (expert - 1)
+    return each * (exchanges(run) * (tensor - 1) / tensor + along_experts)
 
 
 def latency_s(run: Any, mesh: dict[str, int], shape: Sequence[int]) -> float:
