@@ -64,7 +64,7 @@ from typing import NamedTuple, Protocol
 
 from jaxlm.data.config import DataConfig
 from jaxlm.models.config import ModelConfig
-from jaxlm.plan.block_memory import FLOAT32, cpu_block, is_scanned, tpu_block, widths
+from jaxlm.plan.block_memory import FLOAT32, LANES, cpu_block, is_scanned, tpu_block, widths
 from jaxlm.plan.flops import Weight, weights
 from jaxlm.plan.tuning import trained_weights
 from jaxlm.train.config import OptimizerConfig, TrainConfig, TuneConfig
@@ -92,9 +92,6 @@ ADAFACTOR_MIN_DIM = 128
 
 NUM_TABLE_GRADS = 2
 """Gradients of the vocabulary's size: of the lookup and of the head; a tied table adds them up at the end."""
-
-LANES = 128
-"""A TPU stores the last dim of an array in multiples of this; XLA mostly finds a layout where that costs nothing."""
 
 GAPS = 0.06
 """Of XLA:TPU's temporaries: mean share that lies between buffers (0 to 18 %)."""
@@ -209,6 +206,7 @@ class Parts(NamedTuple):
     whole_table: int
     num_tables: int
     trains_tables: bool
+    trains_head: bool
     block_bytes: float
     """Of one weight of the blocks' matrices."""
     num_kept: int
@@ -265,6 +263,7 @@ def parts_of(run: Run, mesh: dict[str, int], vocab_size: int | None) -> Parts:
         whole_table=shard_size(ends[0], whole),
         num_tables=len(ends),
         trains_tables=run.tune.train == "all",
+        trains_head=any(w.name in ("head", "embedding") for w in trained),
         block_bytes=block_bytes,
         num_kept={"head": 0, "last_blocks": run.tune.num_blocks}.get(run.tune.train, model.num_layers),
         table_moments=optimizer_elements(run.optimizer.name, ends[0], mesh) // shard_size(ends[0], mesh),
@@ -320,8 +319,8 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     block, loose = tpu_block(model, widths(model, parts.seq_len, parts.mesh, dense=dense), item)
     L = model.num_layers
     num_loose = L % len(model.layer_pattern) if is_scanned(model) else L
-    kept = tokens * ((L - num_loose) * block.kept + num_loose * loose) * parts.num_kept / L
-    at_work = block.at_work if num_loose < L else block.at_work - loose  # one block's is counted already
+    scanned = tokens * (L - num_loose) * block.kept * parts.num_kept / L
+    kept = scanned + tokens * num_loose * loose * parts.num_kept / L
     copy = item * parts.blocks if item < FLOAT32 else 0
 
     width = -(-model.embed_dim // fsdp)
@@ -331,17 +330,23 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
 
     table_grad = FLOAT32 * parts.table if parts.trains_tables else 0
     running = parts.shared.gradients // 2 if parts.is_first_of_several else 0
-    head = item * parts.table + FLOAT32 * parts.whole_table
-    if parts.is_gathered:
-        head += item * parts.whole_table + FLOAT32 * parts.table
+    head = item * parts.table + (item * parts.whole_table if parts.is_gathered else 0)
+    if parts.trains_head:
+        head += FLOAT32 * (parts.whole_table + (parts.table if parts.is_gathered else 0))
     shared = parts.shared._replace(activations=round(kept))
-    found = {
-        "blocks": shared._replace(
-            workspace=round(max(at_work, 0.0) * tokens)
-            + copy
-            + padded
-            + (round(WHOLE_BLOCKS * item * parts.whole_block) if parts.is_gathered else 0),
-        ),
+    held = copy + padded + (round(WHOLE_BLOCKS * item * parts.whole_block) if parts.is_gathered else 0)
+    found = {}
+    if num_loose < L:
+        # What the loop leaves over comes last, so it is gone when the backward pass comes to the loop.
+        found["blocks"] = shared._replace(
+            activations=round(scanned), workspace=held + round(tokens * block.at_work)
+        )
+    if num_loose:
+        at_work = max(block.at_work / block.layers_at_work - loose, 0.0)  # one block's is counted already
+        found["blocks" if num_loose == L else "loose blocks"] = shared._replace(
+            workspace=held + round(tokens * at_work)
+        )
+    found |= {
         "loss": shared._replace(
             gradients=running + table_grad,
             activations=round(kept + tokens * 2 * model.embed_dim * item),
