@@ -76,7 +76,7 @@ def chip_of(name: str | None, config: str) -> Chip:
             raise UserError(
                 f"--config={config} does not say for which chip it is made: give --chip=, one of {', '.join(DIMS)}."
             )
-        name = match[1]
+        return chip_named(match[1])
     chip = chip_named(name)
     if chip.name not in DIMS:
         raise UserError(f"--chip={name} is no TPU: there are {', '.join(DIMS)}.")

@@ -83,7 +83,7 @@ def find_slices(run: Any, total_flops: float, wanted: RunPlan) -> tuple[list[Sli
         mfus = wanted.mfus or (
             UNKNOWN_MFUS if step is None else mfu_range(step, flops, peak * place.num_chips)
         )
-        estimates = [
+        low, high = (
             cost.estimate(
                 chip,
                 total_flops / (peak * mfu) / 3600,
@@ -92,8 +92,8 @@ def find_slices(run: Any, total_flops: float, wanted: RunPlan) -> tuple[list[Sli
                 extras=cost.Extras(pue=wanted.pue),
             )
             for mfu in mfus
-        ]
-        slices.append(Slice(place, price, *estimates, mfus, step))
+        )
+        slices.append(Slice(place, price, low, high, mfus, step))
     return slices, without
 
 
@@ -206,7 +206,7 @@ def cost_table(slices: Sequence[Slice], wanted: RunPlan) -> Table:
         said += f"; of {', '.join(unknown)}, whose steps are not predicted, {percent(high, 0)} to {percent(low, 0)}"
     pue = f", times a PUE of {wanted.pue:g}" if wanted.pue != 1 else ""
     notes = [
-        f"At an MFU {said}; of the chip's dense peak. MWh: of the chips{pue}; - where their power "
+        f"At an MFU {said}; of the chip's dense peak. MWh: of the chips{pue}; - where their power"
         " is not public. Dollars: of these chip-hours alone; `jaxlm plan cost` adds the rest."
     ]
     columns = ("chip", "chips", "time", "chip-hours", "MWh", "compute")
