@@ -216,6 +216,8 @@ class Parts(NamedTuple):
     logits: int
     """Of one chunk of the loss."""
     optimizer: str
+    reduce_item: int
+    """Bytes of an element of a gradient on its way."""
     shared: MemoryEstimate
     """What is the same at all moments."""
 
@@ -269,6 +271,7 @@ def parts_of(run: Run, mesh: dict[str, int], vocab_size: int | None) -> Parts:
         table_moments=optimizer_elements(run.optimizer.name, ends[0], mesh) // shard_size(ends[0], mesh),
         logits=chunk_tokens * -(-(model.vocab_size or 0) // mesh.get("tensor", 1)),
         optimizer=run.optimizer.name,
+        reduce_item=2 if run.train.reduce_dtype == "bfloat16" else FLOAT32,
         shared=MemoryEstimate(
             parameters=parameters,
             gradients=gradients * (2 if num_parts > 1 else 1),
@@ -354,6 +357,12 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
             logits=FLOAT32 * parts.logits,
         ),
     }
+    if parts.trains_head and parts.is_gathered:
+        # Whole in float32, turned for the sum and cut, both in the dtype of the sum.
+        collected = (FLOAT32 + 2 * parts.reduce_item) * parts.whole_table + FLOAT32 * parts.table
+        if parts.num_tables > 1 and parts.trains_tables:  # laid out like their gradients, for the update
+            collected += FLOAT32 * parts.num_tables * (1 + parts.table_moments) * parts.table
+        found["head gradient"] = found["loss"]._replace(workspace=copy + padded + collected, logits=0)
     if parts.optimizer == "muon" and parts.is_gathered:
         # In float32, and in bfloat16, in which it iterates.
         found["update"] = parts.shared._replace(workspace=(FLOAT32 + 2) * parts.largest_stack)
