@@ -3,9 +3,10 @@
 What outlives a step (weights, optimizer state) is exact. What lives inside one is counted at the moments where most
 is alive, and `predict` returns the largest one:
 
-- `blocks`: the first block of the backward pass. Alive: the state, gradients, what every block keeps, and one
-  block's own intermediates.
+- `blocks`: the first block of the backward pass (of a loop, its first turn). Alive: the state, gradients, what every
+  block keeps, and one block's own intermediates. `loose blocks`: the same of those that a loop leaves over.
 - `loss`: one chunk's logits and the gradient of the head, with what every block keeps; no block is at work.
+- `head gradient`: that gradient whole, turned and cut on its way to the devices that hold it.
 - `update`, of Muon on several TPUs: it works on matrices that are whole, on those of all layers at once.
 
 | part        | bytes on one device                                                                     |
@@ -27,33 +28,25 @@ XLA:CPU (jax 0.10.2), within 12 % in tests/plan/test_memory_compiled.py (bfloat1
 counted: a second copy of the optimizer's moments (0 to 9 % of the total; they are overwritten in place only with
 `xla_cpu_copy_insertion_use_region_analysis`), and what an optimizer's update needs beside the gradients.
 
-XLA:TPU with dense attention (jax 0.10.2, libtpu 0.0.42.1, 2026-11-24), within 11 % on 46 train steps; some of them, and
-what the formula says of them. With flash attention, on the configs of pods that docs/pods.md lists: within 14 %, but
-LoRA, for which it says 23 to 40 % too much (jax 0.11.1, libtpu 0.0.46, 2026-11-26). Compiled is what has to fit:
-arguments and the one block of temporaries of the buffer assignment. `memory_analysis()` does not say it: its
-temp_size_in_bytes is 0.5 to 3 GiB above (a step of "18.0 GiB" compiles for a chip with 15.75), its
-peak_memory_in_bytes leaves out the gaps between buffers, 0 to 11 %.
+XLA:TPU with attention's kernels: within 6 % on 14 configs of pods (jax 0.11.1, libtpu 0.0.46.3, 2026-11-26), within
+10 % as tests/plan/test_pods_compiled.py holds it to. Compiled is what has to fit: arguments and the one block of
+temporaries of the buffer assignment. `memory_analysis()` does not say it: its temp_size_in_bytes is 0.5 to 3 GiB above
+(a step of "18.0 GiB" compiles for a chip with 15.75), its peak_memory_in_bytes leaves out the gaps between buffers, 0
+to 11 %. With dense attention (jax 0.10.2, libtpu 0.0.42.1, 2026-11-24) within 11 % on 46 train steps; some of them:
 
 | model (AdamW, bfloat16), mesh, rows x length, remat                   | compiled GiB | estimate |
 |-----------------------------------------------------------------------|--------------|----------|
 | GPT-3 125M, one chip, 16 x 1024, full                                 | 3.82         | +0%      |
-| GPT-3 125M, one chip, 72 x 1024, full                                 | 9.41         | +6%      |
-| GPT-3 125M, one chip, 16 x 1024, attention                            | 4.05         | +2%      |
-| GPT-3 125M, one chip, 16 x 1024, dots                                 | 6.12         | +1%      |
 | GPT-3 125M, one chip, 4 x 1024, none                                  | 7.02         | +5%      |
-| Llama 3.2 1B, fsdp 8, 16 x 2048, full                                 | 4.94         | -0%      |
 | Llama 3.2 1B, fsdp 8, 16 x 2048, dots                                 | 7.46         | +3%      |
 | Llama 3.2 1B with Muon, fsdp 8, 16 x 2048, full                       | 5.00         | -11%     |
-| Llama 2 7B with Muon on v5p, fsdp 64, 64 x 2048, full                 | 10.50        | -7%      |
 | Gemma 3 270M (262,144 ids), fsdp 8, 32 x 2048, full                   | 3.09         | +6%      |
-| Gemma 3 1B, fsdp 8, 8 x 1024, none                                    | 8.29         | +9%      |
 | Llama 3 8B, fsdp 64, 64 x 4096, full                                  | 7.99         | -5%      |
-| GPT-3 13B on v5p, fsdp 64, 64 x 2048, attention                       | 6.64         | +10%     |
 
 Of mixtures of experts (8 layers, width 1024, 8 experts of 2048, 2 a token, bfloat16; 2026-11-25): within 7 % on one
 chip, on fsdp 8, expert 8, and fsdp 4 x expert 2, with each `model.remat`.
 
-tests/plan/test_memory_tpu.py compiles the first rows anew wherever libtpu is installed.
+tests/plan/test_memory_tpu.py compiles some of them anew wherever libtpu is installed.
 """
 
 from __future__ import annotations

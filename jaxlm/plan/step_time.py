@@ -24,7 +24,14 @@ KERNEL_EFFICIENCY = 0.5
 
 
 class Efficiency(NamedTuple):
-    """What the compiler's cycles say of a chip, read off compiled steps."""
+    """What the compiler's cycles say of a chip.
+
+    Read off steps of pod configs that were compiled with jax 0.11.1 and libtpu 0.0.46.3 (2026-11-26; 5 for v5e, 5 for
+    v5p, 4 for v6e; `bench/pods.py`): `products` and `operands` are the line through the cycles of what has FLOPs over
+    the FLOPs at the peak, by the time of its operands over that of its FLOPs; `hbm` is what the cycles of everything
+    else are worth, given the bytes of `plan/step_passes.py`; `hidden_gathers` what the schedule makes asynchronous.
+    They are the compiler's model of the chip, not the chip: no step was timed.
+    """
 
     products: float
     """Of the peak, what products reach whose operands come for nothing."""
