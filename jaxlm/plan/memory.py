@@ -6,7 +6,7 @@ is alive, and `predict` returns the largest one:
 - `blocks`: the first block of the backward pass (of a loop, its first turn). Alive: the state, gradients, what every
   block keeps, and one block's own intermediates. `loose blocks`: the same of those that a loop leaves over.
 - `loss`: one chunk's logits and the gradient of the head, with what every block keeps; no block is at work.
-- `head gradient`: that gradient whole, turned and cut on its way to the devices that hold it.
+- `embedding gradient`: of both tables whole, on their way to the devices that hold them; no block is at work.
 - `update`, of Muon on several TPUs: it works on matrices that are whole, on those of all layers at once.
 
 | part        | bytes on one device                                                                     |
@@ -86,8 +86,9 @@ ADAFACTOR_MIN_DIM = 128
 NUM_TABLE_GRADS = 2
 """Gradients of the vocabulary's size: of the lookup and of the head; a tied table adds them up at the end."""
 
-GAPS = 0.06
-"""Of XLA:TPU's temporaries: mean share that lies between buffers (0 to 18 %)."""
+GAPS, KERNEL_GAPS = 0.06, 0.01
+"""Of XLA:TPU's temporaries: mean share that lies between buffers (0 to 18 %); the second with attention's kernels,
+where no tables come and go."""
 
 WHOLE_BLOCKS = 1.5
 """Of weights that are split over fsdp, how many blocks XLA:TPU holds whole, in the compute dtype."""
@@ -330,7 +331,11 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     if parts.trains_head:
         head += FLOAT32 * (parts.whole_table + (parts.table if parts.is_gathered else 0))
     shared = parts.shared._replace(activations=round(kept))
+    kernels = model.attention not in ("dense", "chunked")
     held = copy + padded + (round(WHOLE_BLOCKS * item * parts.whole_block) if parts.is_gathered else 0)
+    if kernels and parts.is_gathered and parts.trains_head and parts.num_tables > 1:
+        # The gradient of a head of its own is whole until the end; that of a tied one is collected before the blocks'.
+        held += FLOAT32 * parts.whole_table
     found = {}
     if num_loose < L:
         # What the loop leaves over comes last, so it is gone when the backward pass comes to the loop.
@@ -350,24 +355,35 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
             logits=FLOAT32 * parts.logits,
         ),
     }
-    if parts.trains_head and parts.is_gathered:
-        # Whole in float32, turned for the sum and cut, both in the dtype of the sum.
-        collected = (FLOAT32 + 2 * parts.reduce_item) * parts.whole_table + FLOAT32 * parts.table
-        if parts.num_tables > 1 and parts.trains_tables:  # laid out like their gradients, for the update
-            collected += FLOAT32 * parts.num_tables * (1 + parts.table_moments) * parts.table
-        found["head gradient"] = found["loss"]._replace(workspace=copy + padded + collected, logits=0)
+    if kernels and parts.trains_tables and parts.is_gathered:
+        found["embedding gradient"] = parts.shared._replace(
+            gradients=parts.shared.gradients - FLOAT32 * parts.num_tables * parts.table,
+            activations=tokens * model.embed_dim * FLOAT32,
+            workspace=padded + tables_at_the_end(parts),
+        )
     if parts.optimizer == "muon" and parts.is_gathered:
         # In float32, and in bfloat16, in which it iterates.
         found["update"] = parts.shared._replace(workspace=(FLOAT32 + 2) * parts.largest_stack)
     return {
-        name: estimate._replace(workspace=estimate.workspace + gaps(estimate))
+        name: estimate._replace(
+            workspace=estimate.workspace + gaps(estimate, KERNEL_GAPS if kernels else GAPS)
+        )
         for name, estimate in found.items()
     }
 
 
-def gaps(estimate: MemoryEstimate) -> int:
+def tables_at_the_end(parts: Parts) -> int:
+    """Of gradients of the vocabulary's size: whole in float32, one of them turned for the sum over the devices, and
+    weights and moments laid out like them for the update."""
+    whole = (FLOAT32 * parts.num_tables + parts.reduce_item) * parts.whole_table
+    if parts.num_tables == 1:
+        return whole
+    return whole + FLOAT32 * parts.num_tables * (1 + parts.table_moments) * parts.table
+
+
+def gaps(estimate: MemoryEstimate, share: float) -> int:
     """What lies between XLA:TPU's temporaries: all but the state and the batch."""
-    return round(GAPS * (estimate.total - estimate.state - estimate.batch))
+    return round(share * (estimate.total - estimate.state - estimate.batch))
 
 
 def moments(
