@@ -59,13 +59,16 @@ def main() -> None:
     rows = dict(sorted((rows | found).items()))
     GOLDEN.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(f"{'config':<34} {'GiB':>6} {'plan':>7}   {'cycles s':>8} {'plan':>7}")
+    errors = []
     for name, row in rows.items():
         num_bytes, seconds = planned(name, row)
         off = num_bytes / row["memory_bytes"] - 1
         line = f"{name:<34} {row['memory_bytes'] / 2**30:>6.2f} {100 * off:>+6.1f}%"
         if row["cycles_s"]:
+            errors.append(seconds / row["cycles_s"] - 1)
             line += f"   {row['cycles_s']:>8.3f} {100 * (seconds / row['cycles_s'] - 1):>+6.1f}%"
         print(line)
+    print(f"AGAINST_COMPILED of jaxlm/plan/step_time.py must hold {min(errors):+.3f} to {max(errors):+.3f}.")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from jaxlm.cli._plan_run import completed
 from jaxlm.plan.hardware import Chip, chip_named
 from jaxlm.plan.pods import MODES, chip_counts, scale, slices_of
 from jaxlm.plan.pods_show import check_plot, plot, pods_report
+from jaxlm.plan.run_plan import budget, critical_batch
 from jaxlm.plan.topology import DIMS
-from jaxlm.plan.tuning import tuned_flops_per_token
 from jaxlm.run import RunConfig, parse, resolve
 from jaxlm.types import UserError
 
@@ -56,12 +56,12 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     chip = chip_of(args.chip, given)
     counts = counts_of(args.chips, chip)
     modes = [mode for mode in MODES if getattr(args, mode)] or [*MODES]
-    flops = tuned_flops_per_token(cfg.model, cfg.data.seq_len, cfg.tune).total
+    flops = budget(cfg).per_token.total
     each = rows_per_chip(args.rows_per_chip, cfg, given) if "weak" in modes else 1.0
     if "weak" in modes:
         notes = [*notes, f"Weak scaling: {each:g} rows of {cfg.data.seq_len:,} tokens a chip."]
     found = {mode: scale(cfg, chip, counts, each, mode=mode, flops_per_token=flops) for mode in modes}
-    report = pods_report(given, chip, found, notes)
+    report = pods_report(given, chip, found, notes, critical_batch(budget(cfg)))
     if args.plot:
         plot(report, found, args.plot)
     emit(report, args)

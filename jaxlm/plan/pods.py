@@ -88,7 +88,7 @@ def chip_counts(chip: Chip, low: int, high: int) -> list[int]:
     largest = chip.slices.counts[-1]
     num = 2 * largest
     while num <= high:
-        sizes.append(num)
+        sizes += [num] if num >= low else []
         num *= 2
     if not sizes or sizes[-1] != high:
         slices_of(chip, high)

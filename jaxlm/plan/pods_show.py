@@ -19,8 +19,19 @@ TITLES = {
 }
 
 
-def pods_report(name: str, chip: Chip, found: Mapping[str, Sequence[Point]], notes: Sequence[str]) -> Report:
-    """found: mode -> points, ascending by chips."""
+def pods_report(
+    name: str,
+    chip: Chip,
+    found: Mapping[str, Sequence[Point]],
+    notes: Sequence[str],
+    critical_tokens: float,
+) -> Report:
+    """Tables, and the numbers behind them.
+
+    Args:
+      found: mode -> points, ascending by chips.
+      critical_tokens: of a batch, beyond which more of it saves hardly any steps.
+    """
     low, high = AGAINST_COMPILED
     fast, slow = CYCLES
     said = [
@@ -33,6 +44,7 @@ def pods_report(name: str, chip: Chip, found: Mapping[str, Sequence[Point]], not
     ]
     return Report(
         title=f"{name} on {chip.name}, from {count(first(found))} to {count(last(found))} chips",
+        warnings=too_many(found.get("weak", ()), critical_tokens),
         tables=[table(mode, points) for mode, points in found.items()],
         notes=said,
         data={
@@ -40,6 +52,18 @@ def pods_report(name: str, chip: Chip, found: Mapping[str, Sequence[Point]], not
             **{mode: [numbers(one) for one in points] for mode, points in found.items()},
         },
     )
+
+
+def too_many(points: Sequence[Point], critical_tokens: float) -> list[str]:
+    """Where weak scaling makes batches that train no better."""
+    beyond = next((one for one in points if one.tokens > critical_tokens), None)
+    if beyond is None:
+        return []
+    return [
+        f"from {beyond.on.num_chips:,} chips on, the batch of weak scaling is beyond the critical size, about "
+        f"{count(critical_tokens)} tokens: more of it saves hardly any steps (Kaplan et al. 2020, arXiv:2001.08361, "
+        "eq. 5.3)."
+    ]
 
 
 def first(found: Mapping[str, Sequence[Point]]) -> int:

@@ -167,14 +167,19 @@ def unusual(run: Any, found: Budget) -> list[str]:
             f"{OPTIMAL_TOKENS} being compute-optimal (Hoffmann et al. 2022, arXiv:2203.15556); it pays where the model "
             "is used a lot (Sardana et al. 2023, arXiv:2401.00448)."
         )
-    loss = CHINCHILLA.loss(N, D)
-    critical = CRITICAL_TOKENS / loss ** (1 / CRITICAL_EXPONENT)
+    loss, critical = CHINCHILLA.loss(N, D), critical_batch(found)
     if found.tokens_per_step > critical:
         said.append(
             f"a batch of {count(found.tokens_per_step)} tokens is beyond the critical size, about {count(critical)} at "
             f"a loss of {loss:.2f}: more of it saves hardly any steps (Kaplan et al. 2020, arXiv:2001.08361, eq. 5.3)."
         )
     return said
+
+
+def critical_batch(found: Budget) -> float:
+    """Tokens of a batch beyond which more of it saves hardly any steps, at the loss where the run ends."""
+    loss = CHINCHILLA.loss(found.params.total, found.tokens)
+    return CRITICAL_TOKENS / loss ** (1 / CRITICAL_EXPONENT)
 
 
 def numbers(found: Budget) -> dict[str, Any]:

@@ -36,8 +36,8 @@ NARROW_HEAD_PASSES = 31
 ADAPTER_PASSES = 4
 """Over the result of every product that has an adapter, to which its result is added."""
 
-EXCHANGE_PASSES = 4
-"""Over the stream, of each time that it is gathered or scattered along `tensor`: in pieces, which are copied."""
+EXCHANGE_PASSES = 5
+"""Of each time that the stream is gathered or scattered along `tensor`, over what comes from others: pieces are copied."""
 
 EXPERT_PASSES, SENT_PASSES = 50, 25
 """Of experts, over their inner width and over the stream, of every token once for each expert that it meets: what their
@@ -75,7 +75,7 @@ def moved_bytes(run: Any, mesh: dict[str, int], *, num_dims: int) -> float:
     backward = share_trained(run)
     found = tokens * L * D * item * block_passes(model) / tensor * (1 + 2 * backward) / 3
     if tensor > 1:
-        found += tokens * L * D * item * EXCHANGE_PASSES * exchanges(run)
+        found += tokens * L * D * item * EXCHANGE_PASSES * exchanges(run) * (tensor - 1) / tensor
     if model.num_experts is not None:
         widths_met = EXPERT_PASSES * model.mlp_width / tensor + SENT_PASSES * D
         found += tokens * L * model.num_experts_per_token * widths_met * item

@@ -16,6 +16,15 @@ def test_weak_and_strong_are_tables_of_100_columns(jaxlm):
     assert "6,144" in out
 
 
+def test_a_batch_that_trains_no_better_is_warned_of(jaxlm):
+    few, many = (
+        json.loads(jaxlm("plan", "pods", LLAMA, f"--chips={chips}", "--json")[1])["warnings"]
+        for chips in (32, 2048)
+    )
+    assert few == []
+    assert many[0].startswith("from 2,048 chips on, the batch of weak scaling is beyond the critical size")
+
+
 def test_json_has_every_point_with_its_mesh(jaxlm):
     code, out, _ = jaxlm("plan", "pods", LLAMA, "--chips=64,256,1024", "--strong", "--json")
     found = json.loads(out)

@@ -41,6 +41,7 @@ def test_a_number_of_chips_that_nobody_can_have_is_refused(chip, num, said):
 
 def test_sizes_end_where_they_were_asked_to():
     assert pods.chip_counts(CHIPS["v6e"], 16, 6144) == [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 6144]
+    assert pods.chip_counts(CHIPS["v6e"], 1024, 2048) == [1024, 2048]
     assert pods.chip_counts(CHIPS["v5p"], 512, 6144) == [512, 1024, 2048, 4096, 6144]
 
 
