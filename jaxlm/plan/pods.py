@@ -34,6 +34,8 @@ class Way(NamedTuple):
     """One way to run on a number of chips."""
 
     mesh: dict[str, int]
+    rows: int
+    """Of a batch."""
     remat: str
     num_microbatches: int
     memory: MemoryEstimate
@@ -57,7 +59,7 @@ class Point(NamedTuple):
     tokens_per_s_per_chip: float
     mfu: float
     efficiency: float
-    """Speed of a chip, as a share of that at the number of chips where it is highest among the smaller ones."""
+    """Speed of a chip, as a share of that at the number of chips where it is highest."""
     bound: str
 
 
@@ -136,7 +138,7 @@ def fitting(run: Any, chip: Chip, on: Topology, mesh: dict[str, int]) -> Way | N
                 train = dataclasses.replace(other.train, num_microbatches=num)
                 sized = dataclasses.replace(other, train=train)
                 step = predict_step(sized, chip, mesh, on.shape, on.num_slices)
-                return Way(mesh, remat, num, place.memory, step)
+                return Way(mesh, run.data.global_batch_size, remat, num, place.memory, step)
     return None
 
 
@@ -148,16 +150,11 @@ def point(run: Any, chip: Chip, on: Topology, rows: int, *, is_strong: bool, flo
         return Point(on, rows, rows * run.data.seq_len, None, 0.0, 0.0, 0.0, NO_FIT if found else TOO_SMALL)
 
     def speed(way: Way) -> float:
-        row_devices = way.mesh["data"] * way.mesh["fsdp"]
-        held = rows // row_devices * row_devices if is_strong else rows
-        return held * run.data.seq_len / way.step_s / on.num_chips
+        return way.rows * run.data.seq_len / way.step_s / on.num_chips
 
     way = max(fits, key=speed)
-    row_devices = way.mesh["data"] * way.mesh["fsdp"]
-    held = rows // row_devices * row_devices if is_strong else rows
-    each = speed(way)
-    mfu = each * flops_per_token / chip.training_flops_per_s
-    return Point(on, held, held * run.data.seq_len, way, each, mfu, 1.0, way.step.bound)
+    mfu = speed(way) * flops_per_token / chip.training_flops_per_s
+    return Point(on, way.rows, way.rows * run.data.seq_len, way, speed(way), mfu, 1.0, way.step.bound)
 
 
 def seconds_per_token(point: Point) -> dict[str, float]:
@@ -200,19 +197,19 @@ def scale(
 
 
 def with_bounds(points: Sequence[Point]) -> list[Point]:
-    """Efficiency against the best chip of the points up to each, and what grew most where it is low."""
-    out: list[Point] = []
-    best: Point | None = None
+    """Efficiency against the fastest chip of all, and what costs more than there where it is low."""
+    there = [one for one in points if one.way is not None]
+    if not there:
+        return [*points]
+    best = max(there, key=lambda one: one.tokens_per_s_per_chip)
+    out = []
     for one in points:
-        if one.way is None:
-            out.append(one)
-            continue
-        if best is None or one.tokens_per_s_per_chip > best.tokens_per_s_per_chip:
-            best = one
-        share = one.tokens_per_s_per_chip / best.tokens_per_s_per_chip
-        bound = one.way.step.bound
-        if share < ENOUGH:
-            before, now = seconds_per_token(best), seconds_per_token(one)
-            bound = max(now, key=lambda part: now[part] - before[part])
-        out.append(one._replace(efficiency=share, bound=bound))
+        if one.way is not None:
+            share = one.tokens_per_s_per_chip / best.tokens_per_s_per_chip
+            bound = one.way.step.bound
+            if share < ENOUGH:
+                least, now = seconds_per_token(best), seconds_per_token(one)
+                bound = max(now, key=lambda part: now[part] - least[part])
+            one = one._replace(efficiency=share, bound=bound)
+        out.append(one)
     return out

@@ -39,8 +39,8 @@ def pods_report(
         "Predicted by arithmetic on the config, as `jaxlm plan` does it; against `jaxlm compile` of pod configs off by "
         f"{100 * low:+.0f} to {100 * high:+.0f} %, and real steps took {fast:.2f} to {slow:.2f} of what compiled ones "
         "say. Latencies of collectives are in, at 1 us a hop; input, stragglers and failures are not.",
-        f"Of best: speed of a chip over the best at as many chips or fewer. Bound: what the step waits for most; "
-        f"below {percent(ENOUGH, 0)}, what has grown most.",
+        "Of best: speed of a chip over that of the row where it is highest. Bound: what the step waits for most; below "
+        f"{percent(ENOUGH, 0)}, what costs most more than there.",
     ]
     return Report(
         title=f"{name} on {chip.name}, from {count(first(found))} to {count(last(found))} chips",
