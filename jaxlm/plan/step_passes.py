@@ -49,9 +49,6 @@ TABLE_PASSES = {True: 18, False: 9}
 WEIGHT_PASSES, WEIGHT_PASSES_3D = 0.4, 2.7
 """Over the gathered weights of all blocks; over three dimensions of a network one after the other they are copied."""
 
-OPTIMIZER_PASSES = 7
-"""float32: weight, gradient and two moments read, three of them written."""
-
 
 def block_passes(model: ModelConfig) -> float:
     """Of one block, in units of the residual stream, without what is kept."""
@@ -92,6 +89,7 @@ def moved_bytes(run: Any, mesh: dict[str, int], *, num_dims: int) -> float:
     if run.tune.train == "lora":
         outputs = sum(math.prod(w.shape[2:]) for w in adapters(table, run.tune)[1::2])
         found += ADAPTER_PASSES * tokens * L * outputs / tensor * item
+    # In float32: weights, gradients and moments are read, weights and moments written.
     trained = trained_weights(table, run.tune)
     moments = sum(optimizer_elements(run.optimizer.name, w, mesh) for w in trained)
     found += FLOAT32 * (3 * sum(shard_size(w, mesh) for w in trained) + 2 * moments)
