@@ -14,6 +14,7 @@ LIMIT_S = 1.0
 COMMANDS = (
     "plan --config=pretrain_llama2_7b_v5e256",
     "plan --config=pretrain_size:gpt3-175b --json",
+    "plan pods --config=pretrain_llama31_8b_v6e256",
     "plan cost --scenarios=gpt3",
     "plan cost --published",
     "plan mixture gpt3 --max-epochs=2",

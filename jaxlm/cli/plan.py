@@ -3,6 +3,7 @@
 jaxlm plan --config=pretrain_llama2_7b_v5e256                 parameters, FLOPs, memory, slices, days, cost
 jaxlm plan --config=quickstart --chip=v5e --num-chips=8       on chips that you have
 jaxlm plan cost --scenarios=gpt3                              where $0.5M to $4.6M for GPT-3 come from
+jaxlm plan pods --config=pretrain_llama31_8b_v6e256           speed of a chip from 16 to 6,144 of them, and its bound
 jaxlm plan mixture gpt3 --max-epochs=2                        epochs of each source, and the weights under a cap
 jaxlm plan scaling --csv=chinchilla --flops=1e24              the loss of a budget, and its best model
 """
@@ -18,6 +19,7 @@ from jaxlm.cli._plan_output import add_output_arguments
 COMMANDS: dict[str, str] = {
     "cost": "chip-hours, days, energy and money of a training, over chips and MFUs",
     "compare": "what was planned against what happened, from the logs of runs",
+    "pods": "predicted speed from a few chips to thousands, weak and strong, and what bounds it",
     "mixture": "tokens, shares and epochs of each source; caps on epochs",
     "scaling": "fit L(N, D) to finished runs or a CSV; predict the loss of a budget, and its best N and D",
     "ladder": "write the configs of small runs that a scaling law can be fitted to",

@@ -11,6 +11,9 @@ STREAMS = 7
 
 FLOAT32 = 4
 
+LANES = 128
+"""A TPU stores the last dim of an array in multiples of this; XLA mostly finds a layout where that costs nothing."""
+
 
 class Block(NamedTuple):
     """Bytes per token of one block, a mean over the layers."""
@@ -18,7 +21,8 @@ class Block(NamedTuple):
     kept: float
     """What outlives its forward pass under `model.remat`."""
     at_work: float
-    """What exists beside that, for one block, during its backward pass."""
+    """What exists beside that during the backward pass of a block, or of `layers_at_work` in one turn of the loop."""
+    layers_at_work: int = 1
 
 
 def is_scanned(model: ModelConfig) -> bool:
@@ -129,21 +133,31 @@ def cpu_block(model: ModelConfig, w: Widths, *, dense: bool) -> Block:
 def tpu_block(model: ModelConfig, w: Widths, item: int) -> tuple[Block, float]:
     """XLA:TPU's block in a loop, and what one keeps that is not in a loop.
 
-    At work, attention holds its table twice, as logits in float32 and as probabilities or their gradient in the
-    compute dtype (the kernels `flash` and `splash` hold none), and the MLP its width once, thrice where it is gated.
-    Outside of a loop the recomputation is merged with the original, and norms and probabilities are computed again from
-    what they came from.
+    At work with attention's kernels: the MLP's width twice for each product into it, its result and that one's
+    gradient; of attention, queries, what it gives, keys and values; of the stream, the middle and a gradient. Heads of
+    64 are copied into pairs, queries, keys and values. A turn of a loop over several layers computes all of them again
+    before it uses the first, and holds all their gradients until those of the weights are computed.
+
+    Attention as a table holds it twice, as logits in float32 and as probabilities or their gradient in the compute
+    dtype, while the MLP holds its width once, thrice where it is gated. Outside of a loop the recomputation is merged
+    with the original, and norms and probabilities are computed again from what they came from.
     """
     num_float32 = 1 + (model.attention_softcap is not None)
-    tables = w.table * (FLOAT32 * num_float32 + item) if model.attention in ("dense", "chunked") else 0.0
+    is_table = model.attention in ("dense", "chunked")
+    tables = w.table * (FLOAT32 * num_float32 + item) if is_table else 0.0
     compute = 2 * w.stream + 2 * w.q + w.kv * w.prefixes + 2 * w.num_up * w.mlp + 2 * w.sent
     everything = compute * item + (w.norms + 2 * w.router) * FLOAT32 + tables
     at_work = ((2 * w.num_up - 1) * w.mlp + STREAMS * w.stream + 2 * w.sent) * item
+    num = 1
+    if not is_table and model.remat != "none":
+        at_work = (2 * w.num_up * w.mlp + 2 * w.stream + 2 * w.q + w.kv + 2 * w.sent) * item
+        at_work += (w.q + w.kv) * item if model.head_width < LANES else 0.0
+        num = len(model.layer_pattern) if is_scanned(model) else 1
     if model.remat == "none":
         loose = (w.num_up * w.mlp + STREAMS * w.stream) * item + (w.table * FLOAT32 if tables else 0.0)
         return Block(everything, at_work), loose
     loose = ((w.num_up + 1) * w.mlp + STREAMS * w.stream) * item
-    return Block(kept_of_a_block(model, w, item, everything), at_work + tables), loose
+    return Block(kept_of_a_block(model, w, item, everything), num * at_work + tables, num), loose
 
 
 def mean_table_keys(model: ModelConfig, kind: str, seq_len: int, dense: bool) -> float:

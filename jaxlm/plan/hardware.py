@@ -107,6 +107,8 @@ class Chip:
     flops_per_cycle: Figure | None = None
     """Of the matrix units together, in `training_dtype`: with the peak, they give the clock. None: not published."""
     usable_hbm_bytes: Figure | None = None
+    dcn_bytes_per_s: Figure | None = None
+    """To chips of other slices, over the data-center network, in one direction."""
     power_w: Figure | None = None
     """What a chip draws, without its host: thermal design power, or a mean that was measured (v4)."""
     num_cores: int = 1
@@ -167,7 +169,14 @@ _CHIP_KEYS = (
     "link_bytes_per_s",
     "slices",
 )
-_OPTIONAL_KEYS = ("flops_per_cycle", "usable_hbm_bytes", "power_w", "num_cores", "cores_per_device")
+_OPTIONAL_KEYS = (
+    "flops_per_cycle",
+    "usable_hbm_bytes",
+    "dcn_bytes_per_s",
+    "power_w",
+    "num_cores",
+    "cores_per_device",
+)
 
 
 def read_chips(path: Path) -> dict[str, Chip]:
@@ -216,6 +225,7 @@ def _chip(name: str, row: Any, where: str, sources: dict[str, Source]) -> Chip:
         slices=_slices(row["slices"], f"{where}: slices", sources),
         flops_per_cycle=figure("flops_per_cycle") if "flops_per_cycle" in row else None,
         usable_hbm_bytes=figure("usable_hbm_bytes") if "usable_hbm_bytes" in row else None,
+        dcn_bytes_per_s=figure("dcn_bytes_per_s") if "dcn_bytes_per_s" in row else None,
         power_w=figure("power_w") if "power_w" in row else None,
         num_cores=num_cores,
         cores_per_device=cores_per_device,

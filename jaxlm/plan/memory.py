@@ -3,9 +3,10 @@
 What outlives a step (weights, optimizer state) is exact. What lives inside one is counted at the moments where most
 is alive, and `predict` returns the largest one:
 
-- `blocks`: the first block of the backward pass. Alive: the state, gradients, what every block keeps, and one
-  block's own intermediates.
+- `blocks`: the first block of the backward pass (of a loop, its first turn). Alive: the state, gradients, what every
+  block keeps, and one block's own intermediates. `loose blocks`: the same of those that a loop leaves over.
 - `loss`: one chunk's logits and the gradient of the head, with what every block keeps; no block is at work.
+- `embedding gradient`: of both tables whole, on their way to the devices that hold them; no block is at work.
 - `update`, of Muon on several TPUs: it works on matrices that are whole, on those of all layers at once.
 
 | part        | bytes on one device                                                                     |
@@ -27,33 +28,25 @@ XLA:CPU (jax 0.10.2), within 12 % in tests/plan/test_memory_compiled.py (bfloat1
 counted: a second copy of the optimizer's moments (0 to 9 % of the total; they are overwritten in place only with
 `xla_cpu_copy_insertion_use_region_analysis`), and what an optimizer's update needs beside the gradients.
 
-XLA:TPU with dense attention (jax 0.10.2, libtpu 0.0.42.1, 2026-11-24), within 11 % on 46 train steps; some of them, and
-what the formula says of them. With flash attention, on the configs of pods that docs/pods.md lists: within 14 %, but
-LoRA, for which it says 23 to 40 % too much (jax 0.11.1, libtpu 0.0.46, 2026-11-26). Compiled is what has to fit:
-arguments and the one block of temporaries of the buffer assignment. `memory_analysis()` does not say it: its
-temp_size_in_bytes is 0.5 to 3 GiB above (a step of "18.0 GiB" compiles for a chip with 15.75), its
-peak_memory_in_bytes leaves out the gaps between buffers, 0 to 11 %.
+XLA:TPU with attention's kernels: within 6 % on 14 configs of pods (jax 0.11.1, libtpu 0.0.46.3, 2026-11-26), within
+10 % as tests/plan/test_pods_compiled.py holds it to. Compiled is what has to fit: arguments and the one block of
+temporaries of the buffer assignment. `memory_analysis()` does not say it: its temp_size_in_bytes is 0.5 to 3 GiB above
+(a step of "18.0 GiB" compiles for a chip with 15.75), its peak_memory_in_bytes leaves out the gaps between buffers, 0
+to 11 %. With dense attention (jax 0.10.2, libtpu 0.0.42.1, 2026-11-24) within 11 % on 46 train steps; some of them:
 
 | model (AdamW, bfloat16), mesh, rows x length, remat                   | compiled GiB | estimate |
 |-----------------------------------------------------------------------|--------------|----------|
 | GPT-3 125M, one chip, 16 x 1024, full                                 | 3.82         | +0%      |
-| GPT-3 125M, one chip, 72 x 1024, full                                 | 9.41         | +6%      |
-| GPT-3 125M, one chip, 16 x 1024, attention                            | 4.05         | +2%      |
-| GPT-3 125M, one chip, 16 x 1024, dots                                 | 6.12         | +1%      |
 | GPT-3 125M, one chip, 4 x 1024, none                                  | 7.02         | +5%      |
-| Llama 3.2 1B, fsdp 8, 16 x 2048, full                                 | 4.94         | -0%      |
 | Llama 3.2 1B, fsdp 8, 16 x 2048, dots                                 | 7.46         | +3%      |
 | Llama 3.2 1B with Muon, fsdp 8, 16 x 2048, full                       | 5.00         | -11%     |
-| Llama 2 7B with Muon on v5p, fsdp 64, 64 x 2048, full                 | 10.50        | -7%      |
 | Gemma 3 270M (262,144 ids), fsdp 8, 32 x 2048, full                   | 3.09         | +6%      |
-| Gemma 3 1B, fsdp 8, 8 x 1024, none                                    | 8.29         | +9%      |
 | Llama 3 8B, fsdp 64, 64 x 4096, full                                  | 7.99         | -5%      |
-| GPT-3 13B on v5p, fsdp 64, 64 x 2048, attention                       | 6.64         | +10%     |
 
 Of mixtures of experts (8 layers, width 1024, 8 experts of 2048, 2 a token, bfloat16; 2026-11-25): within 7 % on one
 chip, on fsdp 8, expert 8, and fsdp 4 x expert 2, with each `model.remat`.
 
-tests/plan/test_memory_tpu.py compiles the first rows anew wherever libtpu is installed.
+tests/plan/test_memory_tpu.py compiles some of them anew wherever libtpu is installed.
 """
 
 from __future__ import annotations
@@ -64,7 +57,7 @@ from typing import NamedTuple, Protocol
 
 from jaxlm.data.config import DataConfig
 from jaxlm.models.config import ModelConfig
-from jaxlm.plan.block_memory import FLOAT32, cpu_block, is_scanned, tpu_block, widths
+from jaxlm.plan.block_memory import FLOAT32, LANES, cpu_block, is_scanned, tpu_block, widths
 from jaxlm.plan.flops import Weight, weights
 from jaxlm.plan.tuning import trained_weights
 from jaxlm.train.config import OptimizerConfig, TrainConfig, TuneConfig
@@ -93,11 +86,9 @@ ADAFACTOR_MIN_DIM = 128
 NUM_TABLE_GRADS = 2
 """Gradients of the vocabulary's size: of the lookup and of the head; a tied table adds them up at the end."""
 
-LANES = 128
-"""A TPU stores the last dim of an array in multiples of this; XLA mostly finds a layout where that costs nothing."""
-
-GAPS = 0.06
-"""Of XLA:TPU's temporaries: mean share that lies between buffers (0 to 18 %)."""
+GAPS, KERNEL_GAPS = 0.06, 0.01
+"""Of XLA:TPU's temporaries: mean share that lies between buffers (0 to 18 %); the second with attention's kernels,
+where no tables come and go."""
 
 WHOLE_BLOCKS = 1.5
 """Of weights that are split over fsdp, how many blocks XLA:TPU holds whole, in the compute dtype."""
@@ -209,6 +200,7 @@ class Parts(NamedTuple):
     whole_table: int
     num_tables: int
     trains_tables: bool
+    trains_head: bool
     block_bytes: float
     """Of one weight of the blocks' matrices."""
     num_kept: int
@@ -218,6 +210,8 @@ class Parts(NamedTuple):
     logits: int
     """Of one chunk of the loss."""
     optimizer: str
+    reduce_item: int
+    """Bytes of an element of a gradient on its way."""
     shared: MemoryEstimate
     """What is the same at all moments."""
 
@@ -265,11 +259,13 @@ def parts_of(run: Run, mesh: dict[str, int], vocab_size: int | None) -> Parts:
         whole_table=shard_size(ends[0], whole),
         num_tables=len(ends),
         trains_tables=run.tune.train == "all",
+        trains_head=any(w.name in ("head", "embedding") for w in trained),
         block_bytes=block_bytes,
         num_kept={"head": 0, "last_blocks": run.tune.num_blocks}.get(run.tune.train, model.num_layers),
         table_moments=optimizer_elements(run.optimizer.name, ends[0], mesh) // shard_size(ends[0], mesh),
         logits=chunk_tokens * -(-(model.vocab_size or 0) // mesh.get("tensor", 1)),
         optimizer=run.optimizer.name,
+        reduce_item=2 if run.train.reduce_dtype == "bfloat16" else FLOAT32,
         shared=MemoryEstimate(
             parameters=parameters,
             gradients=gradients * (2 if num_parts > 1 else 1),
@@ -320,8 +316,8 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     block, loose = tpu_block(model, widths(model, parts.seq_len, parts.mesh, dense=dense), item)
     L = model.num_layers
     num_loose = L % len(model.layer_pattern) if is_scanned(model) else L
-    kept = tokens * ((L - num_loose) * block.kept + num_loose * loose) * parts.num_kept / L
-    at_work = block.at_work if num_loose < L else block.at_work - loose  # one block's is counted already
+    scanned = tokens * (L - num_loose) * block.kept * parts.num_kept / L
+    kept = scanned + tokens * num_loose * loose * parts.num_kept / L
     copy = item * parts.blocks if item < FLOAT32 else 0
 
     width = -(-model.embed_dim // fsdp)
@@ -331,17 +327,27 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
 
     table_grad = FLOAT32 * parts.table if parts.trains_tables else 0
     running = parts.shared.gradients // 2 if parts.is_first_of_several else 0
-    head = item * parts.table + FLOAT32 * parts.whole_table
-    if parts.is_gathered:
-        head += item * parts.whole_table + FLOAT32 * parts.table
+    head = item * parts.table + (item * parts.whole_table if parts.is_gathered else 0)
+    if parts.trains_head:
+        head += FLOAT32 * (parts.whole_table + (parts.table if parts.is_gathered else 0))
     shared = parts.shared._replace(activations=round(kept))
-    found = {
-        "blocks": shared._replace(
-            workspace=round(max(at_work, 0.0) * tokens)
-            + copy
-            + padded
-            + (round(WHOLE_BLOCKS * item * parts.whole_block) if parts.is_gathered else 0),
-        ),
+    kernels = model.attention not in ("dense", "chunked")
+    held = copy + padded + (round(WHOLE_BLOCKS * item * parts.whole_block) if parts.is_gathered else 0)
+    if kernels and parts.is_gathered and parts.trains_head and parts.num_tables > 1:
+        # The gradient of a head of its own is whole until the end; that of a tied one is collected before the blocks'.
+        held += FLOAT32 * parts.whole_table
+    found = {}
+    if num_loose < L:
+        # What the loop leaves over comes last, so it is gone when the backward pass comes to the loop.
+        found["blocks"] = shared._replace(
+            activations=round(scanned), workspace=held + round(tokens * block.at_work)
+        )
+    if num_loose:
+        at_work = max(block.at_work / block.layers_at_work - loose, 0.0)  # one block's is counted already
+        found["blocks" if num_loose == L else "loose blocks"] = shared._replace(
+            workspace=held + round(tokens * at_work)
+        )
+    found |= {
         "loss": shared._replace(
             gradients=running + table_grad,
             activations=round(kept + tokens * 2 * model.embed_dim * item),
@@ -349,18 +355,35 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
             logits=FLOAT32 * parts.logits,
         ),
     }
+    if kernels and parts.trains_tables and parts.is_gathered:
+        found["embedding gradient"] = parts.shared._replace(
+            gradients=parts.shared.gradients - FLOAT32 * parts.num_tables * parts.table,
+            activations=tokens * model.embed_dim * FLOAT32,
+            workspace=padded + tables_at_the_end(parts),
+        )
     if parts.optimizer == "muon" and parts.is_gathered:
         # In float32, and in bfloat16, in which it iterates.
         found["update"] = parts.shared._replace(workspace=(FLOAT32 + 2) * parts.largest_stack)
     return {
-        name: estimate._replace(workspace=estimate.workspace + gaps(estimate))
+        name: estimate._replace(
+            workspace=estimate.workspace + gaps(estimate, KERNEL_GAPS if kernels else GAPS)
+        )
         for name, estimate in found.items()
     }
 
 
-def gaps(estimate: MemoryEstimate) -> int:
+def tables_at_the_end(parts: Parts) -> int:
+    """Of gradients of the vocabulary's size: whole in float32, one of them turned for the sum over the devices, and
+    weights and moments laid out like them for the update."""
+    whole = (FLOAT32 * parts.num_tables + parts.reduce_item) * parts.whole_table
+    if parts.num_tables == 1:
+        return whole
+    return whole + FLOAT32 * parts.num_tables * (1 + parts.table_moments) * parts.table
+
+
+def gaps(estimate: MemoryEstimate, share: float) -> int:
     """What lies between XLA:TPU's temporaries: all but the state and the batch."""
-    return round(GAPS * (estimate.total - estimate.state - estimate.batch))
+    return round(share * (estimate.total - estimate.state - estimate.batch))
 
 
 def moments(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxlm.config import check_choice
 from jaxlm.plan.flops import FlopsPerToken, ParamCount, count_params, flops_per_token, training_flops, weights
+from jaxlm.plan.hardware import product_flops_per_s
 from jaxlm.plan.prices import check_choices
 from jaxlm.plan.report import Report, Table, count, flops, percent
 from jaxlm.plan.scaling import Law
@@ -20,6 +21,7 @@ from jaxlm.plan.slices import (
     stale,
     too_large,
 )
+from jaxlm.plan.step_show import steps_table
 from jaxlm.plan.tuning import trained_weights, tuned_flops_per_token
 
 ATTENTION_FLOPS = {
@@ -126,9 +128,16 @@ def plan_run(run: Any, name: str, wanted: RunPlan) -> Report:
     slices, without = find_slices(run, found.flops, wanted)
     tables = [parameters_table(found), training_table(run, found, wanted.attention_flops)]
     if slices:
+        peaks = [
+            one.place.num_chips * (product_flops_per_s(one.place.chip, run.model.dtype) or 1.0)
+            for one in slices
+        ]
+        steps = [steps_table(run, slices, found.flops / found.num_steps, peaks)]
+        steps = [table for table in steps if table.rows]
         tables += [
             memory_table(run, slices[0].place),
             slices_table(slices, wanted),
+            *steps,
             cost_table(slices, wanted),
             prices_table(slices),
         ]
@@ -158,14 +167,19 @@ def unusual(run: Any, found: Budget) -> list[str]:
             f"{OPTIMAL_TOKENS} being compute-optimal (Hoffmann et al. 2022, arXiv:2203.15556); it pays where the model "
             "is used a lot (Sardana et al. 2023, arXiv:2401.00448)."
         )
-    loss = CHINCHILLA.loss(N, D)
-    critical = CRITICAL_TOKENS / loss ** (1 / CRITICAL_EXPONENT)
+    loss, critical = CHINCHILLA.loss(N, D), critical_batch(found)
     if found.tokens_per_step > critical:
         said.append(
             f"a batch of {count(found.tokens_per_step)} tokens is beyond the critical size, about {count(critical)} at "
             f"a loss of {loss:.2f}: more of it saves hardly any steps (Kaplan et al. 2020, arXiv:2001.08361, eq. 5.3)."
         )
     return said
+
+
+def critical_batch(found: Budget) -> float:
+    """Tokens of a batch beyond which more of it saves hardly any steps, at the loss where the run ends."""
+    loss = CHINCHILLA.loss(found.params.total, found.tokens)
+    return CRITICAL_TOKENS / loss ** (1 / CRITICAL_EXPONENT)
 
 
 def numbers(found: Budget) -> dict[str, Any]:

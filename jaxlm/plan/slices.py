@@ -15,9 +15,14 @@ from jaxlm.plan.memory import MemoryEstimate, resolve_mesh
 from jaxlm.plan.placement import Placement
 from jaxlm.plan.prices import RULE, Price, choose, given, matching, warning
 from jaxlm.plan.report import Table, count, days, dollars, gigabytes, percent
+from jaxlm.plan.step_time import StepEstimate, mfu_range, predict_step
+from jaxlm.plan.topology import DIMS, usual_shapes
 from jaxlm.types import UserError
 
 DEFAULT_CHIPS = ("v5e", "v5p", "v6e", "tpu7x", "v4", "a100-80gb", "h100", "h200", "b200")
+UNKNOWN_MFUS = (0.3, 0.5)
+"""Of chips whose steps are not predicted."""
+
 MOST_CHIPS = 2**14
 """Where the search for a slice ends for chips that come in any number."""
 
@@ -28,8 +33,8 @@ class RunPlan(NamedTuple):
     chips: Sequence[str]
     num_chips: int | None
     """Of each kind; None: the smallest slice on which the run fits."""
-    mfus: tuple[float, float]
-    """(low, high)"""
+    mfus: tuple[float, float] | None
+    """(low, high) in place of the predicted ones."""
     attention_flops: str
     prices: Sequence[Price]
     price_usd: float | None
@@ -50,6 +55,10 @@ class Slice(NamedTuple):
     low: cost.Estimate
     """At the lower MFU; without a price its dollars mean nothing."""
     high: cost.Estimate
+    mfus: tuple[float, float]
+    """(low, high): those that were asked for, else predicted, else `UNKNOWN_MFUS`."""
+    step: StepEstimate | None
+    """None where steps are not predicted: on GPUs."""
 
 
 def find_slices(run: Any, total_flops: float, wanted: RunPlan) -> tuple[list[Slice], list[str]]:
@@ -69,7 +78,12 @@ def find_slices(run: Any, total_flops: float, wanted: RunPlan) -> tuple[list[Sli
             )
             continue
         price = price_of(chip, wanted)
-        estimates = [
+        step = predicted(run, place)
+        flops = total_flops / run.train.num_steps
+        mfus = wanted.mfus or (
+            UNKNOWN_MFUS if step is None else mfu_range(step, flops, peak * place.num_chips)
+        )
+        low, high = (
             cost.estimate(
                 chip,
                 total_flops / (peak * mfu) / 3600,
@@ -77,10 +91,20 @@ def find_slices(run: Any, total_flops: float, wanted: RunPlan) -> tuple[list[Sli
                 num_chips=place.num_chips,
                 extras=cost.Extras(pue=wanted.pue),
             )
-            for mfu in wanted.mfus
-        ]
-        slices.append(Slice(place, price, *estimates))
+            for mfu in mfus
+        )
+        slices.append(Slice(place, price, low, high, mfus, step))
     return slices, without
+
+
+def predicted(run: Any, place: Placement) -> StepEstimate | None:
+    """The step where it lies; None on chips that are no TPUs."""
+    shapes = usual_shapes(place.chip.name) if place.chip.name in DIMS else ()
+    shape = next((shape for shape in shapes if math.prod(shape) == place.num_chips), None)
+    if shape is None:
+        return None
+    train = dataclasses.replace(run.train, num_microbatches=place.num_microbatches)
+    return predict_step(dataclasses.replace(run, train=train), place.chip, place.mesh, shape)
 
 
 def placement_on(run: Any, chip: Chip, num_chips: int | None) -> Placement | None:
@@ -174,11 +198,16 @@ def cost_table(slices: Sequence[Slice], wanted: RunPlan) -> Table:
             "-" if None in energy else between(*(f"{mwh:,.3g}" for mwh in energy if mwh is not None)),
             "-" if one.price is None else between(*usd),
         ))  # fmt: skip
-    low, high = wanted.mfus
+    said = "that is predicted of each, above; --mfu=low,high gives others"
+    if wanted.mfus is not None:
+        said = "of " + " to ".join(percent(mfu, 0) for mfu in reversed(wanted.mfus))
+    elif unknown := [one.place.chip.name for one in slices if one.step is None]:
+        low, high = UNKNOWN_MFUS
+        said += f"; of {', '.join(unknown)}, whose steps are not predicted, {percent(high, 0)} to {percent(low, 0)}"
     pue = f", times a PUE of {wanted.pue:g}" if wanted.pue != 1 else ""
     notes = [
-        f"At an MFU of {percent(high, 0)} to {percent(low, 0)} of the chip's dense peak. MWh: of the chips{pue}; - "
-        "where their power is not public. Dollars: of these chip-hours alone; `jaxlm plan cost` adds the rest."
+        f"At an MFU {said}; of the chip's dense peak. MWh: of the chips{pue}; - where their power"
+        " is not public. Dollars: of these chip-hours alone; `jaxlm plan cost` adds the rest."
     ]
     columns = ("chip", "chips", "time", "chip-hours", "MWh", "compute")
     return Table("time, energy and money: estimates", columns, rows, notes=notes)
@@ -276,6 +305,10 @@ def slice_numbers(one: Slice) -> dict[str, Any]:
         "limit_bytes": place.limit_bytes,
         "fits": place.fits,
         "price": None if one.price is None else dataclasses.asdict(one.price),
+        "mfu": {"low": one.mfus[0], "high": one.mfus[1]},
+        "step": None
+        if one.step is None
+        else {**one.step._asdict(), "step_s": one.step.step_s, "bound": one.step.bound},
         **{
             name: {
                 "chip_hours": estimate.chip_hours,

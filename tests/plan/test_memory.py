@@ -41,6 +41,14 @@ def predict(run, mesh, **kwargs):
     return memory.predict(run, mesh, math.prod(mesh.values()), **kwargs)
 
 
+def at(run, mesh, moment, platform="tpu"):
+    return memory.moments(run, mesh, math.prod(mesh.values()), platform=platform)[moment]
+
+
+def at_loss(run, mesh, platform="tpu"):
+    return at(run, mesh, "loss", platform)
+
+
 def test_rules_are_those_of_sharding():
     assert memory.PARAM_AXES == PARAMS
 
@@ -83,7 +91,7 @@ def test_state_of_experts_is_what_the_shardings_put_on_a_device(optimizer):
 def test_each_policy_keeps_less_than_the_one_before():
     model = dataclasses.replace(sizes.size("llama3-8b"), dtype="bfloat16")
     kept = [
-        predict(make_run(dataclasses.replace(model, remat=remat), seq_len=2048), MESHES[1]).activations
+        at(make_run(dataclasses.replace(model, remat=remat), seq_len=2048), MESHES[1], "blocks").activations
         for remat in ("none", "minimal", "save_dots", "save_attention", "full")
     ]
     assert kept == sorted(kept, reverse=True)
@@ -94,22 +102,18 @@ def test_what_divides_what():
     """Llama 3 8B on 8 chips: fsdp splits weights and rows, data only rows, microbatches only activations."""
     model = dataclasses.replace(sizes.size("llama3-8b"), dtype="bfloat16", remat="full")
     whole = make_run(model, batch_size=64, seq_len=4096)
-    one = predict(whole, {"data": 1, "fsdp": 1, "tensor": 1})
-    fsdp = predict(whole, {"data": 1, "fsdp": 8, "tensor": 1})
-    data = predict(whole, {"data": 8, "fsdp": 1, "tensor": 1})
+    one = at(whole, {"data": 1, "fsdp": 1, "tensor": 1}, "blocks")
+    fsdp = at(whole, {"data": 1, "fsdp": 8, "tensor": 1}, "blocks")
+    data = at(whole, {"data": 8, "fsdp": 1, "tensor": 1}, "blocks")
     assert one.parameters == 4 * sizes.published_params("llama3-8b") == data.parameters
     assert 8 * fsdp.parameters == pytest.approx(one.parameters, rel=1e-3)  # norms are whole on every device
     assert one.optimizer == 2 * one.parameters
     assert one.activations == 8 * fsdp.activations == 8 * data.activations
-    split = predict(make_run(model, batch_size=64, seq_len=4096, num_microbatches=8), MESHES[1])
+    split = at(make_run(model, batch_size=64, seq_len=4096, num_microbatches=8), MESHES[1], "blocks")
     assert 8 * split.activations == fsdp.activations
     assert split.gradients == 2 * fsdp.gradients  # the running sum beside the part that is added
     assert split.parameters == fsdp.parameters
     assert fsdp.total == sum(fsdp)
-
-
-def at_loss(run, mesh, platform="tpu"):
-    return memory.moments(run, mesh, math.prod(mesh.values()), platform=platform)["loss"]
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cpu"])
@@ -130,7 +134,7 @@ def test_a_narrow_shard_of_a_tied_table_is_copied_with_its_moments():
         return at_loss(make_run(sizes.size(name), seq_len=512, optimizer=optimizer), MESHES[1]).workspace
 
     one_copy = workspace("gemma3-270m", "adamw") - workspace("gemma3-270m", "lion")
-    assert one_copy == pytest.approx((1 + memory.GAPS) * 4 * 262_144 * 128, rel=1e-6)
+    assert one_copy == pytest.approx((1 + memory.KERNEL_GAPS) * 4 * 262_144 * 128, rel=1e-6)
     assert workspace("llama3.2-1b", "adamw") == workspace("llama3.2-1b", "lion")
 
 
@@ -239,6 +243,49 @@ def test_the_estimate_for_tpus_is_what_their_compiler_allotted(
     model = dataclasses.replace(sizes.size(name), **of_model)
     made = make_run(model, batch_size=rows, seq_len=seq_len, **others)
     assert predict(made, on_mesh(**mesh)).total / GIB == pytest.approx(gib, rel=0.12)
+
+
+def test_a_head_of_its_own_leaves_its_gradient_whole_until_the_end():
+    """Llama 3 8B: in float32, while blocks are at work; a tied table's is handed on before."""
+    model = dataclasses.replace(sizes.size("llama3-8b"), dtype="bfloat16", remat="full")
+    whole, gap = 128_256 * 4096, 1 + memory.KERNEL_GAPS
+    own, tied = (
+        at(make_run(dataclasses.replace(model, tie_embeddings=is_tied)), MESHES[1], "blocks").workspace
+        for is_tied in (False, True)
+    )
+    assert own - tied == pytest.approx(gap * 4 * whole + (gap - 1) * 4 * whole / 8, rel=1e-3)
+    narrow, wide = (
+        at(make_run(model, reduce_dtype=dtype), MESHES[1], "embedding gradient").workspace
+        for dtype in ("bfloat16", "float32")
+    )
+    assert wide - narrow == pytest.approx(gap * 2 * whole, rel=1e-6)
+    # Two gradients, one of them turned; of a device's eighth of both tables copies, with two moments each.
+    assert wide == pytest.approx(gap * 4 * whole * (3 + 2 * 3 / 8), rel=1e-2)
+    assert "embedding gradient" not in memory.moments(make_run(model), MESHES[0], 1)  # nothing is gathered
+
+
+def test_a_frozen_head_has_no_gradient():
+    model = dataclasses.replace(sizes.size("llama3-8b"), dtype="bfloat16", remat="full")
+    made, lora = make_run(model), make_run(model)
+    lora.tune = TuneConfig(train="lora")
+    assert "embedding gradient" not in memory.moments(lora, MESHES[1], 8)
+    whole = 128_256 * 4096
+    less = at_loss(made, MESHES[1]).workspace - at_loss(lora, MESHES[1]).workspace
+    assert less > 4 * whole
+
+
+def test_a_turn_of_a_loop_over_several_layers_works_on_all_of_them():
+    """Gemma 3: five local layers and a global one a turn; two of 62 are left over, and gone when the loop begins."""
+    model = dataclasses.replace(sizes.size("gemma3-27b"), dtype="bfloat16", remat="full")
+    six = memory.moments(make_run(model, seq_len=1024), MESHES[1], 8)
+    one = memory.moments(make_run(dataclasses.replace(model, layer_pattern="l"), seq_len=1024), MESHES[1], 8)
+    tokens, D, F, q, kv = 1024, 5376, 21504, 4096, 4096
+    at_work = 2 * tokens * (4 * F + 2 * D + 2 * q + kv)
+    more = six["blocks"].workspace - one["blocks"].workspace
+    assert more == pytest.approx((1 + memory.KERNEL_GAPS) * 5 * at_work, rel=1e-3)
+    assert six["blocks"].activations == 60 * 2 * tokens * D
+    assert "loose blocks" in six
+    assert "loose blocks" not in one
 
 
 def test_tokenizer_fills_in_the_vocabulary():

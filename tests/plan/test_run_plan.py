@@ -7,7 +7,7 @@ import pytest
 
 from jaxlm import run
 from jaxlm.cli._plan_run import completed
-from jaxlm.plan import prices, run_plan, slices
+from jaxlm.plan import prices, run_plan, slices, step_time
 from jaxlm.plan.hardware import CHIPS
 from jaxlm.plan.report import gigabytes, to_json
 from jaxlm.types import UserError
@@ -45,6 +45,36 @@ def test_days_and_dollars_follow_from_flops_peak_and_mfu(llama):
     assert one["at_low_mfu"]["days"] == pytest.approx(chip_hours / 256 / 24)
     assert one["at_low_mfu"]["compute_usd"] == pytest.approx(2 * chip_hours)
     assert one["at_high_mfu"]["chip_hours"] == pytest.approx(0.8 * chip_hours)
+
+
+def test_without_an_mfu_days_follow_from_the_predicted_step(llama):
+    (one,) = run_plan.plan_run(llama, "llama", WANTED._replace(mfus=None)).data["slices"]
+    step = step_time.predict_step(llama, CHIPS["v5e"], one["mesh"], (16, 16))
+    shortest, longest = step_time.time_range(step)
+    assert one["step"]["step_s"] == step.step_s
+    assert one["at_high_mfu"]["chip_hours"] == pytest.approx(476_837 * shortest / 3600 * 256)
+    assert one["at_low_mfu"]["chip_hours"] == pytest.approx(476_837 * longest / 3600 * 256)
+    assert one["mfu"]["low"] == pytest.approx(
+        run_plan.budget(llama).flops / 476_837 / (longest * 256 * 197e12)
+    )
+
+
+def test_an_mfu_that_is_given_takes_the_place_of_the_predicted_one(llama):
+    (one,) = run_plan.plan_run(llama, "llama", WANTED).data["slices"]
+    assert one["mfu"] == {"low": 0.4, "high": 0.5}
+
+
+def test_steps_of_gpus_are_not_predicted(llama):
+    report = run_plan.plan_run(
+        llama, "llama", WANTED._replace(chips=("h100", "v5p"), num_chips=None, mfus=None)
+    )
+    h100, v5p = report.data["slices"]
+    assert (h100["step"], h100["mfu"]) == (None, {"low": 0.3, "high": 0.5})
+    assert v5p["step"]["bound"] == "compute"
+    (table,) = [one for one in report.tables if one.title == "predicted time of a step"]
+    assert [row[0] for row in table.rows] == ["v5p"]
+    (note,) = [note for one in report.tables for note in one.notes if "h100, whose steps" in note]
+    assert "50% to 30%" in note
 
 
 @pytest.mark.parametrize(
