@@ -25,7 +25,7 @@ RING = {"v5e": 16, "v6e": 16}
 
 CUBE = 4
 
-INTO_ATTENTION, INTO_GATED_MLP = 3, 2
+INTO_ATTENTION, INTO_GATED_MLP = 1, 1
 """Products that take a block's stream, each of which gathers it along `tensor`: 1 where they are fused."""
 
 OUT_OF_BLOCK = 2
