@@ -38,22 +38,29 @@ class Place(NamedTuple):
     """Axes that split the batch."""
     split: Split | None
     """Of the weight, along one of `rows`; None: all have it."""
+    length: str | None = None
+    """The axis that splits the length of rows; None: they are whole."""
 
     def run(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-        """`function` on what each device has. Mesh axes that are not `rows` (tensor) are left to the compiler."""
+        """`function` on what each device has. Mesh axes that are not `axes` (tensor) are left to the compiler."""
         return jax.shard_map(
             function,
             mesh=self.mesh,
             in_specs=in_specs,
             out_specs=out_specs,
-            axis_names=set(self.rows),
+            axis_names=set(self.axes),
             check_vma=False,
         )
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """Along which devices see different tokens."""
+        return self.rows if self.length is None else (*self.rows, self.length)
+
+    @property
     def batch_spec(self) -> PartitionSpec:
         """Of an array of rows."""
-        return PartitionSpec(self.rows)
+        return PartitionSpec(self.rows) if self.length is None else PartitionSpec(self.rows, self.length)
 
     @property
     def weight_spec(self) -> PartitionSpec:
@@ -63,10 +70,10 @@ class Place(NamedTuple):
         return PartitionSpec(*(None,) * self.split.dim, self.split.axis)
 
     def collect_grad(self, g: jax.Array) -> jax.Array:
-        """What a device holds of the weight's gradient, from what its own rows say of the whole."""
-        others = self.rows
+        """What a device holds of the weight's gradient, from what its own tokens say of the whole."""
+        others = self.axes
         if self.split is not None:
-            g, others = scatter_sum(g, self.split), tuple(a for a in others if a != self.split.axis)
+            g, others = scatter_sum(g, self.split), tuple(a for a in self.axes if a != self.split.axis)
         others = tuple(axis for axis in others if self.mesh.shape[axis] > 1)
         return jax.lax.psum(g, others) if others else g
 

@@ -171,12 +171,29 @@ def supports(head_dim: int, num_heads: int, kv_heads: int) -> bool:
 
 
 def attend(
-    kernel: str, spread: Spread | None, q_BTNH, k_BSKH, v_BSKH, turn: Rotation | None, **how
+    kernel: str,
+    spread: Spread | None,
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    turn: Rotation | None,
+    *,
+    begins_BT: jax.Array | None = None,
+    **how,
 ) -> jax.Array:
     """Causal attention by one of the kernels, all of which compute `attend_dense`; `how`: its keywords.
 
-    turn: by which queries and keys are turned first.
+    Args:
+      turn: by which queries and keys are turned first.
+      begins_BT: of `arrange`, where the length is cut over devices.
     """
+    if spread is not None and spread.length is not None:
+        from jaxlm.models.attention_sequence import attend_sequence
+
+        if turn is not None:
+            q_BTNH, k_BSKH = (rope(x, turn, by_product=kernel == "flash") for x in (q_BTNH, k_BSKH))
+        how = {name: value for name, value in how.items() if name != "segments_BT"}
+        return attend_sequence(kernel, spread, q_BTNH, k_BSKH, v_BSKH, begins_BT=begins_BT, **how)
     if kernel == "flash":
         from jaxlm.models.attention_flash import attend_flash  # Pallas: half a second, on TPUs only
 
@@ -212,6 +229,8 @@ class Places(NamedTuple):
     segments_BT: jax.Array | None
     turns: dict[str, Rotation]
     """Layer kind (`g`, `l`) -> RoPE angles; empty for models without RoPE."""
+    begins_BT: jax.Array | None = None
+    """Where each token's document begins in its row, where rows are cut over devices and packed."""
 
 
 def attend_cached(q_BTNH, k_BTKH, v_BTKH, cache: Cache, layer, places: Places, *, window, cap, scale):
@@ -273,7 +292,8 @@ class Attention(nn.Module):
                 q_BTNH, k_BTKH, v_BTKH, cache, layer, places, window=window, cap=cap, scale=scale
             )
         else:
-            how = {"segments_BT": places.segments_BT, "window": window, "softcap": cap, "scale": scale}
+            how = {"segments_BT": places.segments_BT, "begins_BT": places.begins_BT}
+            how |= {"window": window, "softcap": cap, "scale": scale}
             o_BTNH = attend(self.kernel, self.spread, q_BTNH, k_BTKH, v_BTKH, turn, **how)
         o_BTNH = self.constrain(o_BTNH, "batch", "length", "heads", "head_dim")
         axes = ("heads", "head_dim", "embed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jaxlm.models.attention import Cache, init_cache, pick_attention
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.decoder import Block, Ends, class_logits, collections, head_logits, make_places, run_blocks
 from jaxlm.models.layers import Constrain, Spread, dropout
+from jaxlm.models.pieces import LANES, arrange
 from jaxlm.models.moe import RouterSums, no_router_sums
 from jaxlm.types import Batch, Params, PyTree, UserError
 
@@ -36,6 +38,9 @@ class LM(NamedTuple):
     """extend(params, tokens_BT, positions_BT, cache) -> (x_BTD, cache): prefill and decode."""
     head_place: Place | None = None
     """On a mesh: where `head` runs on the rows of each device, for whoever hands it a whole table."""
+    arrange: Callable[[Batch], Batch] = lambda batch: batch
+    """arrange(batch) -> the batch as `hidden` takes it, and what goes with its states: on a mesh that cuts the length of
+    rows, in another order."""
     hidden_with_router: Callable[..., tuple[jax.Array, RouterSums]] | None = None
     """Of a mixture of experts: `hidden`, and what the routers say of that batch; None for other models."""
 
@@ -134,9 +139,24 @@ def build(
         return with_router(params, batch, dropout_key)[0]
 
     return LM(
-        init, hidden, head, logical_axes(init_boxed), (head_key,), make_cache, extend,
-        None if spread is None else spread.ends(), with_router if config.num_experts else None,
-    )  # fmt: skip
+        init,
+        hidden,
+        head,
+        logical_axes(init_boxed),
+        (head_key,),
+        make_cache,
+        extend,
+        head_place=None if spread is None else spread.ends(),
+        hidden_with_router=with_router if config.num_experts else None,
+        arrange=make_arrange(spread, kernel),
+    )
+
+
+def make_arrange(spread: Spread | None, kernel: str) -> Callable[[Batch], Batch]:
+    """`LM.arrange` on this mesh, for this kernel of attention."""
+    if spread is None or spread.length is None:
+        return lambda batch: batch
+    return functools.partial(arrange, spread=spread, unit=LANES if kernel == "flash" else 1)
 
 
 def make_init(modules: Modules) -> Callable[[jax.Array], PyTree]:
@@ -191,7 +211,7 @@ def make_hidden_with_router(modules: Modules) -> Callable[..., tuple[jax.Array, 
         positions_BT = batch.get("positions")
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-        places = make_places(config, positions_BT, segments_BT)
+        places = make_places(config, positions_BT, segments_BT, batch.get("begins"))
         keys: Any = (None, None)
         if dropout_key is not None and modules.has_dropout:
             keys = jax.random.split(dropout_key)

@@ -57,6 +57,21 @@ class Spread(Protocol):
         """Splits the width of every MLP."""
         ...
 
+    @property
+    def length(self) -> str | None:
+        """Splits the length of every row; None: rows are whole."""
+        ...
+
+    @property
+    def sequence_attention(self) -> str:
+        """`gather` or `ring`: how queries meet the keys of other parts of the length."""
+        ...
+
+    @property
+    def sum_dtype(self) -> str:
+        """Of gradients on their way to be summed."""
+        ...
+
     def place(self, axes: tuple[str, ...]) -> Place | None:
         """Where the product with a matrix of these logical axes runs; None: the compiler's choice."""
         ...

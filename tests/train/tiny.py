@@ -47,6 +47,7 @@ def make(
     optimizer="adamw",
     loss_wrapper=lambda loss: loss,
     tuning=EVERYTHING,
+    sequence_attention="gather",
     **train,
 ):
     """(compiled steps, mesh) of the tiny run."""
@@ -55,7 +56,7 @@ def make(
         model,
         T,
         constrain=make_constrain(mesh),
-        spread=make_spread(mesh),
+        spread=make_spread(mesh, sequence_attention=sequence_attention),
         lora_dropout=tuning.config.lora_dropout,
     )
     opt = OptimizerConfig(name=optimizer, learning_rate=1e-3, warmup_steps=2)
