@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -130,7 +130,9 @@ def attend_dense(
     return attend_masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale, cap=softcap)
 
 
-def pick_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> str:
+def pick_attention(
+    config: ModelConfig, platform: str, num_parts: int = 1, *, cuts_length: bool = False
+) -> str:
     """What `model.attention` stands for on this platform.
 
     `auto`: on TPUs `flash`, and `splash` for the widths of heads that it cannot cut out; on CPUs `chunked`; else
@@ -139,6 +141,7 @@ def pick_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> st
 
     Args:
       num_parts: devices that the heads are split over.
+      cuts_length: whether rows are cut over devices, as mesh.sequence says.
 
     Errors: UserError for a kernel that the platform does not have, or that does not take such heads.
     """
@@ -154,10 +157,16 @@ def pick_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> st
             f"model.attention='flash' takes heads of 128 channels or a multiple, or pairs of 64, but model.head_dim="
             f"{config.head_width}, with {N} heads and {K} KV heads on a device. Try attention='splash'."
         )
+    if name == "auto" and platform == "tpu":
+        name = "flash" if fits else "splash"
+    if name == "splash" and cuts_length:
+        raise UserError(
+            f"mesh.sequence cuts rows, which on TPUs only attention='flash' can follow, but model.head_dim="
+            f"{config.head_width}, with {N} heads and {K} KV heads on a device, are for 'splash'. Try mesh.sequence=1, "
+            "or attention='dense', which takes memory for a table of all queries and keys."
+        )
     if name != "auto":
         return name
-    if platform == "tpu":
-        return "flash" if fits else "splash"
     return "chunked" if platform == "cpu" else "dense"
 
 
@@ -292,7 +301,7 @@ class Attention(nn.Module):
                 q_BTNH, k_BTKH, v_BTKH, cache, layer, places, window=window, cap=cap, scale=scale
             )
         else:
-            how = {"segments_BT": places.segments_BT, "begins_BT": places.begins_BT}
+            how: dict[str, Any] = {"segments_BT": places.segments_BT, "begins_BT": places.begins_BT}
             how |= {"window": window, "softcap": cap, "scale": scale}
             o_BTNH = attend(self.kernel, self.spread, q_BTNH, k_BTKH, v_BTKH, turn, **how)
         o_BTNH = self.constrain(o_BTNH, "batch", "length", "heads", "head_dim")

@@ -50,6 +50,13 @@ class Blocks(NamedTuple):
 DEFAULT_BLOCKS = Blocks()
 
 
+def with_memory(blocks: Blocks, device_kind: str) -> Blocks:
+    """With the vector memory of such a chip, unless they say another."""
+    if blocks.vmem_bytes is not None:
+        return blocks
+    return blocks._replace(vmem_bytes=VMEM_BYTES.get(device_kind, min(VMEM_BYTES.values())))
+
+
 def fit(size: int, length: int) -> int:
     """The largest multiple of 128 up to `size` that divides the length."""
     return next(b for b in range(min(size, length) // LANES * LANES, 0, -LANES) if length % b == 0)
@@ -78,14 +85,17 @@ def turn_table(rotation, B: int, heads: int) -> jax.Array:
     return jnp.broadcast_to(table, (B, *table.shape[1:]))
 
 
-def pick_tiling(q_BTNH, kv_heads: int, blocks: Blocks, *, back: bool, **how) -> Tiling:
-    """Blocks that divide the length, and as many keys at a time as vector memory holds."""
+def pick_tiling(
+    q_BTNH, kv_heads: int, blocks: Blocks, *, back: bool, num_others: int | None = None, **how
+) -> Tiling:
+    """Blocks that divide the length, and as many keys at a time as vector memory holds; num_others as of Tiling."""
     _, T, N, H = q_BTNH.shape
+    num_keys, piece = (T, T) if num_others is None else (num_others, T // 2)
     asked_q, asked_kv, asked_diagonal = blocks[3:6] if back else blocks[:3]
     assert blocks.vmem_bytes is not None
     tiling = None
     for asked in range(asked_q, 0, -LANES):
-        q = fit(asked, T)
+        q = fit(asked, piece)
         tiling = Tiling(
             seq_len=T,
             q=q,
@@ -96,11 +106,12 @@ def pick_tiling(q_BTNH, kv_heads: int, blocks: Blocks, *, back: bool, **how) -> 
             heads=2 if H < LANES else 1,
             group=N // kv_heads,
             vmem_bytes=blocks.vmem_bytes * 7 // 8,
+            num_others=num_others,
             **how,
         )
-        for num_chunks in range(1, T // q + 1):
-            if T % (num_chunks * q) == 0:
-                whole = tiling._replace(chunk=T // num_chunks)
+        for num_chunks in range(1, num_keys // q + 1):
+            if num_keys % (num_chunks * q) == 0:
+                whole = tiling._replace(chunk=num_keys // num_chunks)
                 needed = estimate_bytes(whole, q_BTNH.dtype.itemsize, back=back)
                 if needed <= blocks.vmem_bytes * 3 // 4:
                     # Not all there is: the compiler keeps other arrays in vector memory meanwhile.
@@ -176,9 +187,8 @@ def attend_flash(
     """
     B, T, _, H = q_BTNH.shape
     blocks = DEFAULT_BLOCKS if blocks is None else blocks
-    if blocks.vmem_bytes is None:
-        kind = spread.mesh.devices.flat[0].device_kind if spread is not None else jax.devices()[0].device_kind
-        blocks = blocks._replace(vmem_bytes=VMEM_BYTES.get(kind, min(VMEM_BYTES.values())))
+    device = jax.devices()[0] if spread is None else spread.mesh.devices.flat[0]
+    blocks = with_memory(blocks, device.device_kind)
     table_BTX = None if rotation is None else turn_table(rotation, B, 2 if H < LANES else 1)
 
     def local(q_BTNH, k_BSKH, v_BSKH, segments_BT, table_BTX):

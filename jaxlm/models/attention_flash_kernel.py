@@ -56,6 +56,12 @@ class Tiling(NamedTuple):
     """Whether the kernels apply RoPE to queries and keys."""
     vmem_bytes: int
     interpret: bool = False
+    num_others: int | None = None
+    """Keys, where the queries are others than these; then `begins` says where each block of queries stands among them,
+    and results are float32, to be merged with others'."""
+    causal: bool = True
+    """Whether each block of queries stands before its own keys, whose diagonal is masked; else it sees all keys before
+    its place, which is where a chunk of `kv` begins."""
 
     @property
     def lanes(self) -> int:
@@ -71,8 +77,12 @@ class Tiling(NamedTuple):
         return 2 if self.heads == 2 and self.group > 1 else 1
 
     @property
+    def num_keys(self) -> int:
+        return self.seq_len if self.num_others is None else self.num_others
+
+    @property
     def num_chunks(self) -> int:
-        return self.seq_len // self.chunk
+        return self.num_keys // self.chunk
 
     @property
     def copies(self) -> int:
@@ -85,7 +95,10 @@ class Tiling(NamedTuple):
         return self.scale * (LOG2_E if self.softcap is None else 1.0 / self.softcap)
 
     def positions(self, window: int | None) -> int:
-        """Pairs of query and key that are computed for one head of one row that holds one document."""
+        """Pairs of query and key that are computed for one head of one row that holds one document; of queries
+        elsewhere: of half of all keys, about what zigzag placement gives."""
+        if self.num_others is not None:
+            return self.seq_len * min(self.num_others // 2, window or self.num_others)
         blocks = self.q // self.diagonal
         total = self.num_q * self.diagonal**2 * blocks * (blocks + 1) // 2
         for begin in range(0, self.seq_len, self.q):
@@ -234,7 +247,7 @@ def scaled_queries(q_ref, table: jax.Array | None, t: Tiling) -> jax.Array:
     return q if table is None else turn(q, table, t)
 
 
-def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> None:
+def forward_kernel(low_ref, high_ref, begin_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> None:
     """One block of queries with one chunk of keys; chunks of a block come last first, so that it begins with itself."""
     refs = list(refs)
     first_ref = refs.pop(0) if t.limited else None
@@ -244,23 +257,32 @@ def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> 
     first_scratch = refs.pop(0) if t.limited else None
     copies = refs
     b, block, i, step = (pl.program_id(dim) for dim in (0, 2, 3, 4))
-    begin = i * t.q
+    begin = begin_ref[i]
     low, high = low_ref[b * t.num_q + i], high_ref[b * t.num_q + i]
-    base = (lax.div(begin, t.chunk) - step) * t.chunk
+    base = (last_chunk(begin, t) - step) * t.chunk
     read_k, read_v = reader(k_ref, copies[:1]), reader(v_ref, copies[1:])
 
     if copies:
-        stale = (block == 0) & (i == 0) if t.chunk == t.seq_len else base + t.chunk > low
+        stale = (block == 0) & (i == 0) if t.num_chunks == 1 else base + t.chunk > low
         pl.when(stale & (base >= 0))(lambda: prepare_keys(k_ref, v_ref, table_ref, copies, t))
 
-    def diagonal() -> None:
-        place = pl.multiple_of(begin - base, t.q)
-        table = None if table_ref is None else table_ref[0, pl.ds(place, t.q), :]
+    def start_block(table) -> None:
         scaled = scaled_queries(q_ref, table, t)
         for head in range(t.heads):
             q_scratch[head] = own_lanes(scaled, head, t).astype(q_scratch.dtype)
         if first_ref is not None and first_scratch is not None:
             first_scratch[...] = to_lanes(first_ref[0].astype(jnp.float32)).astype(jnp.int32)
+
+    def nothing_yet() -> None:
+        start_block(None)
+        # Above the logits of what is masked, so that those weigh nothing in a row that sees no key.
+        m_scratch[...] = jnp.full_like(m_scratch, NEG_INF / 2)
+        l_scratch[...] = jnp.zeros_like(l_scratch)
+        o_scratch[...] = jnp.zeros_like(o_scratch)
+
+    def diagonal() -> None:
+        place = pl.multiple_of(begin - base, t.q)
+        start_block(None if table_ref is None else table_ref[0, pl.ds(place, t.q), :])
         for start in range(0, t.q, t.diagonal):
             rows, size = slice(start, start + t.diagonal), start + t.diagonal
             outputs = []
@@ -299,35 +321,40 @@ def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> 
         inverses = []
         for head in range(t.heads):
             total = jnp.broadcast_to(l_scratch[head].sum(axis=1, keepdims=True), (t.q, LANES))
+            if not t.causal:
+                total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
             lse_ref[0, 0, head : head + 1, :] = to_row(m_scratch[head]) + jnp.log2(to_row(total))
             inverses.append(wide(1.0 / total, t.lanes))
         o_ref[0] = (o_scratch[...] * by_head(inverses, t)).astype(o_ref.dtype)
 
-    pl.when(step == 0)(diagonal)
+    pl.when(step == 0)(diagonal if t.causal else nothing_yet)
     loop_blocks(low, high, begin, base, t, before)
     pl.when(step == t.num_chunks - 1)(finish)
 
 
 def forward(
-    q_BTX, k_BTX, v_BTX, first_BT, table_BTX, t: Tiling, window: int | None
+    q_BTX, k_BTX, v_BTX, first_BT, table_BTX, t: Tiling, window: int | None, begins=None
 ) -> tuple[jax.Array, jax.Array]:
-    """-> o_BTX, and the logsumexp [B, N // heads, heads, T] in powers of 2. X: heads and their lanes."""
-    B, T, X = q_BTX.shape
-    low, high = bounds(first_BT, B, t)
+    """-> o_BTX, and the logsumexp [B, N // heads, heads, T] in powers of 2. X: heads and their lanes.
 
-    def query(b, kv, block, i, step, low, high):
+    begins: the place of each block of queries among the keys, [blocks] int32; None: they are the keys' own.
+    """
+    B, T, X = q_BTX.shape
+    low, high, begins = bounds(first_BT, B, t, begins)
+
+    def query(b, kv, block, i, step, low, high, begins):
         return b, i, kv * t.group + block
 
-    def keys(b, kv, block, i, step, low, high):
-        return b, jnp.maximum(lax.div(i * t.q, t.chunk) - step, lax.div(low[b * t.num_q + i], t.chunk)), kv
+    def keys(b, kv, block, i, step, low, high, begins):
+        return b, jnp.maximum(last_chunk(begins[i], t) - step, lax.div(low[b * t.num_q + i], t.chunk)), kv
 
-    def table(b, kv, block, i, step, low, high):
-        return *keys(b, kv, block, i, step, low, high)[:2], 0
+    def table(b, kv, block, i, step, low, high, begins):
+        return *keys(b, kv, block, i, step, low, high, begins)[:2], 0
 
-    def row(b, kv, block, i, step, low, high):
+    def row(b, kv, block, i, step, low, high, begins):
         return b, 0, i
 
-    def lse(b, kv, block, i, step, low, high):
+    def lse(b, kv, block, i, step, low, high, begins):
         return b, kv * t.group + block, 0, i
 
     queries, chunk = pl.BlockSpec((1, t.q, t.lanes), query), pl.BlockSpec((1, t.chunk, t.lanes), keys)
@@ -343,7 +370,7 @@ def forward(
     return pl.pallas_call(
         functools.partial(forward_kernel, t=t),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=3,
             grid=(B, k_BTX.shape[2] // t.lanes, t.group, t.num_q, t.num_chunks),
             in_specs=specs,
             out_specs=[queries, pl.BlockSpec((1, 1, t.heads, t.q), lse)],
@@ -357,7 +384,7 @@ def forward(
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((B, T, X), q_BTX.dtype),
+            jax.ShapeDtypeStruct((B, T, X), q_BTX.dtype if t.num_others is None else jnp.float32),
             jax.ShapeDtypeStruct((B, X // t.lanes, t.heads, T), jnp.float32),
         ],
         compiler_params=parameters(t, 5),
@@ -368,14 +395,23 @@ def forward(
         ),
         interpret=t.interpret,
         name="flash_attention_forward",
-    )(low, high, *arrays)
+    )(low, high, begins, *arrays)
 
 
-def bounds(first_BT, B: int, t: Tiling) -> tuple[jax.Array, jax.Array]:
-    """The first keys that the first and the last query of each block see, [B * blocks] each, for scalar memory."""
+def last_chunk(begin, t: Tiling):
+    """The last chunk that a block of queries sees; without its own keys, of those before `begin`."""
+    return lax.div(begin if t.causal else jnp.maximum(begin - 1, 0), t.chunk)
+
+
+def bounds(first_BT, B: int, t: Tiling, begins: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """For scalar memory: the first keys that the first and the last query of each block see, [B * blocks] each; and
+    `begins`, as of `forward`."""
+    if begins is None:
+        begins = jnp.arange(0, t.seq_len, t.q, dtype=jnp.int32)
     if not t.limited:
-        return jnp.zeros(B * t.num_q, jnp.int32), jnp.zeros(B * t.num_q, jnp.int32)
-    return first_BT[:, :: t.q].reshape(-1), first_BT[:, t.q - 1 :: t.q].reshape(-1)
+        return jnp.zeros(B * t.num_q, jnp.int32), jnp.zeros(B * t.num_q, jnp.int32), begins
+    first_BT = jnp.minimum(first_BT, t.num_keys - 1)  # where they begin later, none is seen
+    return first_BT[:, :: t.q].reshape(-1), first_BT[:, t.q - 1 :: t.q].reshape(-1), begins
 
 
 def parameters(t: Tiling, num_dims: int) -> pltpu.CompilerParams:

@@ -42,9 +42,9 @@ class Way(NamedTuple):
     sum_dtype: str
     """Of the gradients of keys and values on their way."""
 
-    def pieces(self, length: int, index=None) -> Pieces:
-        """Of device `index`; None: of this one. length: of its part of a row."""
-        return Pieces(lax.axis_index(self.axis) if index is None else index, self.num, length // 2)
+    def pieces(self, length: int, device=None) -> Pieces:
+        """Of a device; None: of this one. length: of its part of a row."""
+        return Pieces(lax.axis_index(self.axis) if device is None else device, self.num, length // 2)
 
     def first(self, begins_BT: jax.Array | None, position_T: jax.Array) -> jax.Array | None:
         """The position of the first key that each query sees, [B or 1, T]; None: 0."""
@@ -100,7 +100,8 @@ def merge(o_BTNH, lse_BNT, more_BTNH, more_lse_BNT) -> tuple[jax.Array, jax.Arra
 def _ring_ahead(way: Way, q_BTNH, k_BTKH, v_BTKH, begins_BT) -> tuple[jax.Array, jax.Array]:
     def visit(step, kv, o_BTNH, lse_BNT):
         seen = _see(way, begins_BT, q_BTNH.shape[1], step)
-        return merge(o_BTNH, lse_BNT, *way.kernel.ahead(q_BTNH, *kv, seen))
+        more_BTNH, more_lse_BNT = way.kernel.ahead(q_BTNH, *kv, seen)
+        return merge(o_BTNH, lse_BNT, more_BTNH, more_lse_BNT)
 
     def body(carry, step):
         kv, o_BTNH, lse_BNT = carry
@@ -108,8 +109,8 @@ def _ring_ahead(way: Way, q_BTNH, k_BTKH, v_BTKH, begins_BT) -> tuple[jax.Array,
 
     kv = _pass_on(way, (k_BTKH, v_BTKH))
     own = way.kernel.ahead(q_BTNH, k_BTKH, v_BTKH, _see(way, begins_BT, q_BTNH.shape[1], 0))
-    (kv, *found), _ = lax.scan(body, (kv, *own), jnp.arange(1, way.num - 1))
-    return visit(way.num - 1, kv, *found)
+    (kv, o_BTNH, lse_BNT), _ = lax.scan(body, (kv, *own), jnp.arange(1, way.num - 1))
+    return visit(way.num - 1, kv, o_BTNH, lse_BNT)
 
 
 def _ring_back(way: Way, q_BTNH, k_BTKH, v_BTKH, begins_BT, o_BTNH, lse_BNT, do_BTNH):

@@ -26,10 +26,10 @@ ALONG = ("tokens", "targets", "weights", "segments", "positions")
 
 
 class Pieces(NamedTuple):
-    """What one device has of each row: static, but for `index`."""
+    """What one device has of each row: static, but for `device`."""
 
-    index: jax.Array
-    """Of the device along the axis."""
+    device: jax.Array | int
+    """Its place along the axis."""
     num: int
     """Of devices."""
     size: int
@@ -37,17 +37,17 @@ class Pieces(NamedTuple):
 
     def positions(self) -> jax.Array:
         """Of its tokens in their row, [2 size], ascending."""
-        begins = jnp.stack((self.index, 2 * self.num - 1 - self.index)) * self.size
+        begins = jnp.stack((self.device, 2 * self.num - 1 - self.device)) * self.size
         return (begins[:, None] + jnp.arange(self.size)[None]).reshape(-1)
 
     def num_before(self, position: jax.Array) -> jax.Array:
         """How many of its tokens are before a position: the place there that a token of this position has."""
-        first = jnp.clip(position - self.index * self.size, 0, self.size)
-        return first + jnp.clip(position - (2 * self.num - 1 - self.index) * self.size, 0, self.size)
+        first = jnp.clip(position - self.device * self.size, 0, self.size)
+        return first + jnp.clip(position - (2 * self.num - 1 - self.device) * self.size, 0, self.size)
 
     def cut(self, x_BT: jax.Array) -> jax.Array:
         """Its tokens of whole rows."""
-        pieces = (self.index, 2 * self.num - 1 - self.index)
+        pieces = (self.device, 2 * self.num - 1 - self.device)
         parts = [lax.dynamic_slice_in_dim(x_BT, piece * self.size, self.size, axis=1) for piece in pieces]
         return jnp.concatenate(parts, axis=1)
 

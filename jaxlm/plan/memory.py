@@ -223,7 +223,7 @@ class Parts(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        return self.rows * self.seq_len
+        return self.rows * -(-self.seq_len // self.mesh.get("sequence", 1))
 
     @property
     def is_gathered(self) -> bool:
@@ -243,7 +243,8 @@ def parts_of(run: Run, mesh: dict[str, int], vocab_size: int | None) -> Parts:
         -run.data.global_batch_size // (mesh.get("data", 1) * mesh.get("fsdp", 1) * mesh.get("expert", 1))
     )
     part_rows = -(-rows // num_parts)
-    _, chunk_tokens = logit_chunks(part_rows, run.data.seq_len, run.train.loss_chunk_tokens)
+    part_len = -(-run.data.seq_len // mesh.get("sequence", 1))
+    _, chunk_tokens = logit_chunks(part_rows, part_len, run.train.loss_chunk_tokens)
     trained = trained_weights(table, run.tune)
     block_bytes = BYTES_QUANTIZED[run.tune.quantize]
     num_blocks = sum(shard_size(w, mesh) for w in blocks)
