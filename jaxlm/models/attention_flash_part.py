@@ -46,8 +46,8 @@ class FlashKernel(NamedTuple):
         """-> o_BTNH in float32, lse_BNT."""
         B, T, N, _ = q_BTNH.shape
         tiling, first_BT, begins = self._prepare(q_BTNH, k_BSKH, seen, back=False)
-        inputs = (flat(x) for x in (q_BTNH, k_BSKH, v_BSKH))
-        o_BTX, lse = forward(*inputs, first_BT, None, tiling, None, begins)
+        q, k, v = (flat(x) for x in (q_BTNH, k_BSKH, v_BSKH))
+        o_BTX, lse = forward(q, k, v, first_BT, None, tiling, None, begins)
         return o_BTX.reshape(q_BTNH.shape), lse.reshape(B, N, T)
 
     def back(self, q_BTNH, k_BSKH, v_BSKH, o_BTNH, lse_BNT, do_BTNH, seen: Seen, dq_BTNH):

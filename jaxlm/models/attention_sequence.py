@@ -105,7 +105,8 @@ def _ring_ahead(way: Way, q_BTNH, k_BTKH, v_BTKH, begins_BT) -> tuple[jax.Array,
 
     def body(carry, step):
         kv, o_BTNH, lse_BNT = carry
-        return (_pass_on(way, kv), *visit(step, kv, o_BTNH, lse_BNT)), None
+        after = _pass_on(way, kv)
+        return (after, *visit(step, kv, o_BTNH, lse_BNT)), None
 
     kv = _pass_on(way, (k_BTKH, v_BTKH))
     own = way.kernel.ahead(q_BTNH, k_BTKH, v_BTKH, _see(way, begins_BT, q_BTNH.shape[1], 0))
@@ -114,7 +115,8 @@ def _ring_ahead(way: Way, q_BTNH, k_BTKH, v_BTKH, begins_BT) -> tuple[jax.Array,
 
 
 def _ring_back(way: Way, q_BTNH, k_BTKH, v_BTKH, begins_BT, o_BTNH, lse_BNT, do_BTNH):
-    def part(step, k_BTKH, v_BTKH, dq_BTNH):
+    def part(step, kv, dq_BTNH):
+        k_BTKH, v_BTKH = kv
         seen = _see(way, begins_BT, q_BTNH.shape[1], step)
         dq, *dkv = way.kernel.back(q_BTNH, k_BTKH, v_BTKH, o_BTNH, lse_BNT, do_BTNH, seen, dq_BTNH)
         return dq, dkv
@@ -124,7 +126,7 @@ def _ring_back(way: Way, q_BTNH, k_BTKH, v_BTKH, begins_BT, o_BTNH, lse_BNT, do_
 
     def visit(step, kv, dkv, dq_BTNH):
         arrived = _pass_on(way, dkv)  # while these keys are computed with, the sums for them are on their way
-        dq_BTNH, more = part(step, *kv, dq_BTNH)
+        dq_BTNH, more = part(step, kv, dq_BTNH)
         return dq_BTNH, pack(jax.tree.map(lambda a, b: a.astype(b.dtype) + b, arrived, more))
 
     def body(carry, step):
@@ -134,7 +136,7 @@ def _ring_back(way: Way, q_BTNH, k_BTKH, v_BTKH, begins_BT, o_BTNH, lse_BNT, do_
         return (after, dkv, dq_BTNH), None
 
     kv = _pass_on(way, (k_BTKH, v_BTKH))
-    dq_BTNH, dkv = part(0, k_BTKH, v_BTKH, None)
+    dq_BTNH, dkv = part(0, (k_BTKH, v_BTKH), None)
     (kv, dkv, dq_BTNH), _ = lax.scan(body, (kv, pack(dkv), dq_BTNH), jnp.arange(1, way.num - 1))
     dq_BTNH, dkv = visit(way.num - 1, kv, dkv, dq_BTNH)
     return dq_BTNH, *_pass_on(way, dkv)

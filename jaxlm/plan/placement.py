@@ -61,8 +61,8 @@ def meshes(run: Any, num_devices: int) -> Iterator[dict[str, int]]:
     """Meshes of this many devices that divide model and batch, the one that costs least traffic first.
 
     First the mesh of the config, where its sizes fill the devices; its `sequence` stays. Then weights are split over
-    `fsdp` as far as the width and the batch divide; the rest of the devices hold copies (`data`), or, where the batch has too few rows for
-    that, split heads and MLP (`tensor`, at most 8 ways).
+    `fsdp` as far as the width and the batch divide; the rest of the devices hold copies (`data`), or, where the batch
+    has too few rows for that, split heads and MLP (`tensor`, at most 8 ways).
     """
     own = own_mesh(run, num_devices)
     if own is not None and divides(run, own):

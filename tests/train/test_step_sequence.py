@@ -1,0 +1,85 @@
+"""A mesh that cuts the length of rows trains as one device does: both ways of attention, beside every other axis."""
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny
+
+from jaxlm.models.config import ModelConfig
+from jaxlm.parallel.sharding import place_batch
+from jaxlm.train.config import TuneConfig
+from jaxlm.train.tuning import Tuning
+
+MODELS = {
+    # Grouped queries, a window that crosses pieces and packed documents are in all of them.
+    "gemma": dataclasses.replace(
+        tiny.MODEL, attention_softcap=2.0, post_norm=True, qk_norm=True, remat="attention", activation="geglu"
+    ),
+    "learned": dataclasses.replace(tiny.MODEL, positions="learned", max_seq_len=tiny.T, tie_embeddings=True),
+    "experts": dataclasses.replace(
+        tiny.MODEL,
+        layer_pattern="g",
+        sliding_window=None,
+        mlp_dim=8,
+        num_experts=8,
+        num_experts_per_token=3,
+        balance_loss=0.05,
+        router_z_loss=0.01,
+        remat="full",
+    ),
+}
+LORA = Tuning(TuneConfig(train="lora", lora_rank=2))
+
+
+def training(model: ModelConfig, **kwargs) -> np.ndarray:
+    """[steps, (loss, gradient norm)]; every third row ends in padding."""
+    steps, mesh = tiny.make(model=model, **kwargs)
+    state, found = steps.init(jax.random.key(0)), []
+    for i in range(5):
+        batch = tiny.batch(i)
+        is_padding = (np.arange(tiny.B)[:, None] % 3 == 0) & (np.arange(tiny.T)[None] >= 11)
+        for name in ("segments", "weights"):
+            batch[name] = np.where(is_padding, 0, batch[name]).astype(batch[name].dtype)
+        state, metrics = steps.train(state, place_batch(batch, mesh, tiny.B))
+        found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    return np.array(found)
+
+
+@functools.cache
+def expected(name: str) -> np.ndarray:
+    return training(MODELS.get(name, tiny.MODEL), **({"tuning": LORA} if name == "lora" else {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "sizes", "num_microbatches"),
+    [
+        ("gemma", "gather", {"sequence": 8}, 1),
+        ("gemma", "ring", {"sequence": 4, "tensor": 2}, 2),
+        ("gemma", "gather", {"fsdp": 2, "sequence": 2, "tensor": 2}, 1),
+        ("gemma", "ring", {"data": 2, "sequence": 2}, 1),
+        ("learned", "ring", {"fsdp": 2, "sequence": 4}, 2),
+        ("experts", "gather", {"expert": 2, "sequence": 4}, 1),
+        ("experts", "ring", {"fsdp": 2, "expert": 2, "sequence": 2}, 2),
+        ("lora", "ring", {"fsdp": 4, "sequence": 2}, 1),
+    ],
+)
+def test_a_cut_length_does_not_change_training(name, method, sizes, num_microbatches):
+    how = {"tuning": LORA} if name == "lora" else {}
+    found = training(
+        MODELS.get(name, tiny.MODEL),
+        sizes=sizes,
+        num_microbatches=num_microbatches,
+        sequence_attention=method,
+        **how,
+    )
+    loss, norm = found.T
+    np.testing.assert_allclose(loss, expected(name)[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(norm[0], expected(name)[0, 1], rtol=2e-6)
+    np.testing.assert_allclose(norm, expected(name)[:, 1], rtol=5e-5)  # AdamW divides noise by its own size
