@@ -52,7 +52,7 @@ def backward_kernel(
 
     skip: blocks of queries that the grid leaves out. adds: to what other chunks gave the queries.
     """
-    refs, base = list(refs), chunk_ref[0] * t.chunk
+    refs, base = list(refs), 0 if t.num_chunks == 1 else chunk_ref[0] * t.chunk
     first_ref = refs.pop(0) if t.limited else None
     table_ref = refs.pop(0) if t.rotated else None
     q_table_ref = refs.pop(0) if t.rotated and t.num_chunks > 1 else None
@@ -82,14 +82,15 @@ def backward_kernel(
             return None if q_table_ref is None else q_table_ref[0]
         return table_ref[0, pl.ds(pl.multiple_of(begin, t.q), t.q), :]
 
-    scaled = scaled_queries(q_ref, queries_table(), t)
-    product = o_ref[0].astype(jnp.float32) * do_ref[0].astype(jnp.float32)
-    for head in range(t.heads):
-        q_scratch[head] = own_lanes(scaled, head, t).astype(q_scratch.dtype)
-        do_scratch[head] = own_lanes(do_ref[0], head, t)
-        delta = own_lanes(product, head, t).sum(axis=1, keepdims=True)
-        delta_scratch[head : head + 1, :] = to_row(jnp.broadcast_to(delta, (t.q, LANES)))
-    dq_scratch[...] = jnp.zeros_like(dq_scratch)
+    def start_block() -> None:
+        scaled = scaled_queries(q_ref, queries_table(), t)
+        product = o_ref[0].astype(jnp.float32) * do_ref[0].astype(jnp.float32)
+        for head in range(t.heads):
+            q_scratch[head] = own_lanes(scaled, head, t).astype(q_scratch.dtype)
+            do_scratch[head] = own_lanes(do_ref[0], head, t)
+            delta = own_lanes(product, head, t).sum(axis=1, keepdims=True)
+            delta_scratch[head : head + 1, :] = to_row(jnp.broadcast_to(delta, (t.q, LANES)))
+        dq_scratch[...] = jnp.zeros_like(dq_scratch)
 
     def pair(place, size: int, rows: slice, *, diagonal: bool = False, limited: bool = False) -> None:
         """Adds what the keys from `place` and some queries of the block give, under the masks that these need."""
@@ -119,17 +120,29 @@ def backward_kernel(
             rows = slice(start, start + t.diagonal)
             pair(place, start + t.diagonal, rows, diagonal=True, limited=t.limited)
 
-    if t.causal and t.num_chunks == 1:
-        on_diagonal()
-    elif t.causal:
-        pl.when((begin >= base) & (begin < base + t.chunk))(on_diagonal)
-    loop_blocks(
-        low, high, begin, base, t, lambda place, masked: pair(place, t.kv, slice(0, t.q), limited=masked)
-    )
-    dq = dq_scratch[...] * t.scale
-    table = queries_table()
-    dq = dq if table is None else turn(dq, table, t, back=True)
-    dq_ref[0] = (dq if part_ref is None else dq + part_ref[0]).astype(dq_ref.dtype)
+    def run_block() -> None:
+        start_block()
+        if t.causal and t.num_chunks == 1:
+            on_diagonal()
+        elif t.causal:
+            pl.when((begin >= base) & (begin < base + t.chunk))(on_diagonal)
+        loop_blocks(
+            low, high, begin, base, t, lambda place, masked: pair(place, t.kv, slice(0, t.q), limited=masked)
+        )
+        dq = dq_scratch[...] * t.scale
+        table = queries_table()
+        dq = dq if table is None else turn(dq, table, t, back=True)
+        dq_ref[0] = (dq if part_ref is None else dq + part_ref[0]).astype(dq_ref.dtype)
+
+    def pass_on() -> None:
+        dq_ref[0] = jnp.zeros_like(dq_ref[0]) if part_ref is None else part_ref[0]
+
+    if t.num_others is None:
+        run_block()
+    else:  # half of the blocks see nothing of a chunk
+        sees = (begin >= base if t.causal else begin > base) & (low < base + t.chunk)
+        pl.when(sees)(run_block)
+        pl.when(jnp.logical_not(sees))(pass_on)
 
     @pl.when(is_last)
     def _():

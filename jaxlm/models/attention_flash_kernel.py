@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,10 +58,10 @@ class Tiling(NamedTuple):
     interpret: bool = False
     num_others: int | None = None
     """Keys, where the queries are others than these; then `begins` says where each block of queries stands among them,
-    and results are float32, to be merged with others'."""
+    and gradients are float32, to be added to others'."""
     causal: bool = True
     """Whether each block of queries stands before its own keys, whose diagonal is masked; else it sees all keys before
-    its place, which is where a chunk of `kv` begins."""
+    its place, which is where a block of keys begins, and goes on with what other keys gave."""
 
     @property
     def lanes(self) -> int:
@@ -252,6 +252,7 @@ def forward_kernel(low_ref, high_ref, begin_ref, q_ref, k_ref, v_ref, *refs, t: 
     refs = list(refs)
     first_ref = refs.pop(0) if t.limited else None
     table_ref = refs.pop(0) if t.rotated else None
+    before_refs = [] if t.causal else [refs.pop(0), refs.pop(0)]
     o_ref, lse_ref, q_scratch, m_scratch, l_scratch, o_scratch = refs[:6]
     refs = refs[6:]
     first_scratch = refs.pop(0) if t.limited else None
@@ -273,12 +274,14 @@ def forward_kernel(low_ref, high_ref, begin_ref, q_ref, k_ref, v_ref, *refs, t: 
         if first_ref is not None and first_scratch is not None:
             first_scratch[...] = to_lanes(first_ref[0].astype(jnp.float32)).astype(jnp.int32)
 
-    def nothing_yet() -> None:
+    def go_on() -> None:
+        """With what other keys gave: a maximum that is the whole logsumexp, of which there is one, in all lanes."""
+        o_before_ref, lse_before_ref = before_refs
         start_block(None)
-        # Above the logits of what is masked, so that those weigh nothing in a row that sees no key.
-        m_scratch[...] = jnp.full_like(m_scratch, NEG_INF / 2)
-        l_scratch[...] = jnp.zeros_like(l_scratch)
-        o_scratch[...] = jnp.zeros_like(o_scratch)
+        for head in range(t.heads):
+            m_scratch[head] = to_lanes(lse_before_ref[0, 0, head : head + 1, :])
+        l_scratch[...] = jnp.full_like(l_scratch, 1 / LANES)
+        o_scratch[...] = o_before_ref[0]
 
     def diagonal() -> None:
         place = pl.multiple_of(begin - base, t.q)
@@ -321,23 +324,33 @@ def forward_kernel(low_ref, high_ref, begin_ref, q_ref, k_ref, v_ref, *refs, t: 
         inverses = []
         for head in range(t.heads):
             total = jnp.broadcast_to(l_scratch[head].sum(axis=1, keepdims=True), (t.q, LANES))
-            if not t.causal:
-                total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
             lse_ref[0, 0, head : head + 1, :] = to_row(m_scratch[head]) + jnp.log2(to_row(total))
             inverses.append(wide(1.0 / total, t.lanes))
         o_ref[0] = (o_scratch[...] * by_head(inverses, t)).astype(o_ref.dtype)
 
-    pl.when(step == 0)(diagonal if t.causal else nothing_yet)
+    pl.when(step == 0)(diagonal if t.causal else go_on)
     loop_blocks(low, high, begin, base, t, before)
     pl.when(step == t.num_chunks - 1)(finish)
 
 
 def forward(
-    q_BTX, k_BTX, v_BTX, first_BT, table_BTX, t: Tiling, window: int | None, begins=None
+    q_BTX,
+    k_BTX,
+    v_BTX,
+    first_BT,
+    table_BTX,
+    t: Tiling,
+    window: int | None,
+    begins=None,
+    before: tuple[jax.Array, jax.Array] | None = None,
+    dtype: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
     """-> o_BTX, and the logsumexp [B, N // heads, heads, T] in powers of 2. X: heads and their lanes.
 
-    begins: the place of each block of queries among the keys, [blocks] int32; None: they are the keys' own.
+    Args:
+      begins: the place of each block of queries among the keys, [blocks] int32; None: they are the keys' own.
+      before: the results of other keys, in float32, with which these go on, where they are not causal.
+      dtype: of o_BTX; None: that of q_BTX.
     """
     B, T, X = q_BTX.shape
     low, high, begins = bounds(first_BT, B, t, begins)
@@ -363,6 +376,12 @@ def forward(
         inputs.append((first_BT[:, None], pl.BlockSpec((1, 1, t.q), row)))
     if t.rotated:
         inputs.append((table_BTX, pl.BlockSpec((1, t.chunk, t.lanes), table)))
+    statistics = pl.BlockSpec((1, 1, t.heads, t.q), lse)
+    aliases = {}
+    if before is not None:
+        if before[0].dtype == (dtype or q_BTX.dtype):
+            aliases = {3 + len(inputs): 0, 4 + len(inputs): 1}
+        inputs += [(before[0], queries), (before[1], statistics)]
     arrays, specs = zip(*inputs, strict=True)
     copy = pltpu.VMEM((t.variants, t.chunk, t.lanes), k_BTX.dtype)
     statistic = pltpu.VMEM((t.heads, t.q, LANES), jnp.float32)
@@ -373,7 +392,7 @@ def forward(
             num_scalar_prefetch=3,
             grid=(B, k_BTX.shape[2] // t.lanes, t.group, t.num_q, t.num_chunks),
             in_specs=specs,
-            out_specs=[queries, pl.BlockSpec((1, 1, t.heads, t.q), lse)],
+            out_specs=[queries, statistics],
             scratch_shapes=[
                 pltpu.VMEM((t.heads, t.q, t.lanes), q_BTX.dtype),
                 statistic,
@@ -384,9 +403,10 @@ def forward(
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((B, T, X), q_BTX.dtype if t.num_others is None else jnp.float32),
+            jax.ShapeDtypeStruct((B, T, X), dtype or q_BTX.dtype),
             jax.ShapeDtypeStruct((B, X // t.lanes, t.heads, T), jnp.float32),
         ],
+        input_output_aliases=aliases,
         compiler_params=parameters(t, 5),
         cost_estimate=pl.CostEstimate(
             flops=4 * t.head_dim * pairs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +18,19 @@ class FlashKernel(NamedTuple):
 
     scale: float
     softcap: float | None
+    head_dim: int
     blocks: Blocks
     interpret: bool
 
-    def _prepare(
-        self, q_BTNH, k_BSKH, seen: Seen, *, back: bool
-    ) -> tuple[Tiling, jax.Array | None, jax.Array]:
+    def _prepare(self, q_BTX, k_BSY, seen: Seen, *, back: bool) -> tuple[Tiling, jax.Array | None, jax.Array]:
         """-> the tiling, the first key of each query, [B, T], and where each block of queries stands."""
-        B, T, _, _ = q_BTNH.shape
+        B, T, X = q_BTX.shape
         tiling = pick_tiling(
-            q_BTNH,
-            k_BSKH.shape[2],
+            jax.ShapeDtypeStruct((B, T, X // self.head_dim, self.head_dim), q_BTX.dtype),
+            k_BSY.shape[2] // self.head_dim,
             self.blocks,
             back=back,
-            num_others=k_BSKH.shape[1],
+            num_others=k_BSY.shape[1],
             causal=seen.is_own,
             scale=self.scale,
             softcap=self.softcap,
@@ -42,37 +41,45 @@ class FlashKernel(NamedTuple):
         first_BT = None if seen.first_BT is None else jnp.broadcast_to(seen.first_BT, (B, T))
         return tiling, first_BT, seen.end_T[:: tiling.q] - int(seen.is_own)
 
-    def ahead(self, q_BTNH, k_BSKH, v_BSKH, seen: Seen) -> tuple[jax.Array, jax.Array]:
-        """-> o_BTNH in float32, lse_BNT."""
-        B, T, N, _ = q_BTNH.shape
-        tiling, first_BT, begins = self._prepare(q_BTNH, k_BSKH, seen, back=False)
-        q, k, v = (flat(x) for x in (q_BTNH, k_BSKH, v_BSKH))
-        o_BTX, lse = forward(q, k, v, first_BT, None, tiling, None, begins)
-        return o_BTX.reshape(q_BTNH.shape), lse.reshape(B, N, T)
+    def _by_block(self, lse_BNT: jax.Array, tiling: Tiling) -> jax.Array:
+        B, N, T = lse_BNT.shape
+        return lse_BNT.reshape(B, N // tiling.heads, tiling.heads, T)
 
-    def back(self, q_BTNH, k_BSKH, v_BSKH, o_BTNH, lse_BNT, do_BTNH, seen: Seen, dq_BTNH):
+    def ahead(
+        self,
+        q_BTX,
+        k_BSY,
+        v_BSY,
+        seen: Seen,
+        before: tuple[jax.Array, jax.Array] | None = None,
+        dtype: Any = jnp.float32,
+    ) -> tuple[jax.Array, jax.Array]:
+        """-> o_BTX, lse_BNT."""
+        tiling, first_BT, begins = self._prepare(q_BTX, k_BSY, seen, back=False)
+        if before is not None:
+            before = before[0], self._by_block(before[1], tiling)
+        o_BTX, lse = forward(q_BTX, k_BSY, v_BSY, first_BT, None, tiling, None, begins, before, dtype)
+        return o_BTX, lse.reshape(lse.shape[0], -1, lse.shape[3])
+
+    def back(self, q_BTX, k_BSY, v_BSY, o_BTX, lse_BNT, do_BTX, seen: Seen, dq_BTX: jax.Array | None):
         """-> dq with the part of these keys added, dk and dv, all in float32."""
-        B, T, N, _ = q_BTNH.shape
-        tiling, first_BT, begins = self._prepare(q_BTNH, k_BSKH, seen, back=True)
-        lse = lse_BNT.reshape(B, N // tiling.heads, tiling.heads, T)
-        dq = None if dq_BTNH is None else flat(dq_BTNH)
-        q, k, v, o, do = (flat(x) for x in (q_BTNH, k_BSKH, v_BSKH, o_BTNH, do_BTNH))
-        dq, *dkv = backward_others(q, k, v, first_BT, o, lse, do, dq, tiling, None, begins)
-        return dq.reshape(q_BTNH.shape), *(dx.reshape(k_BSKH.shape) for dx in dkv)
-
-
-def flat(x: jax.Array) -> jax.Array:
-    """Heads side by side in the lanes."""
-    return x.reshape(*x.shape[:2], -1)
+        tiling, first_BT, begins = self._prepare(q_BTX, k_BSY, seen, back=True)
+        lse = self._by_block(lse_BNT, tiling)
+        return backward_others(
+            q_BTX, k_BSY, v_BSY, first_BT, o_BTX, lse, do_BTX, dq_BTX, tiling, None, begins
+        )
 
 
 def flash_kernel(
     scale: float,
     softcap: float | None,
+    head_dim: int,
     device_kind: str,
     blocks: Blocks | None = None,
     *,
     interpret: bool = False,
 ) -> FlashKernel:
     """For a kind of chip, as `jax.Device.device_kind` calls it."""
-    return FlashKernel(scale, softcap, with_memory(blocks or DEFAULT_BLOCKS, device_kind), interpret)
+    return FlashKernel(
+        scale, softcap, head_dim, with_memory(blocks or DEFAULT_BLOCKS, device_kind), interpret
+    )

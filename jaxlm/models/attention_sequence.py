@@ -15,7 +15,7 @@ logsumexp.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,14 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from jaxlm.collective import Split, scatter_sum
+from jaxlm.collective import Split, gather, scatter_sum
 from jaxlm.models.attention_table import Seen, TableKernel
 from jaxlm.models.layers import Spread
 from jaxlm.models.pieces import Pieces
 
 
 class Way(NamedTuple):
-    """All that is fixed when it is compiled."""
+    """All that is fixed when it is compiled. Heads lie side by side: X those of queries, Y those of keys and values."""
 
     kernel: Any
     """TableKernel or FlashKernel."""
@@ -39,8 +39,8 @@ class Way(NamedTuple):
     num: int
     """Devices along the axis."""
     window: int | None
-    sum_dtype: str
-    """Of the gradients of keys and values on their way."""
+    split: Split
+    """How the devices hold the keys and values of a row."""
 
     def pieces(self, length: int, device=None) -> Pieces:
         """Of a device; None: of this one. length: of its part of a row."""
@@ -72,13 +72,13 @@ def _see(way: Way, begins_BT, length: int, step) -> Seen:
 
 def _gather(way: Way, x: jax.Array) -> jax.Array:
     """The keys, or values, of all devices in order."""
-    return way.pieces(x.shape[1]).in_order(lax.all_gather(x, way.axis, axis=1, tiled=True))
+    return way.pieces(x.shape[1]).in_order(gather(x, x.dtype, way.split))
 
 
 def _scatter(way: Way, dx: jax.Array, dtype) -> jax.Array:
     """The gradient of what was gathered -> of each device's own, summed over all queries."""
     by_device = way.pieces(dx.shape[1] // way.num).by_device(dx)
-    return scatter_sum(by_device, Split(way.axis, 1, sum_dtype=way.sum_dtype)).astype(dtype)
+    return scatter_sum(by_device, way.split).astype(dtype)
 
 
 def _pass_on(way: Way, tree):
@@ -87,92 +87,80 @@ def _pass_on(way: Way, tree):
     return jax.tree.map(lambda x: lax.ppermute(x, way.axis, to), tree)
 
 
-def merge(o_BTNH, lse_BNT, more_BTNH, more_lse_BNT) -> tuple[jax.Array, jax.Array]:
-    """The attention over two sets of keys, from that over each."""
-    total_BNT = jnp.logaddexp2(lse_BNT, more_lse_BNT)
-
-    def part(o_BTNH, lse_BNT):
-        return o_BTNH * jnp.exp2(lse_BNT - total_BNT).swapaxes(1, 2)[..., None]
-
-    return part(o_BTNH, lse_BNT) + part(more_BTNH, more_lse_BNT), total_BNT
-
-
-def _ring_ahead(way: Way, q_BTNH, k_BTKH, v_BTKH, begins_BT) -> tuple[jax.Array, jax.Array]:
-    def visit(step, kv, o_BTNH, lse_BNT):
-        seen = _see(way, begins_BT, q_BTNH.shape[1], step)
-        more_BTNH, more_lse_BNT = way.kernel.ahead(q_BTNH, *kv, seen)
-        return merge(o_BTNH, lse_BNT, more_BTNH, more_lse_BNT)
+def _ring_ahead(way: Way, q_BTX, k_BTY, v_BTY, begins_BT) -> tuple[jax.Array, jax.Array]:
+    def visit(step, kv, before, dtype=jnp.float32):
+        seen = _see(way, begins_BT, q_BTX.shape[1], step)
+        return way.kernel.ahead(q_BTX, *kv, seen, before, dtype)
 
     def body(carry, step):
-        kv, o_BTNH, lse_BNT = carry
+        kv, found = carry
         after = _pass_on(way, kv)
-        return (after, *visit(step, kv, o_BTNH, lse_BNT)), None
+        return (after, visit(step, kv, found)), None
 
-    kv = _pass_on(way, (k_BTKH, v_BTKH))
-    own = way.kernel.ahead(q_BTNH, k_BTKH, v_BTKH, _see(way, begins_BT, q_BTNH.shape[1], 0))
-    (kv, o_BTNH, lse_BNT), _ = lax.scan(body, (kv, *own), jnp.arange(1, way.num - 1))
-    return visit(way.num - 1, kv, o_BTNH, lse_BNT)
+    kv = _pass_on(way, (k_BTY, v_BTY))
+    found = visit(0, (k_BTY, v_BTY), None)
+    (kv, found), _ = lax.scan(body, (kv, found), jnp.arange(1, way.num - 1))
+    return visit(way.num - 1, kv, found, q_BTX.dtype)
 
 
-def _ring_back(way: Way, q_BTNH, k_BTKH, v_BTKH, begins_BT, o_BTNH, lse_BNT, do_BTNH):
-    def part(step, kv, dq_BTNH):
-        k_BTKH, v_BTKH = kv
-        seen = _see(way, begins_BT, q_BTNH.shape[1], step)
-        dq, *dkv = way.kernel.back(q_BTNH, k_BTKH, v_BTKH, o_BTNH, lse_BNT, do_BTNH, seen, dq_BTNH)
+def _ring_back(way: Way, q_BTX, k_BTY, v_BTY, begins_BT, o_BTX, lse_BNT, do_BTX):
+    def part(step, kv, dq_BTX):
+        k_BTY, v_BTY = kv
+        seen = _see(way, begins_BT, q_BTX.shape[1], step)
+        dq, *dkv = way.kernel.back(q_BTX, k_BTY, v_BTY, o_BTX, lse_BNT, do_BTX, seen, dq_BTX)
         return dq, dkv
 
     def pack(dkv):
-        return [x.astype(jnp.promote_types(way.sum_dtype, k_BTKH.dtype)) for x in dkv]
+        return [x.astype(jnp.promote_types(way.split.sum_dtype, k_BTY.dtype)) for x in dkv]
 
-    def visit(step, kv, dkv, dq_BTNH):
+    def visit(step, kv, dkv, dq_BTX):
         arrived = _pass_on(way, dkv)  # while these keys are computed with, the sums for them are on their way
-        dq_BTNH, more = part(step, kv, dq_BTNH)
-        return dq_BTNH, pack(jax.tree.map(lambda a, b: a.astype(b.dtype) + b, arrived, more))
+        dq_BTX, more = part(step, kv, dq_BTX)
+        return dq_BTX, pack(jax.tree.map(lambda a, b: a.astype(b.dtype) + b, arrived, more))
 
     def body(carry, step):
-        kv, dkv, dq_BTNH = carry
+        kv, dkv, dq_BTX = carry
         after = _pass_on(way, kv)
-        dq_BTNH, dkv = visit(step, kv, dkv, dq_BTNH)
-        return (after, dkv, dq_BTNH), None
+        dq_BTX, dkv = visit(step, kv, dkv, dq_BTX)
+        return (after, dkv, dq_BTX), None
 
-    kv = _pass_on(way, (k_BTKH, v_BTKH))
-    dq_BTNH, dkv = part(0, (k_BTKH, v_BTKH), None)
-    (kv, dkv, dq_BTNH), _ = lax.scan(body, (kv, pack(dkv), dq_BTNH), jnp.arange(1, way.num - 1))
-    dq_BTNH, dkv = visit(way.num - 1, kv, dkv, dq_BTNH)
-    return dq_BTNH, *_pass_on(way, dkv)
+    kv = _pass_on(way, (k_BTY, v_BTY))
+    dq_BTX, dkv = part(0, (k_BTY, v_BTY), None)
+    (kv, dkv, dq_BTX), _ = lax.scan(body, (kv, pack(dkv), dq_BTX), jnp.arange(1, way.num - 1))
+    dq_BTX, dkv = visit(way.num - 1, kv, dkv, dq_BTX)
+    return dq_BTX, *_pass_on(way, dkv)
 
 
-def _ahead(q_BTNH, k_BTKH, v_BTKH, begins_BT, way: Way) -> tuple[jax.Array, jax.Array]:
-    """-> o_BTNH in float32, lse_BNT."""
+def _ahead(q_BTX, k_BTY, v_BTY, begins_BT, way: Way) -> tuple[jax.Array, jax.Array]:
+    """-> o_BTX, lse_BNT."""
     if way.method == "ring":
-        return _ring_ahead(way, q_BTNH, k_BTKH, v_BTKH, begins_BT)
-    seen = _see_all(way, begins_BT, q_BTNH.shape[1])
-    return way.kernel.ahead(q_BTNH, _gather(way, k_BTKH), _gather(way, v_BTKH), seen)
+        return _ring_ahead(way, q_BTX, k_BTY, v_BTY, begins_BT)
+    seen = _see_all(way, begins_BT, q_BTX.shape[1])
+    return way.kernel.ahead(q_BTX, _gather(way, k_BTY), _gather(way, v_BTY), seen, None, q_BTX.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BTNH, k_BTKH, v_BTKH, begins_BT, way: Way) -> jax.Array:
+def _attend(q_BTX, k_BTY, v_BTY, begins_BT, way: Way) -> jax.Array:
     """What one device computes."""
-    return _ahead(q_BTNH, k_BTKH, v_BTKH, begins_BT, way)[0].astype(q_BTNH.dtype)
+    return _ahead(q_BTX, k_BTY, v_BTY, begins_BT, way)[0]
 
 
-def _attend_fwd(q_BTNH, k_BTKH, v_BTKH, begins_BT, way: Way):
-    o_BTNH, lse_BNT = _ahead(q_BTNH, k_BTKH, v_BTKH, begins_BT, way)
-    o_BTNH = checkpoint_name(o_BTNH.astype(q_BTNH.dtype), "attention")
-    lse_BNT = checkpoint_name(lse_BNT, "attention")
-    return o_BTNH, (q_BTNH, k_BTKH, v_BTKH, begins_BT, o_BTNH, lse_BNT)
+def _attend_fwd(q_BTX, k_BTY, v_BTY, begins_BT, way: Way):
+    o_BTX, lse_BNT = _ahead(q_BTX, k_BTY, v_BTY, begins_BT, way)
+    o_BTX, lse_BNT = checkpoint_name(o_BTX, "attention"), checkpoint_name(lse_BNT, "attention")
+    return o_BTX, (q_BTX, k_BTY, v_BTY, begins_BT, o_BTX, lse_BNT)
 
 
-def _attend_bwd(way: Way, saved, do_BTNH):
-    q_BTNH, k_BTKH, v_BTKH, begins_BT, o_BTNH, lse_BNT = saved
+def _attend_bwd(way: Way, saved, do_BTX):
+    q_BTX, k_BTY, v_BTY, begins_BT, o_BTX, lse_BNT = saved
     if way.method == "ring":
-        grads = _ring_back(way, q_BTNH, k_BTKH, v_BTKH, begins_BT, o_BTNH, lse_BNT, do_BTNH)
+        grads = _ring_back(way, q_BTX, k_BTY, v_BTY, begins_BT, o_BTX, lse_BNT, do_BTX)
     else:
-        whole = _gather(way, k_BTKH), _gather(way, v_BTKH)
-        seen = _see_all(way, begins_BT, q_BTNH.shape[1])
-        dq, *dkv = way.kernel.back(q_BTNH, *whole, o_BTNH, lse_BNT, do_BTNH, seen, None)
-        grads = dq, *(_scatter(way, dx, k_BTKH.dtype) for dx in dkv)
-    return *(g.astype(q_BTNH.dtype) for g in grads), None
+        whole = _gather(way, k_BTY), _gather(way, v_BTY)
+        seen = _see_all(way, begins_BT, q_BTX.shape[1])
+        dq, *dkv = way.kernel.back(q_BTX, *whole, o_BTX, lse_BNT, do_BTX, seen, None)
+        grads = dq, *(_scatter(way, dx, k_BTY.dtype) for dx in dkv)
+    return *(g.astype(q_BTX.dtype) for g in grads), None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
@@ -198,20 +186,21 @@ def attend_sequence(
       begins_BT: where each token's document begins in its row; None: one document.
       how: of `FlashKernel`: blocks, interpret.
     """
-    mesh, axis = spread.mesh, spread.length
+    mesh, axis, split = spread.mesh, spread.length, spread.length_split
     assert axis is not None
-    one: Any = TableKernel(scale, softcap)
+    assert split is not None
+    one: Any = TableKernel(scale, softcap, q_BTNH.shape[3])
     if kernel == "flash":
         from jaxlm.models.attention_flash_part import flash_kernel
 
-        one = flash_kernel(scale, softcap, mesh.devices.flat[0].device_kind, **how)
-    way = Way(one, spread.sequence_attention, axis, mesh.shape[axis], window, spread.sum_dtype)
+        one = flash_kernel(scale, softcap, q_BTNH.shape[3], mesh.devices.flat[0].device_kind, **how)
+    way = Way(one, spread.sequence_attention, axis, mesh.shape[axis], window, split)
     tokens, heads = PartitionSpec(spread.batch, axis), PartitionSpec(spread.batch, axis, spread.heads)
-    run = jax.shard_map(
-        lambda *inputs: _attend(*inputs, way),
-        mesh=mesh,
-        in_specs=(heads, heads, heads, tokens),
-        out_specs=heads,
-        check_vma=False,
-    )
+
+    def local(q_BTNH, k_BTKH, v_BTKH, begins_BT):
+        q_BTX, k_BTY, v_BTY = (x.reshape(*x.shape[:2], -1) for x in (q_BTNH, k_BTKH, v_BTKH))
+        return cast(jax.Array, _attend(q_BTX, k_BTY, v_BTY, begins_BT, way)).reshape(q_BTNH.shape)
+
+    specs = heads, heads, heads, tokens
+    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)
     return run(q_BTNH, k_BSKH, v_BSKH, begins_BT)

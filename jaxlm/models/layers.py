@@ -68,8 +68,8 @@ class Spread(Protocol):
         ...
 
     @property
-    def sum_dtype(self) -> str:
-        """Of gradients on their way to be summed."""
+    def length_split(self) -> Split | None:
+        """How the devices along `length` hold the second dim of [B, T, ...]; None: rows are whole."""
         ...
 
     def place(self, axes: tuple[str, ...]) -> Place | None:

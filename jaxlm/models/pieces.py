@@ -53,16 +53,16 @@ class Pieces(NamedTuple):
 
     def in_order(self, gathered: jax.Array) -> jax.Array:
         """The tokens of all devices, one device after the other along dim 1, in the order of the row."""
-        B, T, *rest = gathered.shape
-        pairs = gathered.reshape(B, self.num, 2, self.size, *rest)
-        return jnp.concatenate((pairs[:, :, 0], pairs[:, ::-1, 1]), axis=1).reshape(B, T, *rest)
+        T = gathered.shape[1]
+        pieces = [gathered[:, start : start + self.size] for start in range(0, T, self.size)]
+        return jnp.concatenate([*pieces[::2], *pieces[::-2]], axis=1)
 
     def by_device(self, whole: jax.Array) -> jax.Array:
         """The inverse of `in_order`."""
-        B, T, *rest = whole.shape
-        pieces = whole.reshape(B, 2 * self.num, self.size, *rest)
-        pairs = jnp.stack((pieces[:, : self.num], pieces[:, : self.num - 1 : -1]), axis=2)
-        return pairs.reshape(B, T, *rest)
+        T = whole.shape[1]
+        pieces = [whole[:, start : start + self.size] for start in range(0, T, self.size)]
+        pairs = zip(pieces[: self.num], pieces[: self.num - 1 : -1], strict=True)
+        return jnp.concatenate([piece for pair in pairs for piece in pair], axis=1)
 
 
 def pieces_of(spread: Spread, length: int) -> Pieces:

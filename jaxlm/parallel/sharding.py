@@ -134,6 +134,13 @@ class Spread(NamedTuple):
             return None
         return Split(self.embed, dim, self.phases, self.sum_dtype)
 
+    @property
+    def length_split(self) -> Split | None:
+        """How the devices hold the length of rows; None: all of it."""
+        if self.length is None:
+            return None
+        return Split(self.length, 1, rings(self.mesh, self.length), self.sum_dtype)
+
     def place(self, axes: tuple[str, ...]) -> Place | None:
         """Where the product with a matrix of these logical axes, first or last of them `embed`, runs."""
         split = self.split(0 if axes[0] == "embed" else 1)

@@ -103,7 +103,10 @@ def primitives(jaxpr):
 
 @pytest.mark.parametrize(
     ("method", "used", "unused"),
-    [("gather", {"all_gather", "reduce_scatter"}, {"ppermute"}), ("ring", {"ppermute"}, {"all_gather", "psum"})],
+    [
+        ("gather", {"all_gather", "reduce_scatter"}, {"ppermute"}),
+        ("ring", {"ppermute"}, {"all_gather", "psum"}),
+    ],
 )
 def test_in_a_ring_nobody_holds_the_keys_of_all(method, used, unused):
     attend = cut("dense", spread_of(4, method), 64, None, window=None, softcap=None, scale=1.0)
@@ -125,12 +128,14 @@ def test_remat_that_keeps_attention_sends_keys_round_twice_and_not_three_times(k
     assert hops == (8 if kept else hops)
 
 
-def test_a_query_that_sees_nothing_weighs_nothing():
-    q, k, v, _ = arrays(2, 1, 1, 8)
-    seen = Seen(jnp.asarray([[0, 2]]), jnp.asarray([2, 2]), False)
-    o, lse = TableKernel(1.0, None).ahead(q, k, v, seen)
-    assert not o[:, 1].any()
-    assert lse[0, 0, 1] < -1e29 < lse[0, 0, 0]
+def test_a_query_that_sees_none_of_more_keys_keeps_what_it_has():
+    q, k, v, _ = (x.reshape(1, 2, 8) for x in arrays(2, 1, 1, 8))
+    kernel = TableKernel(1.0, None, 8)
+    own = kernel.ahead(q, k, v, Seen(None, jnp.asarray([1, 2]), True))
+    o, lse = kernel.ahead(q, k, v, Seen(jnp.asarray([[0, 2]]), jnp.asarray([2, 2]), False), own)
+    np.testing.assert_array_equal(o[:, 1], own[0][:, 1])
+    np.testing.assert_array_equal(lse[:, :, 1], own[1][:, :, 1])
+    assert lse[0, 0, 0] > own[1][0, 0, 0]
 
 
 def test_every_device_has_an_early_and_a_late_piece_so_that_all_have_the_same_to_do():
@@ -188,5 +193,7 @@ def test_it_compiles_for_tpus_with_two_kernels_a_step_of_the_ring(monkeypatch, m
 
     program = jax.jit(run).lower(x, x, x, x, begins).compile().as_text()
     num_kernels = program.count('custom_call_target="tpu_custom_call"')
-    assert num_kernels == {"gather": 2, "ring": 6}[method]  # the ring's first and last steps stand beside its loop
+    assert (
+        num_kernels == {"gather": 2, "ring": 6}[method]
+    )  # the ring's first and last steps stand beside its loop
     assert ("collective-permute-start" in program) == (method == "ring")
