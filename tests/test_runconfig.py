@@ -194,7 +194,8 @@ def test_the_mesh_takes_all_devices(flags, num_devices, sizes):
         (
             ["mesh.fsdp=4"],
             8,
-            "mesh.data=1 x mesh.fsdp=4 x mesh.expert=1 x mesh.sequence=1 x mesh.tensor=1 must multiply to the 8 devices.",
+            "mesh.data=1 x mesh.fsdp=4 x mesh.expert=1 x mesh.sequence=1 x mesh.tensor=1 must multiply to the 8 "
+            "devices.",
         ),
         ([], 6, "data.global_batch_size=16 must be a multiple of train.num_microbatches=1 x mesh.fsdp=6"),
         ([], 32, "Try global_batch_size=32."),

@@ -12,9 +12,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
+from jaxlm.models.build import build
 from jaxlm.models.config import ModelConfig
-from jaxlm.parallel.sharding import place_batch
+from jaxlm.objectives import OBJECTIVES
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.sharding import make_constrain, make_spread, place_batch
 from jaxlm.train.config import TuneConfig
+from jaxlm.train.optimizer import global_norm
 from jaxlm.train.tuning import Tuning
 
 MODELS = {
@@ -83,3 +87,29 @@ def test_a_cut_length_does_not_change_training(name, method, sizes, num_microbat
     np.testing.assert_allclose(loss, expected(name)[:, 0], rtol=1e-5)
     np.testing.assert_allclose(norm[0], expected(name)[0, 1], rtol=2e-6)
     np.testing.assert_allclose(norm, expected(name)[:, 1], rtol=5e-5)  # AdamW divides noise by its own size
+
+
+def test_texts_of_any_width_are_classified_alike():
+    """Their last token is on one device, and 12 tokens are not 2 x 4 pieces of equal length."""
+    model = dataclasses.replace(tiny.MODEL, num_classes=3)
+    rng, length_B = np.random.default_rng(0), np.array([12, 3, 7, 1])
+    place_BT = np.arange(12)[None]
+    batch = {
+        "tokens": rng.integers(0, tiny.V, (4, 12)).astype(np.int32),
+        "segments": (place_BT < length_B[:, None]).astype(np.int32),
+        "positions": np.where(place_BT < length_B[:, None], place_BT, 0).astype(np.int32),
+        "weights": (place_BT == length_B[:, None] - 1).astype(np.float32),
+        "labels": np.array([0, 2, 1, 2], np.int32),
+    }
+
+    def loss_and_norm(sizes):
+        mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+        lm = build(model, 12, constrain=make_constrain(mesh), spread=make_spread(mesh))
+        loss = OBJECTIVES["classify"].make_loss(lm, num_classes=3)
+        run = jax.jit(jax.value_and_grad(lambda *a: loss(*a)[0]), compiler_options=tiny.QUICKLY)
+        value, grads = run(jax.jit(lm.init)(jax.random.key(0)), place_batch(batch, mesh, 4))
+        return float(value), float(global_norm(grads))
+
+    np.testing.assert_allclose(
+        loss_and_norm({"sequence": 4, "tensor": 2}), loss_and_norm(tiny.ONE), rtol=1e-5
+    )

@@ -23,6 +23,8 @@ MODEL = ModelConfig(
     layer_pattern="gl",
     sliding_window=5,
 )
+QUICKLY = {"xla_backend_optimization_level": 0}
+"""Compiles several times as fast."""
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 
@@ -77,9 +79,8 @@ def make(
         constrain_batch=constrain_batch,
         tuning=tuning,
     )
-    quickly = {"xla_backend_optimization_level": 0}  # compiles several times as fast
     evaluate = make_eval_step(loss, tuning)
-    steps = compile_steps(lm, tx, step, evaluate, mesh, tuning=tuning, compiler_options=quickly)
+    steps = compile_steps(lm, tx, step, evaluate, mesh, tuning=tuning, compiler_options=QUICKLY)
     if tuning.freezes:
         params = jax.jit(lm.init)(jax.random.key(0))
         steps = steps.bind(jax.device_put(tuning.split(params)[1], steps.frozen_shardings))
