@@ -1,5 +1,6 @@
 """Attention of rows that are cut over devices is `attend_dense` of whole rows: values and all gradients."""
 
+import collections
 import functools
 
 import jax
@@ -92,11 +93,14 @@ def test_values_and_gradients_are_those_of_whole_rows(
 
 
 def primitives(jaxpr):
-    """Names of all that a program does, inside of others too."""
-    found = {eqn.primitive.name for eqn in jaxpr.eqns}
-    for eqn in jaxpr.eqns:
-        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
-            found |= primitives(inner)
+    """How often a program names each primitive whose results it uses, inside of others too."""
+    found, used = collections.Counter(), {id(var) for var in jaxpr.outvars}
+    for eqn in reversed(jaxpr.eqns):
+        if any(id(var) in used for var in eqn.outvars):
+            used |= {id(var) for var in eqn.invars}
+            found[eqn.primitive.name] += 1
+            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+                found += primitives(inner)
     return found
 
 
@@ -110,21 +114,18 @@ def primitives(jaxpr):
 def test_in_a_ring_nobody_holds_the_keys_of_all(method, used, unused):
     attend = cut("dense", spread_of(4, method), 64, None, window=None, softcap=None, scale=1.0)
     found = primitives(jax.make_jaxpr(value_and_grads(attend))(*arrays(64, 2, 1, 8)).jaxpr)
-    assert used <= found
-    assert not unused & found
+    assert used <= set(found)
+    assert not unused & set(found)
 
 
-@pytest.mark.parametrize("kept", [["attention"], []])
-def test_remat_that_keeps_attention_sends_keys_round_twice_and_not_three_times(kept):
+@pytest.mark.parametrize(("kept", "num_hops"), [(["attention"], 14), ([], 18)])
+def test_remat_that_keeps_attention_does_not_send_keys_round_once_more(kept, num_hops):
+    """Keys and values before and in the loop, ahead and back; gradients in it, after it, and home."""
     attend = cut("dense", spread_of(2, "ring"), 16, None, window=None, softcap=None, scale=1.0)
     policy = jax.checkpoint_policies.save_only_these_names(*kept)
     block = jax.checkpoint(lambda q, k, v: jnp.tanh(attend(jnp.sin(q), k, v)), policy=policy)
-    run = jax.jit(jax.grad(lambda q, k, v, mix: (block(q, k, v) * mix).sum(), argnums=(0, 1, 2)))
-    text = run.lower(*arrays(16, 1, 1, 8)).compile(QUICKLY).as_text()
-    hops = text.count(" collective-permute(") + text.count(" collective-permute-start(")
-    # Ahead k and v, back k and v again; their gradients twice: to where the keys are next, and home.
-    assert hops <= 8
-    assert hops == (8 if kept else hops)
+    loss = jax.value_and_grad(lambda q, k, v, mix: (block(q, k, v) * mix).sum(), argnums=(0, 1, 2))
+    assert primitives(jax.make_jaxpr(loss)(*arrays(16, 1, 1, 8)).jaxpr)["ppermute"] == num_hops
 
 
 def test_a_query_that_sees_none_of_more_keys_keeps_what_it_has():
@@ -154,13 +155,13 @@ def test_every_device_has_an_early_and_a_late_piece_so_that_all_have_the_same_to
 def test_a_batch_of_any_width_is_padded_to_whole_pieces():
     spread = spread_of(4)
     batch = {"tokens": jnp.arange(1, 11)[None], "weights": jnp.ones((1, 10)), "labels": jnp.zeros((1, 3))}
-    found = arrange(batch, spread)
+    found = jax.jit(functools.partial(arrange, spread=spread))(batch)
     order = np.argsort(np.r_[0, 1, 14, 15, 2, 3, 12, 13, 4, 5, 10, 11, 6, 7, 8, 9])
     assert found["tokens"][0][order].tolist() == [*range(1, 11), *[0] * 6]
     assert found["weights"][0][order].tolist() == [1] * 10 + [0] * 6
     assert found["segments"][0][order].tolist() == [1] * 10 + [0] * 6
     assert found["begins"][0][order].tolist() == [0] * 10 + [10] * 6
-    assert found["labels"] is batch["labels"]
+    assert found["labels"].shape == (1, 3)
     cut_up = NamedSharding(spread.mesh, PartitionSpec(spread.batch, "sequence"))
     assert found["tokens"].sharding.is_equivalent_to(cut_up, 2)
 
