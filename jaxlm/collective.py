@@ -63,6 +63,8 @@ class Place(NamedTuple):
     """Of the weight, along one of `rows`; None: all have it."""
     cut: Cut | None = None
     """Of the weight, along another axis; None: what other axes do is left to the compiler."""
+    length: str | None = None
+    """The axis that splits the length of rows; None: they are whole."""
 
     def run(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """`function` on what each device has. Mesh axes that the place does not name are left to the compiler."""
@@ -71,27 +73,32 @@ class Place(NamedTuple):
             mesh=self.mesh,
             in_specs=in_specs,
             out_specs=out_specs,
-            axis_names={*self.rows, *([] if self.cut is None else [self.cut.axis])},
+            axis_names={*self.axes, *([] if self.cut is None else [self.cut.axis])},
             check_vma=False,
         )
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """Along which devices see different tokens."""
+        return self.rows if self.length is None else (*self.rows, self.length)
+
+    @property
     def batch_spec(self) -> PartitionSpec:
         """Of an array of rows."""
-        return PartitionSpec(self.rows)
+        return PartitionSpec(self.rows) if self.length is None else PartitionSpec(self.rows, self.length)
 
     def sides(self) -> tuple[Side, Side]:
         """Of x and of x @ weight."""
-        inner = Side(PartitionSpec(self.rows), lambda x: x, lambda x: x)
+        inner = Side(self.batch_spec, lambda x: x, lambda x: x)
         if self.cut is None:
             return inner, inner
         axis = self.cut.axis
         stream = Side(
-            PartitionSpec(self.rows, axis),
+            PartitionSpec(self.rows, axis if self.length is None else (self.length, axis)),
             lambda x: lax.all_gather(x, axis, axis=1, tiled=True),
             lambda x: scatter_length(x, axis),
         )
-        inner = inner._replace(spec=PartitionSpec(self.rows, None, axis))
+        inner = inner._replace(spec=PartitionSpec(self.rows, self.length, axis))
         return (inner, stream) if self.cut.inputs else (stream, inner)
 
     @property
@@ -105,10 +112,10 @@ class Place(NamedTuple):
         return PartitionSpec(*axes)
 
     def collect_grad(self, g: jax.Array) -> jax.Array:
-        """What a device holds of the weight's gradient, from what its own rows say of the whole."""
-        others = self.rows
+        """What a device holds of the weight's gradient, from what its own tokens say of the whole."""
+        others = self.axes
         if self.split is not None:
-            g, others = scatter_sum(g, self.split), tuple(a for a in others if a != self.split.axis)
+            g, others = scatter_sum(g, self.split), tuple(a for a in self.axes if a != self.split.axis)
         others = tuple(axis for axis in others if self.mesh.shape[axis] > 1)
         return jax.lax.psum(g, others) if others else g
 

@@ -112,7 +112,7 @@ def build_pieces(
         cfg.data.seq_len,
         platform=devices[0].platform,
         constrain=make_constrain(mesh),
-        spread=make_spread(mesh, cfg.train.reduce_dtype),
+        spread=make_spread(mesh, cfg.train.reduce_dtype, cfg.mesh.sequence_attention),
         lora_dropout=cfg.tune.lora_dropout if cfg.tune.train == "lora" else 0.0,
     )
     tuning = Tuning(cfg.tune)

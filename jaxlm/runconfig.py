@@ -107,6 +107,7 @@ def resolve(config: ConfigDict | Mapping[str, Any], workdir: str | os.PathLike |
     known = {axis: size for axis, size in cfg.mesh.sizes.items() if size != -1}
     _check_batch(cfg, known)
     _check_widths(cfg, known)
+    _check_pieces(cfg, known)
     return cfg
 
 
@@ -289,6 +290,21 @@ def _check_widths(cfg: RunConfig, sizes: Mapping[str, int]) -> None:
             )
 
 
+def _check_pieces(cfg: RunConfig, sizes: Mapping[str, int]) -> None:
+    """The length of rows against the mesh axis that cuts it; rows of any width are padded to what it takes."""
+    num, seq_len = sizes.get("sequence", 1), cfg.data.seq_len
+    unit = 2 * num
+    if num > 1 and cfg.data.packing != "pad" and seq_len % unit:
+        nearest_lengths = [
+            length for length in (seq_len // unit * unit, -(-seq_len // unit) * unit) if length
+        ]
+        fits = [d for d in divisors(seq_len // 2) if d <= unit] if seq_len % 2 == 0 else [1]
+        raise UserError(
+            f"data.seq_len={seq_len} must be a multiple of 2 x mesh.sequence={num} = {unit}: each device has two "
+            f"pieces of every row. Try seq_len={' or '.join(map(str, nearest_lengths))}, or mesh.sequence in {fits}."
+        )
+
+
 def resolve_mesh(cfg: RunConfig, num_devices: int) -> dict[str, int]:
     """Axis -> size with -1 filled in, outermost first, for this many devices.
 
@@ -302,12 +318,13 @@ def resolve_mesh(cfg: RunConfig, num_devices: int) -> dict[str, int]:
         rule = "divide" if wild else "multiply to"
         raise UserError(
             f"{said} must {rule} the {num_devices} devices. Try mesh.fsdp=-1 (all that are left), with "
-            f"mesh.data, mesh.expert and mesh.tensor in {divisors(num_devices)}."
+            f"mesh.data, mesh.expert, mesh.sequence and mesh.tensor in {divisors(num_devices)}."
         )
     if wild is not None:
         sizes[wild] = num_devices // fixed
     _check_batch(cfg, sizes)
     _check_widths(cfg, sizes)
+    _check_pieces(cfg, sizes)
     return sizes
 
 

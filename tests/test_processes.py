@@ -186,6 +186,14 @@ def test_two_processes_continue_what_one_saved(config, alone, tmp_path):
     assert_same_run(tmp_path / "run", alone)
 
 
+def test_two_processes_share_the_length_of_rows(config, tmp_path):
+    whole = "--config.model.dropout=0.0"  # which says of each place of a batch what is left out
+    finished(config, tmp_path / "one", 1, whole)
+    parts = ("--config.mesh.sequence=4", "--config.mesh.sequence_attention=ring")
+    finished(config, tmp_path / "two", 2, whole, *parts)
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
 def seen_by_the_second_only(folder):
     """Flips one byte of a checkpoint, in a part that the second of two processes reads."""
     for path in sorted(path for path in (folder / "state").rglob("*") if path.is_file()):

@@ -44,7 +44,7 @@ def test_the_names_of_objectives_are_those_of_the_table():
 
 
 def test_the_number_of_keys_stays_small():
-    assert len(list(iterate_keys(RunConfig))) <= 108
+    assert len(list(iterate_keys(RunConfig))) <= 110
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,15 @@ def test_the_number_of_keys_stays_small():
             "model.num_experts=6 must be a multiple of mesh.expert=4: each device holds an equal part. "
             "Try mesh.expert in [1, 2, 3, 6]",
         ),
+        (
+            ["data.seq_len=200", "mesh.sequence=8"],
+            "data.seq_len=200 must be a multiple of 2 x mesh.sequence=8 = 16: each device has two pieces of every row. "
+            "Try seq_len=192 or 208, or mesh.sequence in [1, 2, 4, 5, 10].",
+        ),
+        (
+            ["mesh.sequence_attention=rings"],
+            "mesh.sequence_attention='rings' is not one of gather, ring; did you mean 'ring'?",
+        ),
         (["mesh.expert=2"], "mesh.expert=2 has nothing to split: model.num_experts is unset"),
         (
             ["optimizer.schedule=constant", "optimizer.decay_steps=9"],
@@ -129,6 +138,8 @@ def test_what_cannot_work_is_one_line_with_a_way_out(flags, message):
         ["data.global_batch_size=24", "mesh.data=3", "train.num_microbatches=4"],
         ["mesh.fsdp=1", "mesh.tensor=-1"],
         ["model.num_experts=6", "mesh.expert=2"],
+        ["data.seq_len=208", "mesh.sequence=8"],
+        ["data.seq_len=200", "mesh.sequence=8", "objective=instruct", "data.packing=pad"],
     ],
 )
 def test_what_just_fits_is_accepted(flags):
@@ -158,13 +169,14 @@ def test_a_run_shorter_than_its_schedule_is_told_so(flags, told):
 @pytest.mark.parametrize(
     ("flags", "num_devices", "sizes"),
     [
-        ([], 1, (1, 1, 1, 1)),
-        ([], 8, (1, 8, 1, 1)),
-        (["mesh.data=2", "mesh.tensor=2"], 8, (2, 2, 1, 2)),
-        (["mesh.data=-1", "mesh.fsdp=4"], 8, (2, 4, 1, 1)),
-        (["mesh.fsdp=2"], 2, (1, 2, 1, 1)),
-        (["model.num_experts=4", "mesh.expert=4"], 8, (1, 2, 4, 1)),
-        (["model.num_experts=8", "mesh.expert=-1", "mesh.fsdp=1"], 8, (1, 1, 8, 1)),
+        ([], 1, (1, 1, 1, 1, 1)),
+        ([], 8, (1, 8, 1, 1, 1)),
+        (["mesh.data=2", "mesh.tensor=2"], 8, (2, 2, 1, 1, 2)),
+        (["mesh.data=-1", "mesh.fsdp=4"], 8, (2, 4, 1, 1, 1)),
+        (["mesh.fsdp=2"], 2, (1, 2, 1, 1, 1)),
+        (["model.num_experts=4", "mesh.expert=4"], 8, (1, 2, 4, 1, 1)),
+        (["model.num_experts=8", "mesh.expert=-1", "mesh.fsdp=1"], 8, (1, 1, 8, 1, 1)),
+        (["mesh.sequence=4"], 8, (1, 2, 1, 4, 1)),
     ],
 )
 def test_the_mesh_takes_all_devices(flags, num_devices, sizes):
@@ -182,10 +194,12 @@ def test_the_mesh_takes_all_devices(flags, num_devices, sizes):
         (
             ["mesh.fsdp=4"],
             8,
-            "mesh.data=1 x mesh.fsdp=4 x mesh.expert=1 x mesh.tensor=1 must multiply to the 8 devices.",
+            "mesh.data=1 x mesh.fsdp=4 x mesh.expert=1 x mesh.sequence=1 x mesh.tensor=1 must multiply to the 8 "
+            "devices.",
         ),
         ([], 6, "data.global_batch_size=16 must be a multiple of train.num_microbatches=1 x mesh.fsdp=6"),
         ([], 32, "Try global_batch_size=32."),
+        (["mesh.sequence=-1", "mesh.fsdp=1"], 3, "must be a multiple of 2 x mesh.sequence=3 = 6: "),
         (["mesh.expert=-1", "mesh.fsdp=1"], 4, "mesh.expert=4 has nothing to split"),
         (["mesh.fsdp=1", "mesh.tensor=-1"], 4, "model.num_kv_heads=2 must be a multiple of mesh.tensor=4"),
     ],

@@ -13,6 +13,7 @@ DIR is then a run of no steps: --run=DIR for generate, next-token and export-hf;
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from jaxlm.config import check_choice
 from jaxlm.parallel.config import AXES, MeshConfig
@@ -39,7 +40,7 @@ def read_mesh(text: str | None) -> MeshConfig | None:
             reason = "names an axis twice" if axis in sizes else "is not AXIS:SIZE"
             raise UserError(f"--mesh={text}: {part!r} {reason}. Try --mesh=fsdp:4,tensor:2.")
         sizes[axis] = int(size)
-    return MeshConfig(**sizes)
+    return dataclasses.replace(MeshConfig(), **sizes)
 
 
 def main(args: argparse.Namespace, config_argv: list[str]) -> int:

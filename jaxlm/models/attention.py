@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -133,7 +133,9 @@ def attend_dense(
     return attend_masked(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale=scale, cap=softcap)
 
 
-def pick_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> str:
+def pick_attention(
+    config: ModelConfig, platform: str, num_parts: int = 1, *, cuts_length: bool = False
+) -> str:
     """What `model.attention` stands for on this platform.
 
     `auto`: on TPUs `flash`, and `splash` for the widths of heads that it cannot cut out; on GPUs `cudnn` where it takes
@@ -142,6 +144,7 @@ def pick_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> st
 
     Args:
       num_parts: devices that the heads are split over.
+      cuts_length: whether rows are cut over devices, as mesh.sequence says.
 
     Errors: UserError for a kernel that the platform does not have, or that does not take such heads.
     """
@@ -163,10 +166,16 @@ def pick_attention(config: ModelConfig, platform: str, num_parts: int = 1) -> st
             f"model.attention='flash' takes heads of 128 channels or a multiple, or pairs of 64, but model.head_dim="
             f"{config.head_width}, with {N} heads and {K} KV heads on a device. Try attention='splash'."
         )
+    if name == "auto" and platform == "tpu":
+        name = "flash" if fits else "splash"
+    if name == "splash" and cuts_length:
+        raise UserError(
+            f"mesh.sequence cuts rows, which on TPUs only attention='flash' can follow, but model.head_dim="
+            f"{config.head_width}, with {N} heads and {K} KV heads on a device, are for 'splash'. Try mesh.sequence=1, "
+            "or attention='dense', which takes memory for a table of all queries and keys."
+        )
     if name != "auto":
         return name
-    if platform == "tpu":
-        return "flash" if fits else "splash"
     if platform == "gpu" and attention_cudnn.why_not(config, attention_cudnn.capability()) is None:
         return "cudnn"
     return "chunked" if platform == "cpu" else "dense"
@@ -228,17 +237,29 @@ def attend(
     turn: Rotation | None,
     *,
     blocks: Sequence[int] | None = None,
+    begins_BT: jax.Array | None = None,
     **how,
 ) -> jax.Array:
     """Causal attention by one of the kernels, all of which compute `attend_dense`; `how`: its keywords.
 
-    turn: by which queries and keys are turned first. blocks: `ModelConfig.block_sizes`, for the kernels of TPUs.
+    Args:
+      turn: by which queries and keys are turned first.
+      blocks: `ModelConfig.block_sizes`, for the kernels of TPUs.
+      begins_BT: of `arrange`, where the length is cut over devices.
     """
-    if kernel == "flash":
-        from jaxlm.models.attention_flash import Blocks, attend_flash  # Pallas: half a second, on TPUs only
+    if spread is not None and spread.length is not None:
+        from jaxlm.models.attention_sequence import attend_sequence
 
-        asked = None if blocks is None else Blocks(*blocks)
-        return attend_flash(q_BTNH, k_BSKH, v_BSKH, rotation=turn, spread=spread, blocks=asked, **how)
+        if turn is not None:
+            q_BTNH, k_BSKH = (rope(x, turn, by_product=kernel == "flash") for x in (q_BTNH, k_BSKH))
+        how = {name: value for name, value in how.items() if name != "segments_BT"}
+        if kernel == "flash" and blocks is not None:
+            how["blocks"] = blocks
+        return attend_sequence(kernel, spread, q_BTNH, k_BSKH, v_BSKH, begins_BT=begins_BT, **how)
+    if kernel == "flash":
+        from jaxlm.models.attention_flash import attend_flash  # Pallas: half a second, on TPUs only
+
+        return attend_flash(q_BTNH, k_BSKH, v_BSKH, rotation=turn, spread=spread, blocks=blocks, **how)
     if turn is not None:
         by_product = kernel == "splash"
         q_BTNH, k_BSKH = (rope(x, turn, by_product=by_product) for x in (q_BTNH, k_BSKH))
@@ -273,6 +294,8 @@ class Places(NamedTuple):
     segments_BT: jax.Array | None
     turns: dict[str, Rotation]
     """Layer kind (`g`, `l`) -> RoPE angles; empty for models without RoPE."""
+    begins_BT: jax.Array | None = None
+    """Where each token's document begins in its row, where rows are cut over devices and packed."""
 
 
 def attend_cached(q_BTNH, k_BTKH, v_BTKH, cache: Cache, layer, places: Places, *, window, cap, scale):
@@ -339,7 +362,8 @@ class Attention(nn.Module):
                 q_BTNH, k_BTKH, v_BTKH, cache, layer, places, window=window, cap=cap, scale=scale
             )
         else:
-            how = {"segments_BT": places.segments_BT, "window": window, "softcap": cap, "scale": scale}
+            how: dict[str, Any] = {"segments_BT": places.segments_BT, "begins_BT": places.begins_BT}
+            how |= {"window": window, "softcap": cap, "scale": scale}
             how["blocks"] = config.block_sizes
             o_BTNH = attend(self.kernel, self.spread, q_BTNH, k_BTKH, v_BTKH, turn, **how)
         o_BTNH = self.constrain(o_BTNH, "batch", "length", "heads", "head_dim")

@@ -8,7 +8,8 @@ kernel takes [B, N, T, H]. The logsumexp is kept as [B, N, T], 1 / 128 of splash
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +61,11 @@ queries save up to 18 %, and compute all that is above the diagonal or of other 
 """
 
 
-def default_blocks(device_kind: str) -> Blocks:
-    """Of a chip, with the vector memory that it has."""
-    blocks = CHIP_BLOCKS.get(device_kind, DEFAULT_BLOCKS)
+def blocks_of(device_kind: str, asked: Sequence[Any] | None = None) -> Blocks:
+    """As asked, or the default of a chip; with the vector memory that it has, unless they say another."""
+    blocks = CHIP_BLOCKS.get(device_kind, DEFAULT_BLOCKS) if asked is None else Blocks(*asked)
+    if blocks.vmem_bytes is not None:
+        return blocks
     return blocks._replace(vmem_bytes=VMEM_BYTES.get(device_kind, min(VMEM_BYTES.values())))
 
 
@@ -72,8 +75,7 @@ def picked_blocks(config: ModelConfig, seq_len: int, device_kind: str, num_parts
     Args:
       num_parts: devices that the heads are split over.
     """
-    default = default_blocks(device_kind)
-    blocks = Blocks(*(config.block_sizes or default[:6]), vmem_bytes=default.vmem_bytes)
+    blocks = blocks_of(device_kind, config.block_sizes)
     size, N, K = -(-seq_len // LANES) * LANES, config.num_heads // num_parts, config.kv_heads // num_parts
     q_BTNH = jax.ShapeDtypeStruct((1, size, N, config.head_width), config.dtype)
     how = {"scale": 1.0, "softcap": config.attention_softcap, "limited": True}
@@ -110,14 +112,17 @@ def turn_table(rotation, B: int, heads: int) -> jax.Array:
     return jnp.broadcast_to(table, (B, *table.shape[1:]))
 
 
-def pick_tiling(q_BTNH, kv_heads: int, blocks: Blocks, *, back: bool, **how) -> Tiling:
-    """Blocks that divide the length, and as many keys at a time as vector memory holds."""
+def pick_tiling(
+    q_BTNH, kv_heads: int, blocks: Blocks, *, back: bool, num_others: int | None = None, **how
+) -> Tiling:
+    """Blocks that divide the length, and as many keys at a time as vector memory holds; num_others as of Tiling."""
     _, T, N, H = q_BTNH.shape
+    num_keys, piece = (T, T) if num_others is None else (num_others, T // 2)
     asked_q, asked_kv, asked_diagonal = blocks[3:6] if back else blocks[:3]
     assert blocks.vmem_bytes is not None
     tiling = None
     for asked in range(asked_q, 0, -LANES):
-        q = fit(asked, T)
+        q = fit(asked, piece)
         tiling = Tiling(
             seq_len=T,
             q=q,
@@ -128,11 +133,12 @@ def pick_tiling(q_BTNH, kv_heads: int, blocks: Blocks, *, back: bool, **how) -> 
             heads=2 if H < LANES else 1,
             group=N // kv_heads,
             vmem_bytes=blocks.vmem_bytes * 7 // 8,
+            num_others=num_others,
             **how,
         )
-        for num_chunks in range(1, T // q + 1):
-            if T % (num_chunks * q) == 0:
-                whole = tiling._replace(chunk=T // num_chunks)
+        for num_chunks in range(1, num_keys // q + 1):
+            if num_keys % (num_chunks * q) == 0:
+                whole = tiling._replace(chunk=num_keys // num_chunks)
                 needed = estimate_bytes(whole, q_BTNH.dtype.itemsize, back=back)
                 if needed <= blocks.vmem_bytes * 3 // 4:
                     # Not all there is: the compiler keeps other arrays in vector memory meanwhile.
@@ -195,7 +201,7 @@ def attend_flash(
     scale: float,
     rotation: tuple[jax.Array, jax.Array] | None = None,
     spread: Spread | None = None,
-    blocks: Blocks | None = None,
+    blocks: Sequence[Any] | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """The same function as `attend_dense`, if equal segments of a row are neighbours; see there for the arguments.
@@ -208,10 +214,7 @@ def attend_flash(
     """
     B, T, _, H = q_BTNH.shape
     device = spread.mesh.devices.flat[0] if spread is not None else jax.devices()[0]
-    default = default_blocks(device.device_kind)
-    blocks = default if blocks is None else blocks
-    if blocks.vmem_bytes is None:
-        blocks = blocks._replace(vmem_bytes=default.vmem_bytes)
+    blocks = blocks_of(device.device_kind, blocks)
     table_BTX = None if rotation is None else turn_table(rotation, B, 2 if H < LANES else 1)
 
     def local(q_BTNH, k_BSKH, v_BSKH, segments_BT, table_BTX):

@@ -45,25 +45,29 @@ from jaxlm.models.attention_flash_kernel import (
 )
 
 
-def backward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling, base: int) -> None:
-    """One block of queries with the chunk of keys from `base`: adds to the gradients of both."""
-    refs = list(refs)
+def backward_kernel(
+    low_ref, high_ref, begin_ref, chunk_ref, q_ref, k_ref, v_ref, *refs, t: Tiling, skip: int, adds: bool
+) -> None:
+    """One block of queries with one chunk of keys: adds to the gradients of both.
+
+    skip: blocks of queries that the grid leaves out. adds: to what other chunks gave the queries.
+    """
+    refs, base = list(refs), 0 if t.num_chunks == 1 else chunk_ref[0] * t.chunk
     first_ref = refs.pop(0) if t.limited else None
     table_ref = refs.pop(0) if t.rotated else None
     q_table_ref = refs.pop(0) if t.rotated and t.num_chunks > 1 else None
     o_ref, do_ref, lse_ref = refs[:3]
     refs = refs[3:]
-    part_ref = refs.pop(0) if base else None
+    part_ref = refs.pop(0) if adds else None
     (dq_ref, dk_ref, dv_ref), refs = refs[:3], refs[3:]
     (q_scratch, do_scratch, delta_scratch, dq_scratch, dk_scratch, dv_scratch), copies = refs[:6], refs[6:]
     b, block, step = (pl.program_id(dim) for dim in (0, 2, 3))
-    i = step + base // t.q
-    begin = i * t.q
+    i = step + skip
+    begin = begin_ref[i]
     low, high = low_ref[b * t.num_q + i], high_ref[b * t.num_q + i]
     read_k, read_v = reader(k_ref, copies[:1]), reader(v_ref, copies[1:])
     is_first, is_last = (
-        (block == blocks) & (step == steps)
-        for blocks, steps in ((0, 0), (t.group - 1, t.num_q - 1 - base // t.q))
+        (block == blocks) & (step == steps) for blocks, steps in ((0, 0), (t.group - 1, t.num_q - 1 - skip))
     )
 
     @pl.when(is_first)
@@ -78,14 +82,15 @@ def backward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling, ba
             return None if q_table_ref is None else q_table_ref[0]
         return table_ref[0, pl.ds(pl.multiple_of(begin, t.q), t.q), :]
 
-    scaled = scaled_queries(q_ref, queries_table(), t)
-    product = o_ref[0].astype(jnp.float32) * do_ref[0].astype(jnp.float32)
-    for head in range(t.heads):
-        q_scratch[head] = own_lanes(scaled, head, t).astype(q_scratch.dtype)
-        do_scratch[head] = own_lanes(do_ref[0], head, t)
-        delta = own_lanes(product, head, t).sum(axis=1, keepdims=True)
-        delta_scratch[head : head + 1, :] = to_row(jnp.broadcast_to(delta, (t.q, LANES)))
-    dq_scratch[...] = jnp.zeros_like(dq_scratch)
+    def start_block() -> None:
+        scaled = scaled_queries(q_ref, queries_table(), t)
+        product = o_ref[0].astype(jnp.float32) * do_ref[0].astype(jnp.float32)
+        for head in range(t.heads):
+            q_scratch[head] = own_lanes(scaled, head, t).astype(q_scratch.dtype)
+            do_scratch[head] = own_lanes(do_ref[0], head, t)
+            delta = own_lanes(product, head, t).sum(axis=1, keepdims=True)
+            delta_scratch[head : head + 1, :] = to_row(jnp.broadcast_to(delta, (t.q, LANES)))
+        dq_scratch[...] = jnp.zeros_like(dq_scratch)
 
     def pair(place, size: int, rows: slice, *, diagonal: bool = False, limited: bool = False) -> None:
         """Adds what the keys from `place` and some queries of the block give, under the masks that these need."""
@@ -115,17 +120,29 @@ def backward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling, ba
             rows = slice(start, start + t.diagonal)
             pair(place, start + t.diagonal, rows, diagonal=True, limited=t.limited)
 
-    if base + t.chunk == t.seq_len:
-        on_diagonal()
-    else:
-        pl.when(begin < base + t.chunk)(on_diagonal)
-    loop_blocks(
-        low, high, begin, base, t, lambda place, masked: pair(place, t.kv, slice(0, t.q), limited=masked)
-    )
-    dq = dq_scratch[...] * t.scale
-    table = queries_table()
-    dq = dq if table is None else turn(dq, table, t, back=True)
-    dq_ref[0] = (dq if part_ref is None else dq + part_ref[0]).astype(dq_ref.dtype)
+    def run_block() -> None:
+        start_block()
+        if t.causal and t.num_chunks == 1:
+            on_diagonal()
+        elif t.causal:
+            pl.when((begin >= base) & (begin < base + t.chunk))(on_diagonal)
+        loop_blocks(
+            low, high, begin, base, t, lambda place, masked: pair(place, t.kv, slice(0, t.q), limited=masked)
+        )
+        dq = dq_scratch[...] * t.scale
+        table = queries_table()
+        dq = dq if table is None else turn(dq, table, t, back=True)
+        dq_ref[0] = (dq if part_ref is None else dq + part_ref[0]).astype(dq_ref.dtype)
+
+    def pass_on() -> None:
+        dq_ref[0] = jnp.zeros_like(dq_ref[0]) if part_ref is None else part_ref[0]
+
+    if t.num_others is None:
+        run_block()
+    else:  # half of the blocks see nothing of a chunk
+        sees = (begin >= base if t.causal else begin > base) & (low < base + t.chunk)
+        pl.when(sees)(run_block)
+        pl.when(jnp.logical_not(sees))(pass_on)
 
     @pl.when(is_last)
     def _():
@@ -154,10 +171,9 @@ def write_gradient(scratch, ref, t: Tiling, factor: float | None = None, table_r
 def backward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse, do_BTX, t: Tiling, window: int | None):
     """-> gradients of queries, keys and values. One call for each chunk of keys, which adds to the queries'."""
     dq, parts = None, []
-    for base in range(0, t.seq_len, t.chunk):
-        dq, *dkv = backward_chunk(
-            q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse, do_BTX, dq, t, window, base
-        )
+    inputs = q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse, do_BTX
+    for chunk in range(t.num_chunks):
+        dq, *dkv = backward_chunk(*inputs, dq, t, window, chunk)
         parts.append(dkv)
     assert dq is not None
     if t.num_chunks == 1:
@@ -165,33 +181,77 @@ def backward(q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse, do_BTX, t: Ti
     return dq.astype(q_BTX.dtype), *(jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True))
 
 
-def backward_chunk(
-    q_BTX, k_BTX, v_BTX, first_BT, table_BTX, o_BTX, lse, do_BTX, dq, t: Tiling, window: int | None, base: int
+def backward_others(
+    q_BTX, k_BSX, v_BSX, first_BT, o_BTX, lse, do_BTX, dq, t: Tiling, window: int | None, begins: jax.Array
 ):
-    """-> dq with the part of the keys from `base` added (float32 if there are several), dk and dv of these keys."""
-    B, T, X = q_BTX.shape
-    low, high = bounds(first_BT, B, t)
-    skip, chunk_index = base // t.q, base // t.chunk  # queries before the chunk do not see it
+    """The same for keys that are others than the queries' own: all gradients in float32, and one loop over chunks.
 
-    def query(b, kv, block, step, low, high):
+    Args:
+      o_BTX, lse: of all keys that the queries see, here and elsewhere.
+      dq: what other keys gave, to which these add; None: nothing yet.
+      begins: as of `forward`.
+    """
+    inputs = q_BTX, k_BSX, v_BSX, first_BT, None, o_BTX, lse, do_BTX
+    if t.num_chunks == 1:
+        return backward_chunk(*inputs, dq, t, window, 0, begins)
+
+    def body(dq, chunk):
+        dq, *dkv = backward_chunk(*inputs, dq, t, window, chunk, begins)
+        return dq, dkv
+
+    dq, *first = backward_chunk(*inputs, dq, t, window, 0, begins)
+    dq, rest = lax.scan(body, dq, jnp.arange(1, t.num_chunks))
+    whole = (
+        jnp.concatenate((one, jnp.swapaxes(more, 0, 1).reshape(one.shape[0], -1, one.shape[2])), axis=1)
+        for one, more in zip(first, rest, strict=True)
+    )
+    return dq, *whole
+
+
+def backward_chunk(
+    q_BTX,
+    k_BTX,
+    v_BTX,
+    first_BT,
+    table_BTX,
+    o_BTX,
+    lse,
+    do_BTX,
+    dq,
+    t: Tiling,
+    window: int | None,
+    index,
+    begins=None,
+):
+    """-> dq with the part of one chunk of keys added (float32 if there are several), dk and dv of these keys.
+
+    index: of the chunk; with `begins` it may be traced.
+    """
+    B, T, X = q_BTX.shape
+    low, high, places = bounds(first_BT, B, t, begins)
+    own = t.num_others is None
+    skip = index * t.chunk // t.q if own else 0  # queries before the chunk do not see it
+    chunk_1 = jnp.asarray(index, jnp.int32).reshape(1)
+
+    def query(b, kv, block, step, low, high, begins, chunk):
         return b, step + skip, kv * t.group + block
 
-    def keys(b, kv, block, step, low, high):
-        return b, chunk_index, kv
+    def keys(b, kv, block, step, low, high, begins, chunk):
+        return b, chunk[0], kv
 
-    def own_keys(b, kv, block, step, low, high):
+    def own_keys(b, kv, block, step, low, high, begins, chunk):
         return b, 0, kv
 
-    def table(b, kv, block, step, low, high):
-        return b, chunk_index, 0
+    def table(b, kv, block, step, low, high, begins, chunk):
+        return b, chunk[0], 0
 
-    def query_table(b, kv, block, step, low, high):
+    def query_table(b, kv, block, step, low, high, begins, chunk):
         return b, step + skip, 0
 
-    def row(b, kv, block, step, low, high):
+    def row(b, kv, block, step, low, high, begins, chunk):
         return b, 0, step + skip
 
-    def statistic(b, kv, block, step, low, high):
+    def statistic(b, kv, block, step, low, high, begins, chunk):
         return b, kv * t.group + block, 0, step + skip
 
     queries = pl.BlockSpec((1, t.q, t.lanes), query)
@@ -212,9 +272,9 @@ def backward_chunk(
     part = pltpu.VMEM((t.heads, t.q, t.lanes), q_BTX.dtype)
     pairs = B * (X // t.head_dim) * t.positions(window) // t.num_chunks
     return pl.pallas_call(
-        functools.partial(backward_kernel, t=t, base=base),
+        functools.partial(backward_kernel, t=t, skip=skip, adds=dq is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=4,
             grid=(B, k_BTX.shape[2] // t.lanes, t.group, t.num_q - skip),
             in_specs=specs,
             out_specs=[queries, own_chunk, own_chunk],
@@ -229,10 +289,10 @@ def backward_chunk(
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((B, T, X), q_BTX.dtype if t.num_chunks == 1 else jnp.float32),
-            *[jax.ShapeDtypeStruct((B, t.chunk, k_BTX.shape[2]), k_BTX.dtype)] * 2,
+            jax.ShapeDtypeStruct((B, T, X), q_BTX.dtype if own and t.num_chunks == 1 else jnp.float32),
+            *[jax.ShapeDtypeStruct((B, t.chunk, k_BTX.shape[2]), k_BTX.dtype if own else jnp.float32)] * 2,
         ],
-        input_output_aliases={} if dq is None else {2 + len(arrays) - 1: 0},
+        input_output_aliases={} if dq is None else {4 + len(arrays) - 1: 0},
         compiler_params=parameters(t, 4),
         cost_estimate=pl.CostEstimate(
             flops=10 * t.head_dim * pairs,
@@ -241,4 +301,4 @@ def backward_chunk(
         ),
         interpret=t.interpret,
         name="flash_attention_backward",
-    )(low, high, *arrays)
+    )(low, high, places, chunk_1, *arrays)

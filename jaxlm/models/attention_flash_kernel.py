@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,12 @@ class Tiling(NamedTuple):
     """Whether the kernels apply RoPE to queries and keys."""
     vmem_bytes: int
     interpret: bool = False
+    num_others: int | None = None
+    """Keys, where the queries are others than these; then `begins` says where each block of queries stands among them,
+    and gradients are float32, to be added to others'."""
+    causal: bool = True
+    """Whether each block of queries stands before its own keys, whose diagonal is masked; else it sees all keys before
+    its place, which is where a block of keys begins, and goes on with what other keys gave."""
 
     @property
     def lanes(self) -> int:
@@ -71,8 +77,12 @@ class Tiling(NamedTuple):
         return 2 if self.heads == 2 and self.group > 1 else 1
 
     @property
+    def num_keys(self) -> int:
+        return self.seq_len if self.num_others is None else self.num_others
+
+    @property
     def num_chunks(self) -> int:
-        return self.seq_len // self.chunk
+        return self.num_keys // self.chunk
 
     @property
     def copies(self) -> int:
@@ -85,7 +95,10 @@ class Tiling(NamedTuple):
         return self.scale * (LOG2_E if self.softcap is None else 1.0 / self.softcap)
 
     def positions(self, window: int | None) -> int:
-        """Pairs of query and key that are computed for one head of one row that holds one document."""
+        """Pairs of query and key that are computed for one head of one row that holds one document; of queries
+        elsewhere: of half of all keys, about what zigzag placement gives."""
+        if self.num_others is not None:
+            return self.seq_len * min(self.num_others // 2, window or self.num_others)
         blocks = self.q // self.diagonal
         total = self.num_q * self.diagonal**2 * blocks * (blocks + 1) // 2
         for begin in range(0, self.seq_len, self.q):
@@ -234,33 +247,45 @@ def scaled_queries(q_ref, table: jax.Array | None, t: Tiling) -> jax.Array:
     return q if table is None else turn(q, table, t)
 
 
-def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> None:
+def forward_kernel(low_ref, high_ref, begin_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> None:
     """One block of queries with one chunk of keys; chunks of a block come last first, so that it begins with itself."""
     refs = list(refs)
     first_ref = refs.pop(0) if t.limited else None
     table_ref = refs.pop(0) if t.rotated else None
+    before_refs = [] if t.causal else [refs.pop(0), refs.pop(0)]
     o_ref, lse_ref, q_scratch, m_scratch, l_scratch, o_scratch = refs[:6]
     refs = refs[6:]
     first_scratch = refs.pop(0) if t.limited else None
     copies = refs
     b, block, i, step = (pl.program_id(dim) for dim in (0, 2, 3, 4))
-    begin = i * t.q
+    begin = begin_ref[i]
     low, high = low_ref[b * t.num_q + i], high_ref[b * t.num_q + i]
-    base = (lax.div(begin, t.chunk) - step) * t.chunk
+    base = (last_chunk(begin, t) - step) * t.chunk
     read_k, read_v = reader(k_ref, copies[:1]), reader(v_ref, copies[1:])
 
     if copies:
-        stale = (block == 0) & (i == 0) if t.chunk == t.seq_len else base + t.chunk > low
+        stale = (block == 0) & (i == 0) if t.num_chunks == 1 else base + t.chunk > low
         pl.when(stale & (base >= 0))(lambda: prepare_keys(k_ref, v_ref, table_ref, copies, t))
 
-    def diagonal() -> None:
-        place = pl.multiple_of(begin - base, t.q)
-        table = None if table_ref is None else table_ref[0, pl.ds(place, t.q), :]
+    def start_block(table) -> None:
         scaled = scaled_queries(q_ref, table, t)
         for head in range(t.heads):
             q_scratch[head] = own_lanes(scaled, head, t).astype(q_scratch.dtype)
         if first_ref is not None and first_scratch is not None:
             first_scratch[...] = to_lanes(first_ref[0].astype(jnp.float32)).astype(jnp.int32)
+
+    def go_on() -> None:
+        """With what other keys gave: a maximum that is the whole logsumexp, of which there is one, in all lanes."""
+        o_before_ref, lse_before_ref = before_refs
+        start_block(None)
+        for head in range(t.heads):
+            m_scratch[head] = to_lanes(lse_before_ref[0, 0, head : head + 1, :])
+        l_scratch[...] = jnp.full_like(l_scratch, 1 / LANES)
+        o_scratch[...] = o_before_ref[0]
+
+    def diagonal() -> None:
+        place = pl.multiple_of(begin - base, t.q)
+        start_block(None if table_ref is None else table_ref[0, pl.ds(place, t.q), :])
         for start in range(0, t.q, t.diagonal):
             rows, size = slice(start, start + t.diagonal), start + t.diagonal
             outputs = []
@@ -303,31 +328,46 @@ def forward_kernel(low_ref, high_ref, q_ref, k_ref, v_ref, *refs, t: Tiling) -> 
             inverses.append(wide(1.0 / total, t.lanes))
         o_ref[0] = (o_scratch[...] * by_head(inverses, t)).astype(o_ref.dtype)
 
-    pl.when(step == 0)(diagonal)
+    pl.when(step == 0)(diagonal if t.causal else go_on)
     loop_blocks(low, high, begin, base, t, before)
     pl.when(step == t.num_chunks - 1)(finish)
 
 
 def forward(
-    q_BTX, k_BTX, v_BTX, first_BT, table_BTX, t: Tiling, window: int | None
+    q_BTX,
+    k_BTX,
+    v_BTX,
+    first_BT,
+    table_BTX,
+    t: Tiling,
+    window: int | None,
+    begins=None,
+    before: tuple[jax.Array, jax.Array] | None = None,
+    dtype: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """-> o_BTX, and the logsumexp [B, N // heads, heads, T] in powers of 2. X: heads and their lanes."""
-    B, T, X = q_BTX.shape
-    low, high = bounds(first_BT, B, t)
+    """-> o_BTX, and the logsumexp [B, N // heads, heads, T] in powers of 2. X: heads and their lanes.
 
-    def query(b, kv, block, i, step, low, high):
+    Args:
+      begins: the place of each block of queries among the keys, [blocks] int32; None: they are the keys' own.
+      before: the results of other keys, in float32, with which these go on, where they are not causal.
+      dtype: of o_BTX; None: that of q_BTX.
+    """
+    B, T, X = q_BTX.shape
+    low, high, begins = bounds(first_BT, B, t, begins)
+
+    def query(b, kv, block, i, step, low, high, begins):
         return b, i, kv * t.group + block
 
-    def keys(b, kv, block, i, step, low, high):
-        return b, jnp.maximum(lax.div(i * t.q, t.chunk) - step, lax.div(low[b * t.num_q + i], t.chunk)), kv
+    def keys(b, kv, block, i, step, low, high, begins):
+        return b, jnp.maximum(last_chunk(begins[i], t) - step, lax.div(low[b * t.num_q + i], t.chunk)), kv
 
-    def table(b, kv, block, i, step, low, high):
-        return *keys(b, kv, block, i, step, low, high)[:2], 0
+    def table(b, kv, block, i, step, low, high, begins):
+        return *keys(b, kv, block, i, step, low, high, begins)[:2], 0
 
-    def row(b, kv, block, i, step, low, high):
+    def row(b, kv, block, i, step, low, high, begins):
         return b, 0, i
 
-    def lse(b, kv, block, i, step, low, high):
+    def lse(b, kv, block, i, step, low, high, begins):
         return b, kv * t.group + block, 0, i
 
     queries, chunk = pl.BlockSpec((1, t.q, t.lanes), query), pl.BlockSpec((1, t.chunk, t.lanes), keys)
@@ -336,6 +376,12 @@ def forward(
         inputs.append((first_BT[:, None], pl.BlockSpec((1, 1, t.q), row)))
     if t.rotated:
         inputs.append((table_BTX, pl.BlockSpec((1, t.chunk, t.lanes), table)))
+    statistics = pl.BlockSpec((1, 1, t.heads, t.q), lse)
+    aliases = {}
+    if before is not None:
+        if before[0].dtype == (dtype or q_BTX.dtype):
+            aliases = {3 + len(inputs): 0, 4 + len(inputs): 1}
+        inputs += [(before[0], queries), (before[1], statistics)]
     arrays, specs = zip(*inputs, strict=True)
     copy = pltpu.VMEM((t.variants, t.chunk, t.lanes), k_BTX.dtype)
     statistic = pltpu.VMEM((t.heads, t.q, LANES), jnp.float32)
@@ -343,10 +389,10 @@ def forward(
     return pl.pallas_call(
         functools.partial(forward_kernel, t=t),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=3,
             grid=(B, k_BTX.shape[2] // t.lanes, t.group, t.num_q, t.num_chunks),
             in_specs=specs,
-            out_specs=[queries, pl.BlockSpec((1, 1, t.heads, t.q), lse)],
+            out_specs=[queries, statistics],
             scratch_shapes=[
                 pltpu.VMEM((t.heads, t.q, t.lanes), q_BTX.dtype),
                 statistic,
@@ -357,9 +403,10 @@ def forward(
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((B, T, X), q_BTX.dtype),
+            jax.ShapeDtypeStruct((B, T, X), dtype or q_BTX.dtype),
             jax.ShapeDtypeStruct((B, X // t.lanes, t.heads, T), jnp.float32),
         ],
+        input_output_aliases=aliases,
         compiler_params=parameters(t, 5),
         cost_estimate=pl.CostEstimate(
             flops=4 * t.head_dim * pairs,
@@ -368,14 +415,23 @@ def forward(
         ),
         interpret=t.interpret,
         name="flash_attention_forward",
-    )(low, high, *arrays)
+    )(low, high, begins, *arrays)
 
 
-def bounds(first_BT, B: int, t: Tiling) -> tuple[jax.Array, jax.Array]:
-    """The first keys that the first and the last query of each block see, [B * blocks] each, for scalar memory."""
+def last_chunk(begin, t: Tiling):
+    """The last chunk that a block of queries sees; without its own keys, of those before `begin`."""
+    return lax.div(begin if t.causal else jnp.maximum(begin - 1, 0), t.chunk)
+
+
+def bounds(first_BT, B: int, t: Tiling, begins: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """For scalar memory: the first keys that the first and the last query of each block see, [B * blocks] each; and
+    `begins`, as of `forward`."""
+    if begins is None:
+        begins = jnp.arange(0, t.seq_len, t.q, dtype=jnp.int32)
     if not t.limited:
-        return jnp.zeros(B * t.num_q, jnp.int32), jnp.zeros(B * t.num_q, jnp.int32)
-    return first_BT[:, :: t.q].reshape(-1), first_BT[:, t.q - 1 :: t.q].reshape(-1)
+        return jnp.zeros(B * t.num_q, jnp.int32), jnp.zeros(B * t.num_q, jnp.int32), begins
+    first_BT = jnp.minimum(first_BT, t.num_keys - 1)  # where they begin later, none is seen
+    return first_BT[:, :: t.q].reshape(-1), first_BT[:, t.q - 1 :: t.q].reshape(-1), begins
 
 
 def parameters(t: Tiling, num_dims: int) -> pltpu.CompilerParams:

@@ -227,8 +227,8 @@ def run_stack(
     return x_BTD, carried
 
 
-def make_places(config: ModelConfig, positions_BT, segments_BT) -> Places:
+def make_places(config: ModelConfig, positions_BT, segments_BT, begins_BT=None) -> Places:
     """What all layers share: positions, segments and RoPE's angles for each kind of layer there is."""
     kinds = sorted(set(config.layer_kinds)) if config.positions == "rope" else []
     turns = {kind: rotation(config, positions_BT, local=kind == "l") for kind in kinds}
-    return Places(positions_BT, segments_BT, turns)
+    return Places(positions_BT, segments_BT, turns, begins_BT)

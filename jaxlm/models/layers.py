@@ -57,6 +57,21 @@ class Spread(Protocol):
         """Splits the width of every MLP."""
         ...
 
+    @property
+    def length(self) -> str | None:
+        """Splits the length of every row; None: rows are whole."""
+        ...
+
+    @property
+    def sequence_attention(self) -> str:
+        """`gather` or `ring`: how queries meet the keys of other parts of the length."""
+        ...
+
+    @property
+    def length_split(self) -> Split | None:
+        """How the devices along `length` hold the second dim of [B, T, ...]; None: rows are whole."""
+        ...
+
     def place(self, axes: tuple[str, ...], length: int) -> Place | None:
         """Where x[B, length, ...] is multiplied by a matrix of these logical axes; None: the compiler's choice."""
         ...

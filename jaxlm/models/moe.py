@@ -187,15 +187,15 @@ def mix_rows(config: ModelConfig, x_BTD, experts_BTJ, shares_BTJ, weights, **whe
 
 
 def mix_on_mesh(config: ModelConfig, spread: Spread, x_BTD, experts_BTJ, shares_BTJ, weights) -> jax.Array:
-    """`mix_rows` on many devices: each has some rows of the batch, and a part of the weights of some experts.
+    """`mix_rows` on many devices: each has some tokens of the batch, and a part of the weights of some experts.
 
     The devices that share all experts among them (those along one line of the `experts` axis) show each other their
     tokens; each computes what its own experts make of all of them; the results are added up, and each device gets
-    those of its rows. Two collectives, none of whose sizes depends on where tokens go, and nothing can overflow. The
+    those of its own. Two collectives, none of whose sizes depends on where tokens go, and nothing can overflow. The
     price: every device holds buffers for all k x tokens of its line, though it fills only its experts' share.
     """
     sizes, axis = spread.mesh.shape, spread.experts
-    rows, is_split = PartitionSpec(spread.batch), sizes[spread.experts] > 1
+    tokens, is_split = PartitionSpec(spread.batch, spread.length), sizes[spread.experts] > 1
     into, out_of = (spread.experts, spread.embed, spread.mlp), (spread.experts, spread.mlp, spread.embed)
     specs = {name: PartitionSpec(*(out_of if name == "down" else into)) for name in weights}
     dims = {name: 2 if name == "down" else 1 for name in weights}
@@ -214,7 +214,7 @@ def mix_on_mesh(config: ModelConfig, spread: Spread, x_BTD, experts_BTJ, shares_
         return lax.psum(y_BTD, spread.mlp) if sizes[spread.mlp] > 1 else y_BTD
 
     run = jax.shard_map(
-        local, mesh=spread.mesh, in_specs=(rows, rows, rows, specs), out_specs=rows, check_vma=False
+        local, mesh=spread.mesh, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False
     )
     return run(x_BTD, experts_BTJ, shares_BTJ, weights)
 

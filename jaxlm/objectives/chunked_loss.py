@@ -73,7 +73,7 @@ def _on_devices(
         sums, grads = _loop(
             head, whole, x_BTD, targets_BT, weights_BT, chunk_tokens, z_loss, with_grads=with_grads
         )
-        sums = jax.lax.psum(sums, place.rows)
+        sums = jax.lax.psum(sums, place.axes)
         if grads is None:
             return sums
         d_params = jax.tree.map(lambda d, w: place.collect_grad(d).astype(w.dtype), grads[0], head_params)

@@ -73,6 +73,7 @@ def make_loss(
     weights_C = jnp.ones(num_classes) if class_weights is None else jnp.asarray(class_weights, jnp.float32)
 
     def loss(params: Params, batch: Batch, dropout_key: jax.Array | None = None):
+        batch = lm.arrange(batch)
         x_BTD, router = states(lm, params, batch, dropout_key)
         logits_BC = lm.head(params, pooled(x_BTD, batch["weights"]))
         loss_B, weight_B, right_B = TASKS[task](logits_BC, batch["labels"], label_smoothing, weights_C)

@@ -22,6 +22,7 @@ def make_loss(
     """
 
     def loss(params: Params, batch: Batch, dropout_key: jax.Array | None = None):
+        batch = lm.arrange(batch)
         x_BTD, router = states(lm, params, batch, dropout_key)
         head_params = {key: params[key] for key in lm.head_keys}
         weights_BT = batch["weights"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxlm.config import check_choice
 from jaxlm.types import UserError
 
-AXES = ("data", "fsdp", "expert", "tensor")
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 """Outermost first: the further in, the more a layer has to say along it, and the nearer its devices should be. Along
-`fsdp` travel weights, which can be fetched ahead; along `expert` and `tensor` tokens, for which a layer waits."""
+`fsdp` travel weights, which can be fetched ahead; along `expert` tokens, along `sequence` keys and values, which its
+attention computes with as they come, and along `tensor` all that a block adds to its input, for which a layer waits."""
+SEQUENCE_ATTENTIONS = ("gather", "ring")
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,16 @@ class MeshConfig:
     """Weights, gradients and optimizer state split; each sees other rows of the batch (ZeRO-3)."""
     expert: int = 1
     """Experts split; each sees other rows of the batch, which meet their experts inside a layer."""
+    sequence: int = 1
+    """The length of every row split (context parallelism): each device has two pieces of it."""
     tensor: int = 1
     """Heads, MLP and vocabulary split; all see the same rows."""
+    sequence_attention: str = "gather"
+    """How queries meet the keys of other pieces: `gather`: each device collects all keys and values; `ring`: they go
+    round, a device's share at a time, which takes less memory."""
 
     def __post_init__(self):
+        check_choice("mesh.sequence_attention", self.sequence_attention, SEQUENCE_ATTENTIONS)
         wild = [name for name, size in self.sizes.items() if size == -1]
         if len(wild) > 1:
             raise UserError(f"Only one of mesh.{', mesh.'.join(wild)} may be -1 (the devices that are left).")

@@ -33,8 +33,8 @@ PARAMS: Table = {
 
 ACTIVATIONS: Table = {
     "batch": ("data", "fsdp", "expert"),
-    "length": None,
-    "stream": "tensor",  # the length of the residual stream between blocks, where norms and additions work on it
+    "length": "sequence",
+    "stream": ("sequence", "tensor"),  # the length between blocks, where norms and additions work on it
     "embed": None,  # whole: the fsdp axis already carries the batch
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -122,9 +122,11 @@ class Spread(NamedTuple):
     embed: str
     heads: str
     mlp: str
+    length: str | None
     phases: tuple[Groups, ...]
     """Rings along `embed`, in which sums of gradients are scattered."""
     sum_dtype: str
+    sequence_attention: str
 
     def split(self, dim: int) -> Split | None:
         """How a weight is held whose dim `dim` is `embed`; None: it is whole."""
@@ -132,33 +134,58 @@ class Spread(NamedTuple):
             return None
         return Split(self.embed, dim, self.phases, self.sum_dtype)
 
+    @property
+    def length_split(self) -> Split | None:
+        """How the devices hold the length of rows; None: all of it."""
+        if self.length is None:
+            return None
+        return Split(self.length, 1, rings(self.mesh, self.length), self.sum_dtype)
+
     def place(self, axes: tuple[str, ...], length: int) -> Place | None:
         """Where x[B, length, ...] is multiplied by a matrix of these logical axes, first or last of them `embed`.
 
         A length that the devices along `mlp` (and `heads`) cannot share is left to the compiler.
         """
-        split = self.split(0 if axes[0] == "embed" else 1)
+        split, cut = self.split(0 if axes[0] == "embed" else 1), None
         assert self.heads == self.mlp
         num_parts = self.mesh.shape[self.mlp]
-        cut = Cut(self.mlp, inputs=axes[-1] == "embed") if num_parts > 1 and length % num_parts == 0 else None
-        return None if split is None and cut is None else Place(self.mesh, self.batch, split, cut)
+        shared_by = num_parts * (1 if self.length is None else self.mesh.shape[self.length])
+        if num_parts > 1 and length % shared_by == 0:
+            cut = Cut(self.mlp, inputs=axes[-1] == "embed")
+        return (
+            None if split is None and cut is None else Place(self.mesh, self.batch, split, cut, self.length)
+        )
 
     def ends(self) -> Place:
         """Where tokens are looked up and predicted: the tables are [V, embed]."""
-        return Place(self.mesh, self.batch, self.split(1))
+        return Place(self.mesh, self.batch, self.split(1), length=self.length)
 
 
-def make_spread(mesh: Mesh, sum_dtype: str = "float32") -> Spread | None:
+def make_spread(mesh: Mesh, sum_dtype: str = "float32", sequence_attention: str = "gather") -> Spread | None:
     """The `spread` of a model on this mesh; None on one device that is no TPU, where there is nothing to say.
 
-    sum_dtype: in which gradients are summed over the devices that split the weights.
+    Args:
+      sum_dtype: in which gradients are summed over the devices that split the weights; or the length of rows.
+      sequence_attention: as of MeshConfig.
     """
     if mesh.size == 1 and mesh.devices.flat[0].platform != "tpu":
         return None
     batch = ACTIVATIONS["batch"]
     experts, embed, heads, mlp = (str(PARAMS[axis]) for axis in ("experts", "embed", "heads", "mlp"))
+    length = str(ACTIVATIONS["length"])
     assert isinstance(batch, tuple)
-    return Spread(mesh, batch, experts, embed, heads, mlp, rings(mesh, embed), sum_dtype)
+    return Spread(
+        mesh=mesh,
+        batch=batch,
+        experts=experts,
+        embed=embed,
+        heads=heads,
+        mlp=mlp,
+        length=length if mesh.shape[length] > 1 else None,
+        phases=rings(mesh, embed),
+        sum_dtype=sum_dtype,
+        sequence_attention=sequence_attention,
+    )
 
 
 def rings(mesh: Mesh, axis: str) -> tuple[Groups, ...]:
@@ -188,7 +215,7 @@ def rings(mesh: Mesh, axis: str) -> tuple[Groups, ...]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every array of a batch: rows over data, fsdp and expert, the rest whole."""
+    """Of every array of a batch: rows over data, fsdp and expert, the rest whole. A model cuts its length itself."""
     return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["batch"]))
 
 

@@ -80,7 +80,7 @@ def step_table(run: Any, facts: Facts, found: Budget) -> Table:
         ("mesh", mesh_name(facts.mesh)),
         ("parameters", f"{found.params.total:,}"),
         ("batch", f"{B:,} x {T:,} = {found.tokens_per_step:,} tokens a step"),
-        ("of a device", f"{rows_each:,} x {T:,} tokens, {num_parts} time(s) a step"),
+        ("of a device", f"{rows_each:,} x {T // facts.mesh.get('sequence', 1):,} tokens, {num_parts} time(s) a step"),
         ("model", ", ".join([run.model.dtype, f"remat {run.model.remat}", *kernels])),
         ("took", seconds),
         ("versions", ", ".join(f"{name} {value}" for name, value in facts.versions.items())),

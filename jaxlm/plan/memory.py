@@ -15,11 +15,12 @@ is alive, and `predict` returns the largest one:
 | gradients   | 4 bytes a trained weight; twice with microbatches (the running sum, the part being added) |
 | optimizer   | AdamW 2 x parameters, Lion 1 x; Muon 1 x for the blocks' matrices, 2 x for the rest;    |
 |             | Adafactor a row and a column for each matrix, not split                                 |
-| activations | per token: L x what `model.remat` keeps of a block; the last hidden state, its gradient; |
+| activations | per token of the device, a part of each row where `sequence` cuts it: L x what           |
+|             | `model.remat` keeps of a block; the last hidden state, its gradient;                    |
 |             | of experts, k times the MLP, for the tokens of all devices along the expert axis        |
 | workspace   | the block at work; weights gathered over fsdp, and copies of them; gaps                 |
 | logits      | train.loss_chunk_tokens x V / tensor in float32                                         |
-| batch       | five int32 or float32 arrays of tokens, twice (the next batch is on its way)            |
+| batch       | five int32 or float32 arrays of whole rows, twice (the next batch is on its way)        |
 
 The rest was read off what the compilers allot, and differs: `cpu_moments` for XLA:CPU, `tpu_moments` for XLA:TPU,
 which also stands in for GPUs, unchecked.
@@ -217,7 +218,7 @@ class Parts(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        return self.rows * self.seq_len
+        return self.rows * -(-self.seq_len // self.mesh.get("sequence", 1))
 
     @property
     def is_gathered(self) -> bool:
@@ -237,7 +238,8 @@ def parts_of(run: Run, mesh: dict[str, int], vocab_size: int | None) -> Parts:
         -run.data.global_batch_size // (mesh.get("data", 1) * mesh.get("fsdp", 1) * mesh.get("expert", 1))
     )
     part_rows = -(-rows // num_parts)
-    _, chunk_tokens = logit_chunks(part_rows, run.data.seq_len, run.train.loss_chunk_tokens)
+    part_len = -(-run.data.seq_len // mesh.get("sequence", 1))
+    _, chunk_tokens = logit_chunks(part_rows, part_len, run.train.loss_chunk_tokens)
     trained = trained_weights(table, run.tune)
     block_bytes = BYTES_QUANTIZED[run.tune.quantize]
     num_blocks = sum(shard_size(w, mesh) for w in blocks)

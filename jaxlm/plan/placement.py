@@ -60,19 +60,20 @@ def platform_of(chip: Chip) -> str:
 def meshes(run: Any, num_devices: int) -> Iterator[dict[str, int]]:
     """Meshes of this many devices that divide model and batch, the one that costs least traffic first.
 
-    First the mesh of the config, where its sizes fill the devices. Then weights are split over `fsdp` as far as the
-    width and the batch divide; the rest of the devices hold copies (`data`), or, where the batch has too few rows for
-    that, split heads and MLP (`tensor`, at most 8 ways).
+    First the mesh of the config, where its sizes fill the devices; its `sequence` stays. Then weights are split over
+    `fsdp` as far as the width and the batch divide; the rest of the devices hold copies (`data`), or, where the batch
+    has too few rows for that, split heads and MLP (`tensor`, at most 8 ways).
     """
     own = own_mesh(run, num_devices)
     if own is not None and divides(run, own):
         yield own
-    for tensor in divisors(num_devices):
+    sequence = run.mesh.sequence if run.mesh.sequence > 0 and num_devices % run.mesh.sequence == 0 else 1
+    for tensor in divisors(num_devices // sequence):
         if tensor > MOST_TENSOR:
             return
-        rows = num_devices // tensor
+        rows = num_devices // (sequence * tensor)
         fsdp = next(fsdp for fsdp in reversed(divisors(rows)) if run.model.embed_dim % fsdp == 0)
-        mesh = {"data": rows // fsdp, "fsdp": fsdp, "expert": 1, "tensor": tensor}
+        mesh = {"data": rows // fsdp, "fsdp": fsdp, "expert": 1, "sequence": sequence, "tensor": tensor}
         if mesh != own and divides(run, mesh):
             yield mesh
 
@@ -87,7 +88,7 @@ def own_mesh(run: Any, num_devices: int) -> dict[str, int] | None:
 
 def divides(run: Any, mesh: dict[str, int]) -> bool:
     """Whether a mesh cuts batch and model evenly, as a training demands."""
-    model, tensor = run.model, mesh["tensor"]
+    model, tensor, sequence = run.model, mesh["tensor"], mesh.get("sequence", 1)
     rows = mesh["data"] * mesh["fsdp"] * mesh["expert"] * run.train.num_microbatches
     split = [
         (run.data.global_batch_size, rows),
@@ -97,6 +98,7 @@ def divides(run: Any, mesh: dict[str, int]) -> bool:
             for width in (model.num_heads, model.kv_heads, model.mlp_width, model.vocab_size or tensor)
         ),
         (model.num_experts or 1, mesh["expert"]),
+        (run.data.seq_len, 2 * sequence if sequence > 1 else 1),
     ]
     return not any(size % parts for size, parts in split)
 

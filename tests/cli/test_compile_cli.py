@@ -82,7 +82,7 @@ def test_a_process_of_its_own_makes_its_fake_devices(tmp_path):
         (("--topology=v7:2x2",), "Did you mean tpu7x:2x2x1?"),
         (("--topology=v5e:2x4", "--num-slices=0"), "--num-slices=0 must be in [1, 256]"),
         (("--topology=cpu:8", "--num-slices=2"), "fake CPU devices have no slices"),
-        (("--topology=v5e:4x4",), "mesh.data=2 x mesh.fsdp=4 x mesh.expert=1 x mesh.tensor=1 must multiply to the 16"),
+        (("--topology=v5e:4x4",), "mesh.data=2 x mesh.fsdp=4 x mesh.expert=1 x mesh.sequence=1 x mesh.tensor=1 must"),
         (("--topology=v5e:2x4", "--config.data.global_batch_size=12"), "data.global_batch_size=12"),
         (("--topology=cpu:8", "--hlo=/absent/step"), "cannot be written: there is no folder /absent"),
         (("--topology=cpu:8", "--html=/"), "--html=/ cannot be written: it is a folder"),

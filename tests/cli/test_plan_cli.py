@@ -106,7 +106,7 @@ def test_the_page_needs_no_network(jaxlm, tmp_path):
         ([LLAMA, "--days=0"], "--days=0 has to be a finite number above 0."),
         ([LLAMA, "--attention-flops=hlf"], "did you mean 'half'?"),
         ([LLAMA, "--config.mesh.tensor=3"], "mesh.tensor=3"),
-        ([LLAMA, "--config.mesh.fsdp=64", "--chip=v5e", "--num-chips=128"], "fsdp 64 x expert 1 x tensor 1 does not"),
+        ([LLAMA, "--config.mesh.fsdp=64", "--chip=v5e", "--num-chips=128"], "sequence 1 x tensor 1 does not"),
         ([LLAMA, "--html=/nowhere/x.html"], "--html=/nowhere/x.html cannot be written: No such file or directory."),
         (["--config=nanogpt_char_cpu"], "model.vocab_size is unset, and the tokenizer's is known only once it is read"),
     ],

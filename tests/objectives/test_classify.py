@@ -14,7 +14,10 @@ WEIGHTS = (1.0, 2.0, 0.5)
 
 # Its states are the batch's own, its head changes nothing: a pooled state is the logits of its text.
 LM = SimpleNamespace(
-    hidden=lambda params, batch, key: batch["states"], head=lambda params, x: x, hidden_with_router=None
+    arrange=lambda batch: batch,
+    hidden=lambda params, batch, key: batch["states"],
+    head=lambda params, x: x,
+    hidden_with_router=None,
 )
 
 

@@ -124,11 +124,11 @@ def test_alone_agreements_are_plain_calls():
         _ = 1 / 0
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 1, 8), (2, 1, 1, 4)])
 def test_rows_of_a_process_land_where_the_mesh_wants_them(monkeypatch, shape):
     """As of several processes: place_batch then makes every part by itself."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), shape)))
+    mesh = make_mesh(dict(zip(("data", "fsdp", "tensor", "sequence"), shape)))
     value = np.arange(16 * 3, dtype=np.uint32).reshape(16, 3)
     placed = sharding.place_batch({"x": value, "y": value[:, 0]}, mesh, 16)
     np.testing.assert_array_equal(placed["x"], value)

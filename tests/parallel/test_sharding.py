@@ -39,7 +39,7 @@ def test_a_mesh_of_the_wrong_size_says_how_many_devices_there_are():
 
 
 def test_an_axis_that_is_not_given_has_one_device():
-    assert dict(make_mesh({"expert": 8}).shape) == {"data": 1, "fsdp": 1, "expert": 8, "tensor": 1}
+    assert dict(make_mesh({"expert": 8}).shape) == dict(data=1, fsdp=1, expert=8, sequence=1, tensor=1)
 
 
 def test_one_process_holds_every_row_once():

@@ -31,14 +31,20 @@ def test_a_mesh_fills_the_devices_and_divides_model_and_batch(llama, num_devices
 
 def test_weights_are_split_as_far_as_they_go_before_anything_is_copied(llama):
     first = next(placement.meshes(llama, 64))
-    assert first == {"data": 1, "fsdp": 64, "expert": 1, "tensor": 1}
+    assert first == {"data": 1, "fsdp": 64, "expert": 1, "sequence": 1, "tensor": 1}
 
 
 def test_the_mesh_of_the_config_comes_first():
     gpt = config("--config=pretrain_gpt2_124m_v5e8", "--config.tokenizer.vocab_size=4096")
-    assert next(placement.meshes(gpt, 8)) == {"data": 8, "fsdp": 1, "expert": 1, "tensor": 1}
+    assert next(placement.meshes(gpt, 8)) == {"data": 8, "fsdp": 1, "expert": 1, "sequence": 1, "tensor": 1}
     moe = config("--config=pretrain_size:mixtral-8x7b", "--config.mesh.expert=8")
-    assert next(placement.meshes(moe, 64)) == {"data": 1, "fsdp": 8, "expert": 8, "tensor": 1}
+    assert next(placement.meshes(moe, 64)) == {"data": 1, "fsdp": 8, "expert": 8, "sequence": 1, "tensor": 1}
+
+
+def test_a_length_that_is_cut_stays_cut(llama):
+    long = dataclasses.replace(llama, mesh=dataclasses.replace(llama.mesh, sequence=4))
+    assert {mesh["sequence"] for mesh in placement.meshes(long, 64)} == {4}
+    assert not placement.divides(long, {"data": 1, "fsdp": 1, "expert": 1, "sequence": 3, "tensor": 1})
 
 
 def test_more_devices_than_rows_split_heads(llama):

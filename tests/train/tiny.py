@@ -35,6 +35,8 @@ EXPERTS = dataclasses.replace(
     balance_loss=0.05,
     router_z_loss=0.01,
 )
+QUICKLY = {"xla_backend_optimization_level": 0}
+"""Compiles several times as fast."""
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 
@@ -59,6 +61,7 @@ def make(
     optimizer="adamw",
     loss_wrapper=lambda loss: loss,
     tuning=EVERYTHING,
+    sequence_attention="gather",
     **train,
 ):
     """(compiled steps, mesh) of the tiny run."""
@@ -67,7 +70,7 @@ def make(
         model,
         T,
         constrain=make_constrain(mesh),
-        spread=make_spread(mesh),
+        spread=make_spread(mesh, sequence_attention=sequence_attention),
         lora_dropout=tuning.config.lora_dropout,
     )
     opt = OptimizerConfig(name=optimizer, learning_rate=1e-3, warmup_steps=2)
@@ -88,9 +91,8 @@ def make(
         constrain_batch=constrain_batch,
         tuning=tuning,
     )
-    quickly = {"xla_backend_optimization_level": 0}  # compiles several times as fast
     evaluate = make_eval_step(loss, tuning)
-    steps = compile_steps(lm, tx, step, evaluate, mesh, tuning=tuning, compiler_options=quickly)
+    steps = compile_steps(lm, tx, step, evaluate, mesh, tuning=tuning, compiler_options=QUICKLY)
     if tuning.freezes:
         params = jax.jit(lm.init)(jax.random.key(0))
         steps = steps.bind(jax.device_put(tuning.split(params)[1], steps.frozen_shardings))
