@@ -53,6 +53,7 @@ def config(tmp_path_factory):
 def start(argv, num_devices):
     # Compiling takes most of the time of such a small run: 9 s of CPU with optimization, 5 s without.
     flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
+    flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"  # see conftest.py
     environ = os.environ | {"XLA_FLAGS": flags}
     command = [sys.executable, "-m", "jaxlm", "train", *argv]
     return subprocess.Popen(command, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
