@@ -233,7 +233,9 @@ def make_hidden_with_router(modules: Modules) -> Callable[..., tuple[jax.Array, 
         x_BTD = embed(modules, params, tokens_BT, positions_BT, keys[0])
         x_BTD = modules.constrain(x_BTD, "batch", "stream", "embed")
         x_BTD, sums = run_blocks(config, apply_block, params["layers"], x_BTD, keys[1], sums)
-        return final_norm(modules, params, x_BTD), sums
+        x_BTD = final_norm(modules, params, x_BTD)
+        # Whole along the axis that cuts the vocabulary: left to the compiler, each chunk of the loss collects all of it.
+        return modules.constrain(x_BTD, "batch", "length", "embed"), sums
 
     return hidden
 

@@ -9,6 +9,9 @@ from jaxlm.models.config import ATTENTION_CHUNK, ModelConfig
 STREAMS = 7
 """Tensors as wide as the residual stream, queries, keys and values among them, that a TPU's block at work holds."""
 
+TENSOR_STREAMS = 3
+"""Where `tensor` cuts the stream, also: collected before a product, its gradient likewise, and the pieces of a sum."""
+
 FLOAT32 = 4
 
 LANES = 128
@@ -150,7 +153,8 @@ def tpu_block(model: ModelConfig, w: Widths, item: int) -> tuple[Block, float]:
     at_work = ((2 * w.num_up - 1) * w.mlp + STREAMS * w.stream + 2 * w.sent) * item
     num = 1
     if not is_table and model.remat != "none":
-        at_work = (2 * w.num_up * w.mlp + 2 * w.stream + 2 * w.q + w.kv + 2 * w.sent) * item
+        streams = 2 + (TENSOR_STREAMS if w.cut_stream < w.stream else 0)
+        at_work = (2 * w.num_up * w.mlp + streams * w.stream + 2 * w.q + w.kv + 2 * w.sent) * item
         at_work += (w.q + w.kv) * item if model.head_width < LANES else 0.0
         num = len(model.layer_pattern) if is_scanned(model) else 1
     if model.remat == "none":

@@ -5,7 +5,8 @@ As `jaxlm/collective.py` and the compiler have it:
 - `fsdp`: the weights of a block are gathered in the compute dtype for the forward pass and again for the backward pass;
   their gradients are scattered in `train.reduce_dtype`, ring by ring, or, where a dimension of the slice is no ring,
   summed everywhere, which is twice the bytes. Embedding and head once a step.
-- `data`: what a device holds of the gradients is summed, twice their bytes.
+- `data`, `sequence`: what a device holds of the gradients is summed, twice their bytes.
+- `sequence`: keys and values of a row come to all that share it, forward and backward, and their gradients go back.
 - `tensor`: activations are gathered before a block's two pairs of products, and scattered behind them.
 - `expert`: tokens of the devices that share the experts are gathered, and results scattered.
 """
@@ -46,9 +47,9 @@ class Wire(NamedTuple):
     scatters: float
     """Of their gradients."""
     sums: float
-    """Of gradients over `data`, within a slice."""
+    """Of gradients over `data`, within a slice, and over `sequence`."""
     activations: float
-    """Along `tensor` and `expert`, for which a layer waits."""
+    """Along `tensor`, `expert` and `sequence`, for which a layer waits."""
     across_slices: float
     """From slice to slice, over the data-center network."""
 
@@ -90,7 +91,7 @@ def wire(run: Any, mesh: dict[str, int], *, torus: bool, num_slices: int = 1) ->
     )  # fmt: skip
     scatters = share * microbatches * reduce_item * (elements(trained, True) + elements(trained, False))
     scatters *= 1.0 if torus else 2.0
-    inside = mesh.get("data", 1) // num_slices
+    inside = mesh.get("data", 1) // num_slices * mesh.get("sequence", 1)
     held = reduce_item * microbatches * sum(shard_size(w, mesh) for w in trained)
     return Wire(
         gathers=gathers,
@@ -109,20 +110,25 @@ def exchanges(run: Any) -> float:
     """
     model = run.model
     into = INTO_ATTENTION + (INTO_GATED_MLP if model.gated else 1)
-    again = model.remat != "none" and not {"o", "down"} <= set(model.kept)
+    again = model.remat != "none" and "o" not in model.kept  # the middle of the block; nobody needs its end
     forward = into + OUT_OF_BLOCK
-    return forward + share_trained(run) * (2 * into + OUT_OF_BLOCK + again * (into + 1))
+    return forward + share_trained(run) * (2 * into + OUT_OF_BLOCK + again)
 
 
 def activations(run: Any, mesh: dict[str, int], item: int) -> float:
-    """Bytes along `tensor` and `expert`."""
+    """Bytes along `tensor`, `expert` and `sequence`."""
     model, tokens = run.model, device_tokens(run, mesh)
-    tensor, expert = mesh.get("tensor", 1), mesh.get("expert", 1)
+    tensor, expert, sequence = (mesh.get(axis, 1) for axis in ("tensor", "expert", "sequence"))
     each = tokens * model.embed_dim * item * model.num_layers
     along_experts = 0.0
     if model.num_experts is not None:  # tokens to all that share the experts and back, and their gradients
         along_experts = 2 * (2 + (model.remat != "none")) * (expert - 1)
-    return each * (exchanges(run) * (tensor - 1) / tensor + along_experts)
+    keys = tokens * 2 * model.kv_heads * model.head_width / tensor * model.num_layers  # and values
+    reduce_item = 2 if run.train.reduce_dtype == "bfloat16" else 4
+    again = model.remat != "none" and "attention" not in model.kept
+    passes = item * (1 + share_trained(run) * (1 + again)) + reduce_item * share_trained(run)
+    along_rows = (sequence - 1) * keys * passes
+    return each * (exchanges(run) * (tensor - 1) / tensor + along_experts) + along_rows
 
 
 def latency_s(run: Any, mesh: dict[str, int], shape: Sequence[int]) -> float:
