@@ -21,7 +21,7 @@ def get_config():
     sizes.apply(cfg.model, "gpt3-175b")
     cfg.model.vocab_size = 51_200  # 50,257 ids, padded to whole lanes on all eight parts
     cfg.model.dtype = "bfloat16"
-    cfg.model.remat = "save_attention"
+    cfg.model.remat = "minimal"
     cfg.mesh.fsdp = 256
     cfg.mesh.tensor = 8
 
