@@ -41,6 +41,7 @@ def history_lm(table_VV, *, decay=DECAY, num_positions=None):
         params["positions"] = jnp.zeros((num_positions, 1))
     lm = SimpleNamespace(
         head_place=None,
+        arrange=lambda batch: batch,
         init=lambda key: params,
         hidden=hidden,
         hidden_with_router=None,

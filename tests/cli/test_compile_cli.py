@@ -65,7 +65,7 @@ def test_a_process_of_its_own_makes_its_fake_devices(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["topology"]["num_devices"] == 16
-    assert found["mesh"] == {"data": 4, "fsdp": 4, "expert": 1, "tensor": 1}
+    assert found["mesh"] == {"data": 4, "fsdp": 4, "expert": 1, "sequence": 1, "tensor": 1}
     assert found["time"] is None
     assert found["memory"]["fits"] is None
     assert {row["kind"] for row in found["step"]["collectives"]} >= {"all-gather", "all-reduce"}

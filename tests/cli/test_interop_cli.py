@@ -230,7 +230,7 @@ def test_what_is_wrong_at_one_process_ends_both_at_once(source, tmp_path):
 
 @pytest.mark.parametrize(
     ("mesh", "message"),
-    [("fspd:2", "--mesh='fspd' is not one of data, fsdp, expert, tensor; did you mean 'fsdp'?"),
+    [("fspd:2", "--mesh='fspd' is not one of data, fsdp, expert, sequence, tensor; did you mean 'fsdp'?"),
      ("fsdp", "'fsdp' is not AXIS:SIZE"), ("fsdp:two", "'fsdp:two' is not AXIS:SIZE"), ("", "--mesh='' is not one of"),
      ("fsdp:2,fsdp:4", "'fsdp:4' names an axis twice"), ("fsdp:0", "mesh.fsdp=0 must be a positive"),
      ("fsdp:3", "must multiply to the 8 devices"), ("tensor:8", "must be a multiple of mesh.tensor=8"),

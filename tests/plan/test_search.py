@@ -13,7 +13,7 @@ from jaxlm.types import UserError
 
 V5E8 = topology.parse("v5e:2x4")
 VERSIONS = {"jax": "1", "libtpu": "2"}
-FSDP = {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
+FSDP = {"data": 1, "fsdp": 8, "expert": 1, "sequence": 1, "tensor": 1}
 
 
 @functools.cache
@@ -67,7 +67,11 @@ def test_blocks_are_written_with_x():
         ("rows", "2,x", "--search-rows=2,x must be rows of a device at a time, such as 2,4,8"),
         ("rows", "0", "each at least 1"),
         ("remats", "fulll", "did you mean 'full'?"),
-        ("meshes", "fdsp:8", "axis='fdsp' is not one of data, fsdp, expert, tensor; did you mean 'fsdp'?"),
+        (
+            "meshes",
+            "fdsp:8",
+            "axis='fdsp' is not one of data, fsdp, expert, sequence, tensor; did you mean 'fsdp'?",
+        ),
         ("meshes", "fsdp:4", "does not fill 8 devices"),
         ("meshes", "fsdp", "'fsdp' must be AXIS:DEVICES, such as fsdp:64/tensor:4"),
         ("meshes", "fsdp:-1/data:-1", "only one axis of a mesh may be -1"),

@@ -18,7 +18,15 @@ GIB = 2**30
 
 
 def trial(rows, remat="full", predicted=0):
-    return Trial(rows, remat, {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}, None, Run(), predicted, 0.0)
+    return Trial(
+        rows,
+        remat,
+        {"data": 1, "fsdp": 8, "expert": 1, "sequence": 1, "tensor": 1},
+        None,
+        Run(),
+        predicted,
+        0.0,
+    )
 
 
 class Run:
