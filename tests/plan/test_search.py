@@ -203,6 +203,7 @@ def test_the_flags_of_a_trial_are_its_config():
         "--config.mesh.data=1",
         "--config.mesh.fsdp=8",
         "--config.mesh.expert=1",
+        "--config.mesh.sequence=1",
         "--config.mesh.tensor=1",
     ]
 
