@@ -234,7 +234,7 @@ def make_hidden_with_router(modules: Modules) -> Callable[..., tuple[jax.Array, 
         x_BTD = modules.constrain(x_BTD, "batch", "stream", "embed")
         x_BTD, sums = run_blocks(config, apply_block, params["layers"], x_BTD, keys[1], sums)
         x_BTD = final_norm(modules, params, x_BTD)
-        # Whole along the axis that cuts the vocabulary: left to the compiler, each chunk of the loss collects all of it.
+        # Whole along the axis that cuts the vocabulary: else each chunk of the loss collects all of it.
         return modules.constrain(x_BTD, "batch", "length", "embed"), sums
 
     return hidden

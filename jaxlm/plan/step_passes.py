@@ -37,8 +37,8 @@ ADAPTER_PASSES = 4
 """Over the result of every product that has an adapter, to which its result is added."""
 
 EXCHANGE_PASSES = 1
-"""Each time that the stream is gathered or scattered along `tensor`, over what comes from others, a mean: what is scattered
-is copied piece by piece, what is gathered is not."""
+"""Each time that the stream is gathered or scattered along `tensor`, over what comes from others, a mean: what is
+scattered is copied piece by piece, what is gathered is not."""
 
 EXPERT_PASSES, SENT_PASSES = 50, 25
 """Of experts, over their inner width and over the stream, of every token once for each expert that it meets: what their

@@ -29,7 +29,7 @@ SEARCH = (*SMALL, "--topology=cpu:2", "--search")
         ((*SEARCH, "--hlo=x"), "--hlo would be ignored by --search"),
         ((*SEARCH, "--commitment=3-year"), "--commitment would be ignored by --search"),
         ((*SEARCH, "--search-rows="), "--search-rows= must be rows of a device at a time"),
-        ((*SEARCH, "--search-remat=fulll"), "did you mean 'full'?"),
+        ((*SEARCH, "--search-remat=fullx"), "did you mean 'full'?"),
         ((*SEARCH, "--search-mesh=fsdp:4"), "does not fill 2 devices"),
         ((*SEARCH, "--config.model.num_kv_heads=1", "--search-mesh=tensor:2"),
          "--search-mesh=tensor:2: model.num_kv_heads=1 must be a multiple of mesh.tensor=2"),

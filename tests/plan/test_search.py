@@ -66,7 +66,7 @@ def test_blocks_are_written_with_x():
     [
         ("rows", "2,x", "--search-rows=2,x must be rows of a device at a time, such as 2,4,8"),
         ("rows", "0", "each at least 1"),
-        ("remats", "fulll", "did you mean 'full'?"),
+        ("remats", "fullx", "did you mean 'full'?"),
         (
             "meshes",
             "fdsp:8",
