@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,6 +22,12 @@ LONGEST_WAIT_S = 7 * 86400
 """For the first process to read and tokenise the text. One that dies is noticed by its missing heartbeat."""
 
 _rounds = itertools.count()
+
+
+def num_processors() -> int:
+    """Processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def state() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import shlex
 import sys
@@ -15,6 +16,7 @@ from jaxlm.plan import search, search_axes
 from jaxlm.plan.search_report import Search, search_report
 from jaxlm.plan.search_run import Progress, Stopped, make_folder, run_trials
 from jaxlm.plan.topology import Topology
+from jaxlm.processes import num_processors
 from jaxlm.run import RunConfig, resolve_mesh
 from jaxlm.types import UserError
 
@@ -128,13 +130,14 @@ def search_main(
     notes: Sequence[str],
 ) -> int:
     """Compiles trials, and says which are worth it."""
+    check = functools.partial(resolve_mesh, num_devices=on.num_devices)
     grid = search.make_grid(
         cfg,
         on,
-        make_axes(cfg, on, args, lambda run: resolve_mesh(run, on.num_devices)),
+        make_axes(cfg, on, args, check),
         margin=margin_of(args, cfg),
         keeps_batch=args.search_keep_batch,
-        check=lambda run: resolve_mesh(run, on.num_devices),
+        check=check,
     )
     most = args.search_trials or TRIALS
     trials = [(search.digest(trial, on, versions), trial) for trial in grid.trials[:most]]
@@ -195,5 +198,4 @@ def default_folder() -> str:
 
 def default_processes() -> int:
     """Half the cores: a compiler keeps more than one busy, and takes gigabytes."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return max((len(affinity(0)) if affinity else os.cpu_count() or 1) // 2, 1)
+    return max(num_processors() // 2, 1)

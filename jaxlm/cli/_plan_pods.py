@@ -8,10 +8,11 @@ jaxlm plan pods --config=pretrain_llama31_8b_v6e256 --chip=v5p --chips=64,512,40
 from __future__ import annotations
 
 import argparse
+import math
 import re
 
 from jaxlm.cli._plan_output import emit
-from jaxlm.cli._plan_run import completed
+from jaxlm.cli._plan_run import completed, config_name
 from jaxlm.plan.hardware import Chip, chip_named
 from jaxlm.plan.pods import MODES, chip_counts, scale, slices_of
 from jaxlm.plan.pods_show import check_plot, plot, pods_report
@@ -52,16 +53,19 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     if args.plot:
         check_plot(args.plot)
     cfg, notes = completed(resolve(parse(config_argv)))
-    given = next(arg.partition("=")[2] for arg in config_argv if arg.startswith("--config="))
+    given = config_name(config_argv)
     chip = chip_of(args.chip, given)
     counts = counts_of(args.chips, chip)
     modes = [mode for mode in MODES if getattr(args, mode)] or [*MODES]
-    flops = budget(cfg).per_token.total
+    planned = budget(cfg)
     each = rows_per_chip(args.rows_per_chip, cfg, given) if "weak" in modes else 1.0
     if "weak" in modes:
         notes = [*notes, f"Weak scaling: {each:g} rows of {cfg.data.seq_len:,} tokens a chip."]
-    found = {mode: scale(cfg, chip, counts, each, mode=mode, flops_per_token=flops) for mode in modes}
-    report = pods_report(given, chip, found, notes, critical_batch(budget(cfg)))
+    found = {
+        mode: scale(cfg, chip, counts, each, mode=mode, flops_per_token=planned.per_token.total)
+        for mode in modes
+    }
+    report = pods_report(given, chip, found, notes, critical_batch(planned))
     if args.plot:
         plot(report, found, args.plot)
     emit(report, args)
@@ -107,9 +111,7 @@ def rows_per_chip(given: float | None, cfg: RunConfig, config: str) -> float:
         if given <= 0:
             raise UserError(f"--rows-per-chip={given:g} must be positive: rows of the batch, a chip.")
         return given
-    num = 1
-    for size in cfg.mesh.sizes.values():
-        num *= size
+    num = math.prod(cfg.mesh.sizes.values())
     match = _NAMED.search(config.removesuffix(".py"))
     if num < 1 and match is None:
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+from collections.abc import Sequence
 
 from jaxlm.cli._plan_mixture import config_mixture, pairs, unknown_sizes
 from jaxlm.cli._plan_output import emit
@@ -59,7 +60,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     if not config_argv:
         raise UserError("Give what to plan: --config=NAME_OR_PATH, or a command; see `jaxlm plan --help`.")
     cfg, notes = completed(resolve(parse(config_argv)))
-    given = next(arg.partition("=")[2] for arg in config_argv if arg.startswith("--config="))
+    given = config_name(config_argv)
     wanted = RunPlan(
         chips=tuple(name.strip() for name in args.chip.split(",")),
         num_chips=None if args.num_chips is None else cost.check_num_chips(args.num_chips),
@@ -108,6 +109,11 @@ def mfus(text: str) -> tuple[float, float]:
     for mfu in found:
         cost.check_mfu(mfu)
     return found[0], found[-1]
+
+
+def config_name(config_argv: Sequence[str]) -> str:
+    """As --config= gives it."""
+    return next(arg.partition("=")[2] for arg in config_argv if arg.startswith("--config="))
 
 
 def completed(cfg: RunConfig) -> tuple[RunConfig, list[str]]:

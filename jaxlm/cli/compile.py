@@ -27,7 +27,7 @@ from pathlib import Path
 
 from jaxlm.cli._compile_search import add_search_arguments, check_flags, search_main
 from jaxlm.cli._plan_output import add_output_arguments, emit
-from jaxlm.cli._plan_run import add_price_arguments, completed
+from jaxlm.cli._plan_run import add_price_arguments, completed, config_name
 from jaxlm.plan import prices, topology
 from jaxlm.plan.compile_report import compile_report
 from jaxlm.plan.compiled import Facts, Pricing
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     check_flags(args)
     on = topology.parse(args.topology, args.num_slices)
     cfg, notes = completed(resolve(parse(config_argv)))
-    given = next(arg.partition("=")[2] for arg in config_argv if arg.startswith("--config="))
+    given = config_name(config_argv)
     if not args.search:
         resolve_mesh(cfg, on.num_devices)
     check_writable("--hlo", args.hlo)

@@ -13,15 +13,11 @@ from typing import Any
 from jaxlm.corpus import units
 from jaxlm.corpus.progress import Progress
 from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.processes import num_processors
 from jaxlm.types import UserError
 
 SINGLE_PROCESS_BYTES = 8 << 20
 """Below this, starting worker processes takes longer than the work."""
-
-
-def _num_processors() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def run(jobs: Sequence[units.Job], tokenizer: Tokenizer, workers: int | None, bar: Progress) -> None:
@@ -35,7 +31,7 @@ def run(jobs: Sequence[units.Job], tokenizer: Tokenizer, workers: int | None, ba
                 waiting.append(job)
         if workers is None:
             enough = sum(job.num_bytes for job in waiting) >= SINGLE_PROCESS_BYTES
-            workers = _num_processors() if enough else 1
+            workers = num_processors() if enough else 1
         if workers < 1:
             raise UserError(f"workers={workers} must be at least 1.")
         if min(workers, len(waiting)) <= 1:

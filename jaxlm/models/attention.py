@@ -16,16 +16,14 @@ from jaxlm.models.attention_chunked import attend_chunked
 from jaxlm.models.config import BLOCK_UNIT, ModelConfig
 from jaxlm.models.layers import (
     Constrain,
-    Matrix,
     Norm,
     Spread,
-    adapter,
+    matrix,
     normal,
     place_of,
     project,
     residual_stddev,
     softcap,
-    weight,
 )
 from jaxlm.models.masks import NEG_INF, causal_mask, is_seen
 from jaxlm.types import UserError
@@ -329,24 +327,19 @@ class Attention(nn.Module):
     def __call__(self, x_BTD, places: Places, cache: Cache | None = None, layer=0):
         config = self.config
         D, N, K, H = config.embed_dim, config.num_heads, config.kv_heads, config.head_width
-        qkv_bias = config.bias in ("qkv", "all")
-
-        def heads(name: str, num: int, axis: str) -> Matrix:
-            w = weight(self, name, (D, num, H), ("embed", axis, "head_dim"), normal())
-            bias = None
-            if qkv_bias:
-                bias = weight(self, f"{name}_bias", (num, H), (axis, "head_dim"), nn.initializers.zeros)
-            return Matrix(w, bias, adapter(self, name, self.lora_dropout))
-
+        heads = {"q": (N, "heads"), "k": (K, "kv_heads"), "v": (K, "kv_heads")}
+        with_qkv: dict[str, Any] = {
+            "has_bias": config.bias in ("qkv", "all"),
+            "lora_dropout": self.lora_dropout,
+        }
         matrices = {
-            "q": heads("q", N, "heads"),
-            "k": heads("k", K, "kv_heads"),
-            "v": heads("v", K, "kv_heads"),
+            name: matrix(self, name, (D, num, H), ("embed", axis, "head_dim"), normal(), **with_qkv)
+            for name, (num, axis) in heads.items()
         }
         qkv = project(x_BTD, matrices, place=place_of(self.spread, ("embed", "heads", "head_dim"), x_BTD))
         q_BTNH, k_BTKH, v_BTKH = (
             self.constrain(qkv[name], "batch", "length", axis, "head_dim")
-            for name, axis in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
+            for name, (_, axis) in heads.items()
         )
         if config.qk_norm:
             q_BTNH = Norm(config, axis="head_dim", name="q_norm")(q_BTNH)
@@ -368,9 +361,8 @@ class Attention(nn.Module):
             o_BTNH = attend(self.kernel, self.spread, q_BTNH, k_BTKH, v_BTKH, turn, **how)
         o_BTNH = self.constrain(o_BTNH, "batch", "length", "heads", "head_dim")
         axes = ("heads", "head_dim", "embed")
-        w_o = weight(self, "o", (N, H, D), axes, normal(residual_stddev(config)))
-        b_o = None
-        if config.bias == "all":
-            b_o = weight(self, "o_bias", (D,), ("width",), nn.initializers.zeros)
-        o = Matrix(w_o, b_o, adapter(self, "o", self.lora_dropout))
+        o = matrix(
+            self, "o", (N, H, D), axes, normal(residual_stddev(config)),
+            num_in=2, has_bias=config.bias == "all", lora_dropout=self.lora_dropout,
+        )  # fmt: skip
         return project(o_BTNH, {"o": o}, num_in=2, place=place_of(self.spread, axes, x_BTD))["o"], cache

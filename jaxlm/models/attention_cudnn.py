@@ -15,10 +15,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.extend import backend
-from jax.sharding import PartitionSpec
 
 from jaxlm.models.config import ModelConfig
-from jaxlm.models.layers import Spread
+from jaxlm.models.layers import Spread, on_rows_and_heads
 from jaxlm.models.masks import causal_mask
 
 AMPERE = (8, 0)
@@ -75,17 +74,7 @@ def attend_cudnn(
     """
     assert softcap is None, softcap
     run = functools.partial(local, window=window, scale=scale, implementation=implementation)
-    if spread is None:
-        return run(q_BTNH, k_BSKH, v_BSKH, segments_BT)
-    rows, heads = PartitionSpec(spread.batch), PartitionSpec(spread.batch, None, spread.heads)
-    whole = jax.shard_map(
-        run,
-        mesh=spread.mesh,
-        in_specs=(heads, heads, heads, None if segments_BT is None else rows),
-        out_specs=heads,
-        check_vma=False,
-    )
-    return whole(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    return on_rows_and_heads(spread, run, (q_BTNH, k_BSKH, v_BSKH), segments_BT)
 
 
 def local(

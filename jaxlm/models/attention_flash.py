@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 
 from jaxlm.models.attention_flash_back import backward
 from jaxlm.models.attention_flash_kernel import LANES, Tiling, forward
 from jaxlm.models.config import ModelConfig
-from jaxlm.models.layers import Spread
+from jaxlm.models.layers import Spread, on_rows_and_heads
+from jaxlm.models.masks import document_begins
 
 MIB = 2**20
 VMEM_BYTES = {
@@ -90,17 +90,10 @@ def fit(size: int, length: int) -> int:
 
 
 def first_seen(segments_BT, window: int | None, B: int, T: int) -> jax.Array | None:
-    """The first key that each query sees, [B, T] int32, never falling along a row; None: all see key 0.
-
-    A document is a run of equal segments, so where it begins says all.
-    """
-    position = jnp.arange(T, dtype=jnp.int32)[None]
-    first = None
-    if segments_BT is not None:
-        begins = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)))
-        first = jax.lax.cummax(jnp.where(begins, position, 0), axis=1)
+    """The first key that each query sees, [B, T] int32, never falling along a row; None: all see key 0."""
+    first = None if segments_BT is None else document_begins(segments_BT)
     if window is not None and window < T:
-        within = jnp.maximum(position - (window - 1), 0)
+        within = jnp.maximum(jnp.arange(T, dtype=jnp.int32)[None] - (window - 1), 0)
         first = jnp.broadcast_to(within, (B, T)) if first is None else jnp.maximum(first, within)
     return first
 
@@ -242,10 +235,4 @@ def attend_flash(
         o_BTX = cast(jax.Array, attention(*flat, first_BT, table_BTX, ahead, back, window))
         return o_BTX[:, :T].reshape(B, T, N, H)
 
-    if spread is None:
-        return local(q_BTNH, k_BSKH, v_BSKH, segments_BT, table_BTX)
-    rows, heads = PartitionSpec(spread.batch), PartitionSpec(spread.batch, None, spread.heads)
-    run = jax.shard_map(
-        local, mesh=spread.mesh, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False
-    )
-    return run(q_BTNH, k_BSKH, v_BSKH, segments_BT, table_BTX)
+    return on_rows_and_heads(spread, local, (q_BTNH, k_BSKH, v_BSKH), segments_BT, table_BTX)

@@ -13,11 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
-from jax.sharding import PartitionSpec
 
 from jaxlm.models.attention_flash import fit
 from jaxlm.models.attention_flash_kernel import LANES
-from jaxlm.models.layers import Spread
+from jaxlm.models.layers import Spread, on_rows_and_heads
 
 DEFAULT_SIZES = (512, 512)
 """Queries and keys at a time, in both passes; shorter where they do not divide the length."""
@@ -97,10 +96,4 @@ def attend_splash(
         )(q, k, v, ids)
         return o_BNTH.swapaxes(1, 2)[:, :T]
 
-    if spread is None:
-        return local(q_BTNH, k_BSKH, v_BSKH, segments_BT)
-    rows, heads = PartitionSpec(spread.batch), PartitionSpec(spread.batch, None, spread.heads)
-    run = jax.shard_map(
-        local, mesh=spread.mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
-    )
-    return run(q_BTNH, k_BSKH, v_BSKH, segments_BT)
+    return on_rows_and_heads(spread, local, (q_BTNH, k_BSKH, v_BSKH), segments_BT)

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from jaxlm.collective import Place
 from jaxlm.models.attention import Cache, init_cache, pick_attention
-from jaxlm.models.config import ModelConfig
+from jaxlm.models.config import BLOCK_UNIT, ModelConfig
 from jaxlm.models.decoder import Block, Ends, class_logits, collections, head_logits, make_places, run_blocks
 from jaxlm.models.layers import Constrain, Spread, dropout
 from jaxlm.models.moe import RouterSums, no_router_sums
-from jaxlm.models.pieces import LANES, arrange
+from jaxlm.models.pieces import arrange
 from jaxlm.types import Batch, Params, PyTree, UserError
 
 
@@ -161,7 +161,7 @@ def make_arrange(spread: Spread | None, kernel: str) -> Callable[[Batch], Batch]
     # Between blocks the length is also cut over `heads`.
     num_parts = -(-spread.mesh.shape[spread.heads] // 2)
     return functools.partial(
-        arrange, spread=spread, unit=math.lcm(num_parts, LANES if kernel == "flash" else 1)
+        arrange, spread=spread, unit=math.lcm(num_parts, BLOCK_UNIT if kernel == "flash" else 1)
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxlm.collective import Place, Split
 from jaxlm.models.config import ModelConfig
@@ -163,6 +163,25 @@ class Matrix(NamedTuple):
     lora: Adapter | None = None
 
 
+def matrix(
+    module: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    init,
+    *,
+    num_in: int = 1,
+    has_bias: bool,
+    lora_dropout: float,
+) -> Matrix:
+    """A weight of [in dims, out dims] with all that belongs to it. num_in: how many dims are in dims."""
+    w, bias = weight(module, name, shape, axes, init), None
+    if has_bias:
+        out = tuple("width" if axis == "embed" else axis for axis in axes[num_in:])  # of a vector: whole
+        bias = weight(module, f"{name}_bias", shape[num_in:], out, nn.initializers.zeros)
+    return Matrix(w, bias, adapter(module, name, lora_dropout))
+
+
 def project(
     x: jax.Array, matrices: dict[str, Matrix], num_in: int = 1, place: Place | None = None
 ) -> dict[str, jax.Array]:
@@ -225,16 +244,9 @@ class MLP(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config, D, F = self.config, self.config.embed_dim, self.config.mlp_width
         into, out_of = ("embed", "mlp"), ("mlp", "embed")
-
-        def matrix(name: str, shape: tuple[int, int], axes: tuple[str, str], bias_axis: str, init) -> Matrix:
-            w = weight(self, name, shape, axes, init)
-            bias = None
-            if config.bias == "all":
-                bias = weight(self, f"{name}_bias", shape[1:], (bias_axis,), nn.initializers.zeros)
-            return Matrix(w, bias, adapter(self, name, self.lora_dropout))
-
+        how: dict[str, Any] = {"has_bias": config.bias == "all", "lora_dropout": self.lora_dropout}
         names = ("up", "gate") if config.gated else ("up",)
-        matrices = {name: matrix(name, (D, F), into, "mlp", normal()) for name in names}
+        matrices = {name: matrix(self, name, (D, F), into, normal(), **how) for name in names}
         h = project(x_BTD, matrices, place=place_of(self.spread, into, x_BTD))
         h_BTF = (
             activate(config.activation, h["gate"]) * h["up"]
@@ -242,8 +254,25 @@ class MLP(nn.Module):
             else activate(config.activation, h["up"])
         )
         h_BTF = self.constrain(h_BTF, "batch", "length", "mlp")
-        down = matrix("down", (F, D), out_of, "width", normal(residual_stddev(config)))
+        down = matrix(self, "down", (F, D), out_of, normal(residual_stddev(config)), **how)
         return project(h_BTF, {"down": down}, place=place_of(self.spread, out_of, x_BTD))["down"]
+
+
+def on_rows_and_heads(
+    spread: Spread | None, attend: Callable, qkv: Sequence[jax.Array], *by_row: Any
+) -> jax.Array:
+    """attend(q, k, v, *by_row) on what each device has of rows and heads: the compiler cannot cut a kernel.
+
+    Args:
+      spread: None: all of it is here.
+      by_row: arrays [B, T, ...] whose heads, if any, all devices need; or None.
+    """
+    if spread is None:
+        return attend(*qkv, *by_row)
+    rows, heads = PartitionSpec(spread.batch), PartitionSpec(spread.batch, None, spread.heads)
+    specs = (*[heads] * len(qkv), *[rows] * len(by_row))
+    run = jax.shard_map(attend, mesh=spread.mesh, in_specs=specs, out_specs=heads, check_vma=False)
+    return run(*qkv, *by_row)
 
 
 def place_of(spread: Spread | None, axes: tuple[str, ...], x_BTX: jax.Array) -> Place | None:

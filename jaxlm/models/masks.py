@@ -25,3 +25,10 @@ def causal_mask(segments_BT: jax.Array | None, window: int | None, queries: slic
     if segments_BT is None:
         return seen_1CS
     return seen_1CS & (segments_BT[:, queries, None] == segments_BT[:, None, keys])
+
+
+def document_begins(segments_BT: jax.Array) -> jax.Array:
+    """Where in its row each token's document begins, int32. A document is a run of equal segments."""
+    begins = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)))
+    position = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)[None]
+    return jax.lax.cummax(jnp.where(begins, position, 0), axis=1)

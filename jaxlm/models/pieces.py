@@ -17,10 +17,9 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxlm.models.layers import Spread
+from jaxlm.models.masks import document_begins
 from jaxlm.types import Batch
 
-LANES = 128
-"""Tokens that a piece is a multiple of, for kernels of TPUs."""
 ALONG = ("tokens", "targets", "weights", "segments", "positions")
 """What of a batch is [B, T]."""
 
@@ -70,12 +69,6 @@ def pieces_of(spread: Spread, length: int) -> Pieces:
     assert spread.length is not None
     num = spread.mesh.shape[spread.length]
     return Pieces(lax.axis_index(spread.length), num, length // 2)
-
-
-def document_begins(segments_BT: jax.Array) -> jax.Array:
-    """Where in its row each token's document begins, int32. A document is a run of equal segments."""
-    begins = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)))
-    return lax.cummax(jnp.where(begins, jnp.arange(segments_BT.shape[1], dtype=jnp.int32)[None], 0), axis=1)
 
 
 def arrange(batch: Batch, spread: Spread, unit: int = 1) -> Batch:

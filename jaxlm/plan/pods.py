@@ -163,7 +163,7 @@ def seconds_per_token(point: Point) -> dict[str, float]:
     step, each = point.way.step, point.on.num_chips / point.tokens
     ici_s = max(step.exposed_s, step.wire_s - step.on_chip_s)
     return {
-        "compute": each * (step.products_s + step.attention_s + step.experts_s),
+        "compute": each * step.compute_s,
         "HBM": each * step.passes_s,
         "ICI": each * (ici_s + step.latency_s),
         "DCN": each * max(0.0, step.across_slices_s - step.on_chip_s - step.exposed_s),

@@ -26,11 +26,7 @@ def steps_table(run: Any, slices: Sequence[Slice], flops: float, peaks: Sequence
         if chip not in EFFICIENCIES:
             borrowed.add(f"{chip} as {efficiency_of(chip)[0]}")
         shortest, longest = time_range(step)
-        parts = (
-            step.products_s + step.attention_s + step.experts_s,
-            step.passes_s,
-            step.exposed_s + step.latency_s,
-        )
+        parts = step.compute_s, step.passes_s, step.exposed_s + step.latency_s
         rows.append((
             chip,
             f"{one.place.num_chips:,}",

@@ -84,8 +84,13 @@ class StepEstimate(NamedTuple):
     """Of the collectives, hop by hop, which no compiler counts."""
 
     @property
+    def compute_s(self) -> float:
+        """Products, wherever they run."""
+        return self.products_s + self.attention_s + self.experts_s
+
+    @property
     def on_chip_s(self) -> float:
-        return self.products_s + self.attention_s + self.experts_s + self.passes_s
+        return self.compute_s + self.passes_s
 
     @property
     def step_s(self) -> float:
@@ -99,7 +104,7 @@ class StepEstimate(NamedTuple):
             return "DCN"
         ici_s = self.wire_s if self.wire_s >= self.step_s else self.exposed_s
         parts = {
-            "compute": self.products_s + self.attention_s + self.experts_s,
+            "compute": self.compute_s,
             "HBM": self.passes_s,
             "ICI": ici_s,
         }
