@@ -12,8 +12,12 @@ from typing import Any
 
 from etils import epath
 
+from jaxlm.limits import TooLarge, read_bytes
 from jaxlm.paths import is_local
 from jaxlm.types import UserError
+
+MAX_FILE_BYTES = 256 << 20
+"""Of a file that is read whole, unless its kind has a limit of its own; the largest known tokenizer has 35 MB."""
 
 
 def reachable(path: epath.PathLike) -> epath.Path:
@@ -42,16 +46,19 @@ def reachable(path: epath.PathLike) -> epath.Path:
     return found
 
 
-def read_file(path: epath.PathLike, what: str) -> bytes:
+def read_file(path: epath.PathLike, what: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The content of a file that a user named; a UserError says why it cannot be read.
 
     Args:
       what: it should be, for the error: "a sentencepiece .model file".
+      max_bytes: the most that is read of it.
     """
     try:
         if is_pipe(path):
             raise UserError(f"{path} is no file but a pipe or device: give {what}.")
-        return reachable(path).read_bytes()
+        return read_bytes(reachable(path), max_bytes)
+    except TooLarge as error:
+        raise UserError(f"{path} is too large: {error}. Give {what}.") from None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give {what}.") from None
     except IsADirectoryError:
