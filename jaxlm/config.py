@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MAX_CONFIG_BYTES = 4 << 20
+"""Of a saved config: the longest has some kilobytes."""
 TYPE_NAMES = {
     int: "a whole number (int)",
     float: "a number (float)",
@@ -352,12 +354,10 @@ def to_json(config: Any) -> str:
 
 def read_json(path: str | os.PathLike) -> Mapping[str, Any]:
     """The nested dict in a saved config. Errors: UserError naming the file if it is not one."""
-    import json
-
-    from etils import epath
+    from jaxlm.limits import read_json as read
 
     try:
-        config = json.loads(epath.Path(path).read_bytes())
+        config = read(path, MAX_CONFIG_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path}: no saved config here.") from None
     except OSError as error:

@@ -160,7 +160,7 @@ def _read_manifest(directory: str) -> dict[str, Any]:
     for name, shape in expected.items():
         if manifest["shapes"][name] != shape or not shape:
             raise UserError(
-                f"{path} is damaged: shapes.{name} is {manifest['shapes'][name]}, and the counts beside it say {shape}. "
-                "Delete the folder: it is built again."
+                f"{path} is damaged: shapes.{name} is {manifest['shapes'][name]}, and the counts beside it say "
+                f"{shape}. Delete the folder: it is built again."
             )
     return manifest

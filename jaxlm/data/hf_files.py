@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from jaxlm.data.files import read_file
+from jaxlm.limits import parse_json
 from jaxlm.types import JSON_ERRORS, UserError
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -132,7 +133,7 @@ def read_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     if name not in files:
         return {}
     try:
-        value = json.loads(files[name])
+        value = parse_json(files[name])
     except JSON_ERRORS as error:
         reason = "it is empty" if not files[name].strip() else str(error)
         raise UserError(

@@ -202,9 +202,9 @@ A = "{name: a, tokens: 10, weight: 60%s}"
             "sources: [{name: a, tokens: 10, weight: 1, published_epochs: 1}]",
             "need weights in percent, and these add to 1",
         ),
-        ("sources: [", "line 1 is no YAML"),
-        ("sources: !!python/object/apply:os.system [echo]", "is no YAML"),
-        ("\x00", "is no YAML"),
+        ("sources: [", "line 1 is not YAML"),
+        ("sources: !!python/object/apply:os.system [echo]", "is not YAML"),
+        ("\x00", "is not YAML"),
     ],
 )
 def test_a_file_that_is_wrong_is_refused_by_name(tmp_path, text, message):
