@@ -6,13 +6,14 @@ rendered chat templates, gives it its id. BOS stands before a text where transfo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from jaxlm.data import hf_files
 from jaxlm.data.files import make_folder, write_atomic
 from jaxlm.data.hf_files import CONFIG, TOKENIZER_JSON, Addition
 from jaxlm.data.tokenizer import SPACE, TOKENIZER_FOLDER, Span, check_ids, check_unicode
+from jaxlm.limits import MALFORMED
 from jaxlm.types import UserError
 
 MAX_VOCAB_SIZE = 1 << 24
@@ -63,6 +65,10 @@ class HFTokenizer:
 
     def __init__(self, files: Mapping[str, bytes]):
         """Reads the files, by the names of hf_files.NAMES. Errors: UserError that names the file."""
+        with _reading():
+            self._read(files)
+
+    def _read(self, files: Mapping[str, bytes]) -> None:
         if TOKENIZER_JSON not in files:
             raise UserError(f"{TOKENIZER_JSON} is missing: it holds the vocabulary.")
         self.files = {name: files[name] for name in hf_files.NAMES if name in files}
@@ -101,15 +107,8 @@ class HFTokenizer:
     def _load(self, spec: dict[str, Any], hidden: set[str]) -> Any:
         """A `tokenizers.Tokenizer` with the additions, except those that are hidden in text."""
         package = _package()
-        try:
+        with _reading():
             made = package.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
-        except BaseException as error:  # a panic of Rust is no Exception
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise UserError(
-                f"{TOKENIZER_JSON} cannot be read ({str(error).strip()}): it is damaged, or of a later format than "
-                f"tokenizers {package.__version__} knows. Copy it again, or pip install -U tokenizers."
-            ) from None
         made.no_truncation()  # some files carry the limits of the model they were saved with
         made.no_padding()
         for one in self._additions:
@@ -325,6 +324,24 @@ class HFTokenizer:
         for name, content in zip(names, self.files.values()):
             write_atomic(epath.Path(folder) / name, content)
         return names
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Turns what `tokenizers` and we raise that stumble over a damaged file into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        BaseException
+    ) as error:  # a panic of Rust is no Exception, and an error of it is nothing more special
+        if not isinstance(error, MALFORMED) and type(error).__name__ not in ("PanicException", "Exception"):
+            raise
+        raise UserError(
+            f"{TOKENIZER_JSON} cannot be read ({str(error).strip():.300}): it is damaged, or of a later format than "
+            f"tokenizers {_package().__version__} knows. Copy it again, or pip install -U tokenizers."
+        ) from error
 
 
 def _add(tokenizer: Any, one: Addition, package: Any) -> None:

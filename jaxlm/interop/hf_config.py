@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jaxlm.limits import short
 from jaxlm.models.config import ModelConfig
 from jaxlm.types import UserError
 
@@ -43,7 +44,7 @@ class HFConfig:
 
     def refuse(self, key: str, value: Any, why: str) -> UserError:
         """The error for an option that cannot be honoured."""
-        return UserError(f"{self.where} has {key}={value!r}: {why}.")
+        return UserError(f"{self.where} has {key}={short(value)}: {why}.")
 
     def must_be(self, key: str, *allowed: Any) -> None:
         """Errors: UserError where the key is there with another value than these."""
