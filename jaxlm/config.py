@@ -18,6 +18,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from jaxlm.redact import redact
 from jaxlm.types import JSON_ERRORS, UserError
 
 if TYPE_CHECKING:
@@ -188,6 +189,12 @@ def checked_leaf(key: str, value: Any, spec: Spec) -> Any:
         raise UserError(f"{key}={value!r} must be {TYPE_NAMES[spec.type]}, not {type(value).__name__}.")
     if spec.type is float and not math.isfinite(value):
         raise UserError(f"{key}={value!r} must be a finite number.")
+    if spec.type is str and (shown := redact(value)) != value:
+        raise UserError(
+            f"{key}={shown!r} holds a secret, and the config is kept beside the run, in its checkpoints and reports. "
+            "Leave it out: credentials of gs://, s3:// and the hub come from their own files and variables of the "
+            "environment (GOOGLE_APPLICATION_CREDENTIALS, AWS_PROFILE, HF_TOKEN)."
+        )
     return spec.type(value)
 
 

@@ -10,14 +10,15 @@ messages, what writers are sent. A config is refused instead: it has to work whe
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
 HIDDEN = "(hidden)"
 SECRET_KEY = re.compile(
-    r"(^|[_.-])(password|passwd|pwd|secret|token|credentials?|api_?key|access_?key|secret_?key|private_?key|auth)$", re.I
+    r"(^|[_.-])(password|passwd|pwd|secret|token|credentials?|api_?key|access_?key|secret_?key|private_?key|auth)$",
+    re.I,
 )
 """Ends of the names of what is secret, in a config or in the environment."""
 MIN_SECRET_CHARS = 8
@@ -40,8 +41,12 @@ _TOKEN = re.compile(
     r"|xox[abprs]-[A-Za-z0-9-]{10,}"  # Slack
     r")(?![A-Za-z0-9])"
 )
-_BEARER = re.compile(r"(?i)(\b(?:authorization|proxy-authorization)\b['\"]?\s*[:=]\s*['\"]?(?:bearer|basic)?\s*)[^\s'\",]+")
-_PRIVATE = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+_BEARER = re.compile(
+    r"(?i)(\b(?:authorization|proxy-authorization)\b['\"]?\s*[:=]\s*['\"]?(?:bearer|basic)?\s*)[^\s'\",]+"
+)
+_PRIVATE = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
+)
 
 
 def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
@@ -62,31 +67,23 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
     return _BEARER.sub(rf"\1{HIDDEN}", _TOKEN.sub(HIDDEN, text))
 
 
+@functools.cache
+def _is_secret(name: str) -> bool:
+    return SECRET_KEY.search(name) is not None
+
+
 def _secrets_of(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     """(value, name) of variables that are named like a secret, longest first; a path to one is none."""
     found = []
     for name, value in environ.items():
         value = value.strip()
-        if SECRET_KEY.search(name) and len(value) >= MIN_SECRET_CHARS and not value.startswith(("/", "~", "./")):
+        if _is_secret(name) and len(value) >= MIN_SECRET_CHARS and not value.startswith(("/", "~", "./")):
             found.append((value, name))
     return sorted(found, key=lambda pair: -len(pair[0]))
 
 
-def redact_values(value: Any, key: str = "") -> Any:
-    """A copy of nested dicts and lists in which every text went through `redact`, and secrets by their key are hidden.
-
-    Args:
-      key: the name that the value has.
-    """
-    if isinstance(value, Mapping):
-        return {name: redact_values(inner, str(name)) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact_values(inner, key) for inner in value]
-    if not isinstance(value, str):
-        return value
-    return HIDDEN if value and SECRET_KEY.search(key) else redact(value)
-
-
 def printable(text: str) -> str:
     """The text without secrets, and without characters that a terminal would obey."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in redact(text))
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in redact(text)
+    )

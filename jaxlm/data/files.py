@@ -14,6 +14,7 @@ from etils import epath
 
 from jaxlm.limits import TooLarge, read_bytes
 from jaxlm.paths import is_local
+from jaxlm.redact import redact
 from jaxlm.types import UserError
 
 MAX_FILE_BYTES = 256 << 20
@@ -25,6 +26,12 @@ def reachable(path: epath.PathLike) -> epath.Path:
     if is_local(path):
         return epath.Path(path)
     scheme = os.fspath(path).partition("://")[0]
+    if (shown := redact(os.fspath(path))) != os.fspath(path):
+        raise UserError(
+            f"{shown} holds a secret, and paths are written into logs and manifests. Leave it out: credentials of "
+            "gs:// and s3:// come from their own files and variables of the environment "
+            "(GOOGLE_APPLICATION_CREDENTIALS, AWS_PROFILE)."
+        )
     try:
         found = epath.Path(path)
         found.exists()

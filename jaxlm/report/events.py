@@ -28,6 +28,7 @@ from etils import epath
 from jaxlm.data.files import disk_error
 from jaxlm.limits import MAX_JSON_BYTES, check, parse_json
 from jaxlm.paths import is_local
+from jaxlm.redact import redact
 from jaxlm.types import JSON_ERRORS, UserError
 
 EVENTS = "events.jsonl"
@@ -153,7 +154,9 @@ def _plain(value: Any, path: str, nonfinite: dict[str, str]) -> Any:
         return {str(key): _plain(inner, f"{path}\t{key}", nonfinite) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner, f"{path}\t{index}", nonfinite) for index, inner in enumerate(value)]
-    if value is None or isinstance(value, str | bool | int):
+    if isinstance(value, str):
+        return redact(value)
+    if value is None or isinstance(value, bool | int):
         return value
     if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0:
         return _plain(value.tolist(), path, nonfinite)
