@@ -6,7 +6,7 @@ import contextlib
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from etils import epath
@@ -18,7 +18,7 @@ from jaxlm.limits import parse_json
 from jaxlm.types import JSON_ERRORS, UserError
 
 BLOCK_BYTES = 1 << 20
-BATCH_ROWS = 1024
+BATCH_ROWS, BATCH_BYTES = 1024, 1 << 30
 MAX_LINE_BYTES = 64 << 20
 """Of a line of JSON or CSV, decompressed."""
 MAX_TEXT_BYTES = 1 << 30
@@ -159,9 +159,7 @@ def _read_parquet(part: Part, options: ReadOptions, tally: Tally) -> Iterator[st
             )
         row = sum(parquet.metadata.row_group(group).num_rows for group in range(part.start))
         try:
-            for batch in parquet.iter_batches(
-                BATCH_ROWS, row_groups=range(part.start, part.stop), columns=[key]
-            ):
+            for batch in parquet_batches(parquet, part.file, range(part.start, part.stop), [key]):
                 # As bytes: Arrow does not promise that its strings are valid UTF-8.
                 for raw in batch.column(0).cast(pa.large_binary()).to_pylist():
                     row += 1
@@ -188,6 +186,29 @@ def open_parquet(file: InputFile) -> Iterator[Any]:
         except (pa.ArrowException, OSError) as error:
             raise damaged(file.path, "at its footer", error) from None
         yield parquet
+
+
+def parquet_batches(
+    parquet: Any, file: InputFile, groups: Sequence[int], columns: list[str] | None = None
+) -> Iterator[Any]:
+    """The rows of these row groups, so many at a time that they fit into BATCH_BYTES.
+
+    A value that stands in a dictionary once may be a million rows: each of them may be as large as all its column.
+    """
+    import pyarrow as pa
+
+    size = 0
+    for group in groups:
+        about = parquet.metadata.row_group(group)
+        chunks = [about.column(i) for i in range(about.num_columns)]
+        chunks = [c for c in chunks if columns is None or c.path_in_schema.split(".")[0] in columns]
+        largest = sum(c.total_uncompressed_size for c in chunks if c.has_dictionary_page)
+        num_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, largest)))
+        for batch in parquet.iter_batches(num_rows, row_groups=[group], columns=columns):
+            decoded = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+            size += sum(column.nbytes for column in decoded)
+            _check_expansion(size, file)
+            yield pa.RecordBatch.from_arrays(decoded, batch.schema.names)
 
 
 def open_arrayrecord(file: InputFile) -> Any:
@@ -355,15 +376,20 @@ def _blocks(part: Part) -> Iterator[bytes]:
 
 def _not_a_bomb(blocks: Iterator[bytes], file: InputFile) -> Iterator[bytes]:
     """The blocks, as long as they are not many more than the compressed file can stand for."""
-    size, limit = 0, max(FREE_BYTES, MAX_EXPANSION * file.num_bytes)
+    size = 0
     for block in blocks:
         size += len(block)
-        if size > limit:
-            raise UserError(
-                f"{file.path} has {file.num_bytes:,} bytes and expands to more than {limit:,}: no text is compressed "
-                f"so far (at most {MAX_EXPANSION} times). Where you trust it, decompress it first."
-            )
+        _check_expansion(size, file)
         yield block
+
+
+def _check_expansion(size: int, file: InputFile) -> None:
+    limit = max(FREE_BYTES, MAX_EXPANSION * file.num_bytes)
+    if size > limit:
+        raise UserError(
+            f"{file.path} has {file.num_bytes:,} bytes and expands to more than {limit:,}: no text is compressed "
+            f"so far (at most {MAX_EXPANSION} times). Where you trust it, decompress it first."
+        )
 
 
 def _gunzip(stream: Any, path: str) -> Iterator[bytes]:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from jaxlm.corpus import embedded_records
 from jaxlm.corpus.inputs import RECORDS, InputFile, Part, find_inputs, printable
 from jaxlm.corpus.readers import (
-    BATCH_ROWS,
     MAX_LINE_BYTES,
     damaged,
     json_reason,
     kind_of,
     open_parquet,
+    parquet_batches,
     read_lines,
     read_whole,
     some_of,
@@ -276,7 +276,7 @@ def _read_parquet(file: InputFile, options: ReadOptions, tally: Tally) -> Iterat
     row = 0
     with open_parquet(file) as parquet:
         try:
-            for batch in parquet.iter_batches(BATCH_ROWS):
+            for batch in parquet_batches(parquet, file, range(parquet.metadata.num_row_groups)):
                 try:
                     rows = batch.to_pylist()
                 except UnicodeDecodeError as error:

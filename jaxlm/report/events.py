@@ -188,8 +188,8 @@ def read_events(path: epath.PathLike) -> Iterator[dict[str, Any]]:
                 yield _parse_event(line)
             except ValueError as error:
                 raise UserError(
-                    f"{path}, line {number} is no event of this log ({error}): the file was edited or damaged. Remove "
-                    "that line."
+                    f"{path}, line {number} is no JSON object of this log ({error}): the file was edited or damaged. "
+                    "Remove that line."
                 ) from None
 
 
@@ -218,10 +218,8 @@ def _parse_event(line: bytes) -> dict[str, Any]:
     """Errors: ValueError when the line is none."""
     try:
         event = parse_json(line)
-    except JSON_ERRORS:
-        event = None
-    if not isinstance(event, dict):
-        raise ValueError("it is no JSON object")
+    except JSON_ERRORS as error:
+        raise ValueError(error) from None
     check(event, {"event": str, "time_s": float, "step?": int, "nonfinite?": {str: str}})
     try:
         return _restore_nonfinite(event)

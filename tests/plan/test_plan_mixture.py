@@ -222,7 +222,7 @@ def test_weights_that_are_all_zero_are_refused():
 def test_a_mixture_that_is_not_there_names_those_that_are(tmp_path):
     with pytest.raises(UserError, match="'gpt' is no mixture; did you mean gpt3"):
         read_mixture("gpt")
-    with pytest.raises(UserError, match=r"none\.yaml cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"none\.yaml does not exist: give gpt3"):
         read_mixture(str(tmp_path / "none.yaml"))
     (tmp_path / "a.yaml").mkdir()
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
