@@ -18,7 +18,7 @@ from jaxlm.limits import parse_json
 from jaxlm.types import JSON_ERRORS, UserError
 
 BLOCK_BYTES = 1 << 20
-BATCH_ROWS, BATCH_BYTES = 1024, 1 << 30
+BATCH_ROWS, BATCH_BYTES = 1024, 256 << 20
 MAX_LINE_BYTES = 64 << 20
 """Of a line of JSON or CSV, decompressed."""
 MAX_TEXT_BYTES = 1 << 30

@@ -250,7 +250,8 @@ class HFTokenizer:
 
     def _encodings(self, texts: Sequence[str]) -> list[Any]:
         try:
-            return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            with _using():
+                return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except TypeError:
             for text in texts:
                 check_unicode(text)
@@ -259,7 +260,8 @@ class HFTokenizer:
     def encode_markup(self, text: str) -> list[int]:
         """Ids of the text, in which special tokens that are written out become their ids, as in transformers."""
         check_unicode(text)
-        return self._markup.encode(text, add_special_tokens=False).ids
+        with _using():
+            return self._markup.encode(text, add_special_tokens=False).ids
 
     def encode_spans(self, text: str, *, markup: bool) -> tuple[list[int], list[Span]]:
         """Ids as of `encode_markup` or `encode`, and the characters [start, end) of the text that each stands for.
@@ -268,7 +270,8 @@ class HFTokenizer:
         but some would take the space before a word out of its span: none is left in place.
         """
         check_unicode(text)
-        found = (self._markup if markup else self._tokenizer).encode(text, add_special_tokens=False)
+        with _using():
+            found = (self._markup if markup else self._tokenizer).encode(text, add_special_tokens=False)
         return found.ids, found.offsets
 
     def document(self, text: str) -> list[int]:
@@ -291,7 +294,8 @@ class HFTokenizer:
         check_ids(ids, self.vocab_size)
         if self._by_bytes:
             return b"".join([self._bytes[i] for i in ids]).decode("utf-8", "replace")
-        return self._tokenizer.decode([i for i in ids if i not in self._special], skip_special_tokens=False)
+        with _using():
+            return self._tokenizer.decode([i for i in ids if i not in self._special], skip_special_tokens=False)
 
     def piece(self, token_id: int) -> str:
         """The text of one id, or a name such as <|endoftext|> or <0xE0>."""
@@ -341,6 +345,20 @@ def _reading() -> Iterator[None]:
         raise UserError(
             f"{TOKENIZER_JSON} cannot be read ({str(error).strip():.300}): it is damaged, or of a later format than "
             f"tokenizers {_package().__version__} knows. Copy it again, or pip install -U tokenizers."
+        ) from error
+
+
+@contextlib.contextmanager
+def _using() -> Iterator[None]:
+    """A panic of Rust over a text, such as of a pattern that takes too many steps, becomes a UserError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ not in ("PanicException", "Exception"):
+            raise
+        raise UserError(
+            f"{TOKENIZER_JSON} fails on a text ({str(error).strip():.300}): it is damaged, or the text was made to "
+            "break it. Copy the tokenizer again."
         ) from error
 
 

@@ -225,10 +225,10 @@ def test_a_mixture_that_is_not_there_names_those_that_are(tmp_path):
     with pytest.raises(UserError, match=r"none\.yaml does not exist: give gpt3"):
         read_mixture(str(tmp_path / "none.yaml"))
     (tmp_path / "a.yaml").mkdir()
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with pytest.raises(UserError, match="is a folder: give"):
         read_mixture(str(tmp_path / "a.yaml"))
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match="not a text file in UTF-8"):
         read_mixture(str(tmp_path / "b.yaml"))
 
 
