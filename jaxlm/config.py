@@ -55,7 +55,8 @@ def check_choice(key: str, value: object, choices: Iterable[str]) -> None:
 
 def divisors(n: int) -> list[int]:
     """All positive divisors of n, ascending."""
-    return [d for d in range(1, n + 1) if n % d == 0]
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return small + [n // d for d in reversed(small) if d * d < n]
 
 
 class Spec(NamedTuple):

@@ -295,7 +295,9 @@ class HFTokenizer:
         if self._by_bytes:
             return b"".join([self._bytes[i] for i in ids]).decode("utf-8", "replace")
         with _using():
-            return self._tokenizer.decode([i for i in ids if i not in self._special], skip_special_tokens=False)
+            return self._tokenizer.decode(
+                [i for i in ids if i not in self._special], skip_special_tokens=False
+            )
 
     def piece(self, token_id: int) -> str:
         """The text of one id, or a name such as <|endoftext|> or <0xE0>."""

@@ -28,6 +28,8 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
 """As in the reference implementation: a longer header is an attack, or no header."""
+MAX_HEADER_VALUES = 4_000_000
+"""In a header: a tensor has about ten."""
 MAX_SHARD_BYTES = 5_000_000_000
 """Of a written file, "5GB", as `save_pretrained` cuts them."""
 MAX_DIMS, MAX_SIZE = 8, 2**48
@@ -102,7 +104,7 @@ class TensorFile:
         if self._begin > self._size:
             raise self._fail(f"it is cut short: {self._size:,} bytes, of which {length:,} should be header")
         try:
-            header = parse_json(self._map[8 : self._begin], pairs=_no_twins)
+            header = parse_json(self._map[8 : self._begin], max_values=MAX_HEADER_VALUES, pairs=_no_twins)
         except JSON_ERRORS as error:
             raise self._fail(f"its header is not JSON ({error})") from None
         if not isinstance(header, dict):
