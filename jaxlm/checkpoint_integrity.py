@@ -164,7 +164,7 @@ def read_seal(folder: epath.PathLike) -> dict[str, FileSeal]:
         check(body, _SEAL_SHAPE)
     except ValueError as error:
         raise DamagedCheckpoint(SEAL, f"was not written by jaxlm: {error}") from None
-    if outside := next((name for name in body["files"] if not is_inside(name)), None):
+    if (outside := next((name for name in body["files"] if not is_inside(name)), None)) is not None:
         raise DamagedCheckpoint(SEAL, f"names the file {short(outside)}, which is not in the folder")
     return {name: FileSeal(size, tuple(crcs)) for name, (size, crcs) in body["files"].items()}
 

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
     from jaxlm.checkpoint_meta import Meta
 
+_SHAPE = {
+    "checkpoint?": {"keep_last?": int, "keep_every_steps?": (int, None), "keep_best?": bool},
+    "data?": {"sources?": {str: dict}},
+}
+"""All that is needed of a config here, which another version of jaxlm may have written."""
 NUM_EVENTS = 5
 
 
@@ -108,7 +113,7 @@ def collect(run: epath.Path, step: int | None, *, verify: bool) -> dict[str, Any
 
 
 def _read_config(path: epath.Path) -> dict[str, Any]:
-    from jaxlm.limits import read_json
+    from jaxlm.limits import check, read_json
     from jaxlm.types import JSON_ERRORS
 
     if not path.exists():
@@ -119,6 +124,10 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
         raise UserError(f"{path} is no JSON ({error}): it was edited or damaged.") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is no JSON object: it was edited or damaged.")
+    try:
+        check(config, _SHAPE)
+    except ValueError as error:
+        raise UserError(f"{path} is no config of a run ({error}): it was edited or damaged.") from None
     return config
 
 

@@ -50,6 +50,7 @@ class ExampleStore:
         arrays = {name: self._open(name) for name in ARRAYS}
         self._tokens, self._trained, self._places = arrays["tokens"], arrays["trained"], arrays["places"]
         self._labels, self._label_ends = arrays["labels"], arrays["label_ends"]
+        self._check_indices()
         self.document_ends: np.ndarray = arrays["ends"]
         """int64 [num_documents], ascending."""
         self.num_tokens: int = self.manifest["num_tokens"]
@@ -77,6 +78,15 @@ class ExampleStore:
         ):
             raise self._damaged(f"{name}.npy does not cut {_LASTS[name]}.npy into examples")
         return array
+
+    def _check_indices(self) -> None:
+        """What points into the manifest points at something."""
+        pointers = [("places", self._places[:, 0], "files")]
+        if self.manifest["task"] != "regression":
+            pointers.append(("labels", self._labels, "labels"))
+        for name, found, names in pointers:
+            if len(found) and not (found.min() >= 0 and found.max() < len(self.manifest[names])):
+                raise self._damaged(f"{name}.npy points at {names} that {EXAMPLES} does not have")
 
     def _length(self, name: str) -> int:
         return self.manifest["shapes"][name][0]
