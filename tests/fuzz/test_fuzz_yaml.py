@@ -20,7 +20,11 @@ rules:
   - {name: c, json_schema: {type: object, required: [x]}}
 """
 MIXTURE = "budget_tokens: 9e9\nrounding: {weight: 0.5, tokens: 1e8}\nsources:\n  - {name: a, tokens: 4e9, weight: 70}\n"
-PRICES = "prices:\n  - {chip: v5e, region: us, usd_per_chip_hour: 1.2, date: 2026-11-01, source: 'https://a.b/c'}\n"
+PRICES = """\
+prices:
+  - {chip: v5p, usd: 2.94, provider: Google Cloud, region: us-east5, commitment: reserved-1y, date: 2026-11-01,
+     url: "https://a.b/c"}
+"""
 FILES = {"rules": (RULES, read_rules), "mixture": (MIXTURE, read_mixture), "prices": (PRICES, prices.load)}
 
 
