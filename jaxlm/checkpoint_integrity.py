@@ -19,6 +19,7 @@ import errno
 import json
 import math
 import os
+import re
 import threading
 import time
 import zlib
@@ -57,6 +58,7 @@ DISK_WORDS = (
 )
 
 
+_DTYPE = re.compile(r"bool|u?int\d{1,2}|bfloat16|(float|complex)\d{1,3}(_\w{1,16})?|key<\w{1,16}>")
 _SEAL_SHAPE = {"files": {str: Row((int, [int]))}}
 _META_SHAPE = {
     "format": int, "step": int, "config": dict, "tokenizer_sha256": str, "corpus_sha256": {str: str}, "tokens": int,
@@ -248,6 +250,11 @@ def read_meta(folder: epath.PathLike) -> Meta:
         )
     except JSON_ERRORS as error:
         raise DamagedCheckpoint(META, f"was not written by jaxlm: {error}") from None
+    for name, (_, dtype) in data["arrays"].items():
+        if not _DTYPE.fullmatch(dtype):
+            raise DamagedCheckpoint(
+                META, f"was not written by jaxlm: {short(name)} has the type {short(dtype)}"
+            )
     return Meta.from_json(data)
 
 
