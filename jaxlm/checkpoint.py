@@ -40,6 +40,10 @@ CHUNK_BYTES = 16 << 20
 with whole arrays; and a device that wants a part of an array reads little more than that part."""
 
 
+EVALUATED, REPLAYED = "evaluated", "replayed"
+"""Marks of a step: its evaluation was made up for; a bad step after it can be repeated from it, so it is kept."""
+
+
 class Policy(Protocol):
     """When to save and what to keep: `CheckpointConfig` of jaxlm/train/config.py."""
 
@@ -231,8 +235,8 @@ class Checkpoints:
         try:
             if processes.is_first():
                 self._delete_old()
-        except OSError as error:
-            self._warn(f"Old checkpoints in {self.directory} could not be deleted: {error}.")
+        except (OSError, UserError) as error:
+            self._warn(f"Old checkpoints in {self.directory} could not be deleted: {error}")
 
     def _fail(self, step: int, error: BaseException) -> None:
         self._failure = (step, error)
@@ -269,9 +273,11 @@ class Checkpoints:
     def _delete_old(self) -> None:
         assert self._policy is not None
         losses: dict[int, float | None] = {}
+        marks = integrity.read_marks(self.directory)
         for step in self.all_steps():
             try:
-                losses[step] = integrity.read_meta(self.directory / str(step)).eval_loss
+                loss = integrity.read_meta(self.directory / str(step)).eval_loss
+                losses[step] = marks.get(step, {}).get(EVALUATED) if loss is None else loss
             except DamagedCheckpoint:
                 continue  # not counted among the good ones, so that it displaces none; `restore` will name it
         reasons = integrity.reasons_kept(
@@ -279,6 +285,7 @@ class Checkpoints:
             keep_last=self._policy.keep_last,
             keep_every_steps=self._policy.keep_every_steps,
             keep_best=self._policy.keep_best,
+            pinned=[step for step, names in marks.items() if REPLAYED in names],
         )
         for step, why in reasons.items():
             if not why:
@@ -447,10 +454,14 @@ class Checkpoints:
 
     # What is done after a save, and would otherwise be forgotten when the run is killed in between.
 
-    def mark(self, step: int, name: str) -> None:
-        """Notes that something which follows a save (an evaluation, an export) was completed."""
+    def mark(self, step: int, name: str, value: float | None = None) -> None:
+        """Notes that something which follows a save (an evaluation, an export) was completed.
+
+        Args:
+          value: of EVALUATED, the held-out loss, so that `keep_best` knows it.
+        """
         if processes.is_first():
-            integrity.write_mark(self.directory, step, name)
+            integrity.write_mark(self.directory, step, name, value)
 
     def marked(self, step: int, name: str) -> bool:
         """Whether `mark(step, name)` was called, by this run or an earlier one."""

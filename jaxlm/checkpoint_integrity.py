@@ -20,9 +20,8 @@ import json
 import math
 import os
 import threading
-import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -229,12 +228,18 @@ def size_bytes(folder: epath.PathLike) -> int:
 
 
 def reasons_kept(
-    eval_losses: Mapping[int, float | None], *, keep_last: int, keep_every_steps: int | None, keep_best: bool
+    eval_losses: Mapping[int, float | None],
+    *,
+    keep_last: int,
+    keep_every_steps: int | None,
+    keep_best: bool,
+    pinned: Collection[int] = (),
 ) -> dict[int, list[str]]:
-    """Step -> why it is kept (`last`, `every 1000`, `best`); no reason: it may be deleted.
+    """Step -> why it is kept (`last`, `every 1000`, `best`, `replay`); no reason: it may be deleted.
 
     Args:
       eval_losses: held-out loss of every good step, None where it is not known.
+      pinned: steps from which a bad step is to be repeated.
     """
     steps = sorted(eval_losses)
     losses = {step: loss for step in steps if (loss := eval_losses[step]) is not None and math.isfinite(loss)}
@@ -245,6 +250,7 @@ def reasons_kept(
             *(["last"] if place < max(1, keep_last) else []),
             *([f"every {keep_every_steps}"] if keep_every_steps and step % keep_every_steps == 0 else []),
             *(["best"] if step == best else []),
+            *(["replay"] if step in pinned else []),
         ]
     return reasons
 
@@ -270,8 +276,8 @@ def set_aside(folder: epath.PathLike) -> epath.Path:
     return target
 
 
-def read_marks(directory: epath.PathLike) -> dict[int, dict[str, float]]:
-    """Step -> {name: Unix time} of what was completed after the step was saved, such as its evaluation."""
+def read_marks(directory: epath.PathLike) -> dict[int, dict[str, float | None]]:
+    """Step -> {name: value} of what was completed after the step was saved, such as its evaluation."""
     path = epath.Path(directory) / MARKS
     if not path.exists():
         return {}
@@ -283,12 +289,12 @@ def read_marks(directory: epath.PathLike) -> dict[int, dict[str, float]]:
         ) from None
 
 
-def write_mark(directory: epath.PathLike, step: int, name: str) -> None:
+def write_mark(directory: epath.PathLike, step: int, name: str, value: float | None = None) -> None:
     """Adds one mark, atomically; marks of steps that no longer exist are dropped."""
     directory = epath.Path(directory)
     steps = set(list_steps(directory))
     marks = {s: names for s, names in read_marks(directory).items() if s in steps}
-    marks.setdefault(step, {})[name] = time.time()
+    marks.setdefault(step, {})[name] = value if value is None or math.isfinite(value) else None
     partial = directory / f"{MARKS}.partial"
     partial.write_text(json.dumps(marks, sort_keys=True))
     partial.replace(directory / MARKS)

@@ -17,11 +17,13 @@ LAYERS = (
     {
         "origin",
         "run",
+        "run_bad_steps",
         "run_compile",
         "run_data",
         "run_hooks",
         "run_interop",
         "run_lora",
+        "run_replay",
         "run_weights",
         "runconfig",
         "workdir",

@@ -280,3 +280,21 @@ def wait_until(condition, seconds=30):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_two_processes_roll_back_as_one_does(config, tmp_path):
+    """A large learning rate makes spikes: all processes see it, and go back together."""
+    flags = [
+        "--config.train.spike_factor=1.0001",
+        "--config.train.max_bad_steps=1",
+        "--config.optimizer.warmup_steps=0",
+    ]
+    flags += ["--config.train.on_bad_steps=rollback", "--config.optimizer.learning_rate=1.0"]
+    flags += ["--config.checkpoint.every_steps=1"]
+    told = []
+    for num in (1, 2):
+        launch(config, tmp_path / str(num), num, *flags)
+        events = list(read_events(tmp_path / str(num) / "events.jsonl"))
+        told.append([(e["event"], e["step"]) for e in events if e["event"] in ("bad_step", "rollback")])
+    assert told[0] == told[1]
+    assert "rollback" in {name for name, _ in told[0]}

@@ -11,6 +11,7 @@ REDUCE_DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 WRITERS = ("tensorboard", "wandb", "mlflow")
+ON_BAD_STEPS = ("stop", "rollback")
 TUNED = ("all", "head", "last_blocks", "lora")
 LORA_TARGETS = ("q", "k", "v", "o", "up", "gate", "down")
 QUANTIZATIONS = ("int8", "nf4")
@@ -141,7 +142,9 @@ class TrainConfig:
     loss_chunk_tokens: int = 1024
     """Logits exist for this many tokens of a device at a time: [B, T, V] is never whole in memory."""
     max_bad_steps: int = 5
-    """A step with a non-finite or spiking loss is skipped and counted; this many in a row stop the run."""
+    """A step with a non-finite or spiking loss is skipped, counted and explained; after this many in a row..."""
+    on_bad_steps: str = "stop"
+    """... `stop` the run; or `rollback`: go on behind them, with the weights of the last checkpoint before them."""
     spike_factor: float | None = None
     """A gradient norm above this many times its running mean makes a bad step; unset: only non-finite ones."""
     eval_every_steps: int = 100
@@ -157,6 +160,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
         check_choice("train.reduce_dtype", self.reduce_dtype, REDUCE_DTYPES)
+        check_choice("train.on_bad_steps", self.on_bad_steps, ON_BAD_STEPS)
         if self.eval_batches < 0:
             raise UserError(
                 f"train.eval_batches={self.eval_batches} must not be negative; 0 means no evaluation."
