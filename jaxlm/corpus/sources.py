@@ -30,8 +30,9 @@ from jaxlm.data.config import DataConfig, SourceConfig, TokenizerConfig
 from jaxlm.data.files import cache_root, exclusive, make_folder, reachable, write_atomic
 from jaxlm.data.manifest import check_tokenizer, is_corpus, read_manifest
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, saved_tokenizer, train_tokenizer
+from jaxlm.limits import Row, check, read_json
 from jaxlm.paths import is_local
-from jaxlm.types import UserError
+from jaxlm.types import JSON_ERRORS, UserError
 
 TRAINING_BYTES = 50 << 20
 """A tokenizer is trained on about this much text at most: more changes little but the time."""
@@ -142,8 +143,10 @@ def remembered_fingerprint(inputs: Sequence[InputFile], root: str) -> list[tuple
     memory_file = reachable(root) / "fingerprints.json"
     memory: dict[str, list[Any]] = {}
     if memory_file.exists():
-        with contextlib.suppress(ValueError, TypeError):  # damaged: only time is lost
-            memory = dict(json.loads(memory_file.read_bytes()))
+        with contextlib.suppress(*JSON_ERRORS):  # damaged: only time is lost
+            found = read_json(memory_file)
+            check(found, {str: Row((int, int, str))})
+            memory = found
     content, news = [], {}
     for file in inputs:
         if embedded.is_embedded(file.path) or not is_local(file.path):
