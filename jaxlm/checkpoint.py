@@ -163,7 +163,9 @@ class Checkpoints:
         self._join()
         self._report(raise_disk_errors=False)
         step = self._step = meta.step
-        if step in processes.from_first(self.all_steps):  # a shared file system may show others other ones
+        if step in processes.from_first(
+            self.all_steps, "Saving a checkpoint"
+        ):  # a shared file system may show others other ones
             return False
         ocp = import_orbax()
         meta = dataclasses.replace(meta, arrays=array_specs(state), saved_at=time.time())
@@ -403,12 +405,14 @@ class Checkpoints:
         damages: dict[int, str] = {}
         tried: set[int] = set()
         while candidates := [
-            s for s in processes.from_first(self.all_steps) if s not in tried and step in (None, s)
+            s
+            for s in processes.from_first(self.all_steps, "The steps on disk")
+            if s not in tried and step in (None, s)
         ]:
             candidate = max(candidates)
             tried.add(candidate)
             folder = self.directory / str(candidate)
-            if not processes.from_first(folder.exists):
+            if not processes.from_first(folder.exists, "The steps on disk"):
                 continue
             if not (damage := self._damage(candidate)):
                 for bad, reason in damages.items():
@@ -431,7 +435,7 @@ class Checkpoints:
             damage = ""
         except DamagedCheckpoint as error:
             damage = str(error)
-        return next(filter(None, processes.from_all(damage)), "")
+        return next(filter(None, processes.from_all(damage, f"Checking checkpoint {step}")), "")
 
     def _set_aside(self, step: int, reason: str, instead: int) -> None:
         folder = self.directory / str(step)

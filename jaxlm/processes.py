@@ -3,6 +3,9 @@
 Through the key-value store of JAX's coordination service, not through a collective: that needs no device, so a wrong
 config is refused before one is touched, and a process may wait here for the hour that the first one spends tokenising.
 Every process calls these functions in the same order, from its main thread. `parallel/distributed.py` connects them.
+
+No wait is silent or endless: after half a minute it names on stderr whom it waits for, and what for, again every
+minute, and in the end it is an error.
 """
 
 from __future__ import annotations
@@ -11,17 +14,28 @@ import contextlib
 import itertools
 import json
 import os
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxlm.config import diff
 from jaxlm.types import UserError
 
-LONGEST_WAIT_S = 7 * 86400
-"""For the first process to read and tokenise the text. One that dies is noticed by its missing heartbeat."""
+FIRST_WORD_S, WORD_EVERY_S = 30.0, 60.0
+"""Who waits longer than the first says for whom, and again every so often."""
+LONGEST_WAIT_S = 2 * 3600.0
+"""Then a wait ends in an error. A process that dies is noticed sooner, by its missing heartbeat (100 s)."""
+LONGEST_BUILD_S = 7 * 86400.0
+"""The same where a process may be reading and tokenising the text."""
+SLICE_S = 5.0
+"""A wait is made of pieces this long, between which Python sees a Ctrl-C."""
+NUM_SPEAKERS, NUM_NAMED = 3, 8
+"""Of the processes that wait so many speak (one of them may be the one that is stuck), and name so many others."""
 
 _rounds = itertools.count()
+_longest_wait_s = LONGEST_WAIT_S
 
 
 def num_processors() -> int:
@@ -63,34 +77,127 @@ def is_alone() -> bool:
     return count() == 1
 
 
-def from_first(make: Callable[[], Any]) -> Any:
-    """What the first process makes, a JSON value, on all of them; so is its error."""
+def host() -> str:
+    """The name of this machine."""
+    return socket.gethostname()
+
+
+def introduce() -> None:
+    """Tells the others on which machine this process is, for `name_of`; once they are connected."""
+    if not is_alone():
+        client().key_value_set(f"jaxlm/host/{index()}", host(), allow_overwrite=True)
+
+
+def name_of(*others: int) -> str:
+    """`process 3 (host x)`, for people; of many, the first few."""
+    hosts = {int(key.rpartition("/")[2]): name for key, name in client().key_value_dir_get("jaxlm/host/")}
+    names = [f"process {i}" + (f" ({hosts[i]})" if i in hosts else "") for i in others[:NUM_NAMED]]
+    more = [f"{len(others) - NUM_NAMED} more"] if len(others) > NUM_NAMED else []
+    return ", ".join([*names, *more])
+
+
+@contextlib.contextmanager
+def waiting_at_most(seconds: float) -> Iterator[None]:
+    """Another limit than LONGEST_WAIT_S inside the block; the same on all processes."""
+    global _longest_wait_s
+    before, _longest_wait_s = _longest_wait_s, seconds
+    try:
+        yield
+    finally:
+        _longest_wait_s = before
+
+
+class _Wait:
+    """The wait of this process in one round: says for whom, and gives up in the end.
+
+    Args:
+      key: of the round in the store; under it lie the processes that have come, by their index.
+      what: the round is about, for people.
+      for_all: whether all processes are awaited, or only the first.
+    """
+
+    def __init__(self, key: str, what: str, *, for_all: bool):
+        self._key, self._what, self._for_all = key, what, for_all
+        self._began = time.monotonic()
+        self._next_word_s = FIRST_WORD_S
+
+    def get(self, name: str | int) -> Any:
+        """The JSON value under the key of the round.
+
+        Errors: UserError that names who has not come by the time limit.
+        """
+        while True:
+            left_s = _longest_wait_s - (time.monotonic() - self._began)
+            slice_s = max(min(SLICE_S, left_s, self._next_word_s), 0.05)
+            try:
+                return json.loads(client().blocking_key_value_get(f"{self._key}/{name}", int(1000 * slice_s)))
+            except RuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+            self._look()
+
+    def _look(self) -> None:
+        """After each slice in which nothing came."""
+        waited_s = time.monotonic() - self._began
+        if waited_s >= _longest_wait_s:
+            raise UserError(
+                f"Waited {waited_s:.0f} s for {name_of(*self._missing()[0])} at: {self._what!r}. Look at what that "
+                "process does (py-spy dump, or its log); stop the run, and start it again without that machine."
+            )
+        if waited_s < self._next_word_s:
+            return
+        if not self._for_all and self._next_word_s == FIRST_WORD_S:
+            client().key_value_set(f"{self._key}/{index()}", "null")
+        self._next_word_s += WORD_EVERY_S
+        missing, came = self._missing()
+        if missing and sum(i < index() for i in came) < NUM_SPEAKERS:
+            print(
+                f"jaxlm: {name_of(index())}: waiting {waited_s:.0f} s for {name_of(*missing)} at: {self._what!r}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _missing(self) -> tuple[list[int], list[int]]:
+        """(who is awaited, who has come): without an entry of their own; where all have one, the first."""
+        names = [key.rpartition("/")[2] for key, _ in client().key_value_dir_get(f"{self._key}/")]
+        came = sorted(int(name) for name in names if name.isdecimal())
+        missing = sorted({*range(count())} - {*came}) if self._for_all else [0]
+        return missing or [i for i in (0,) if not is_first()], came
+
+
+def from_first(make: Callable[[], Any], what: str = "what the first decides") -> Any:
+    """What the first process makes, a JSON value, on all of them; so is its error.
+
+    Args:
+      what: it is, to be named when it is long in coming.
+    """
     if is_alone():
         return make()
     key = f"jaxlm/{next(_rounds)}"
+    return _published(key, make, _Wait(key, what, for_all=False))
+
+
+def from_all(mine: Any, what: str = "what each has") -> list[Any]:
+    """What every process brings, a JSON value, by their order."""
+    if is_alone():
+        return [mine]
+    key = f"jaxlm/{next(_rounds)}"
+    client().key_value_set(f"{key}/{index()}", json.dumps(mine))
+    wait = _Wait(key, what, for_all=True)
+    return _published(key, lambda: [mine, *(wait.get(other) for other in range(1, count()))], wait)
+
+
+def _published(key: str, make: Callable[[], Any], wait: _Wait) -> Any:
+    """The value that the first process makes and puts under the key of a round."""
     if is_first():
         with _told(key):
             value = make()
             client().key_value_set(f"{key}/value", json.dumps({"value": value}))
             return value
-    answer = _wait_for(f"{key}/value")
+    answer = wait.get("value")
     if "error" in answer:
         raise UserError(answer["error"])
     return answer["value"]
-
-
-def from_all(mine: Any) -> list[Any]:
-    """What every process brings, a JSON value, by their order."""
-    if is_alone():
-        return [mine]
-    key = f"jaxlm/{next(_rounds)}"
-    if not is_first():
-        client().key_value_set(f"{key}/{index()}", json.dumps(mine))
-    return from_first(lambda: [mine, *(_wait_for(f"{key}/{other}") for other in range(1, count()))])
-
-
-def _wait_for(key: str) -> Any:
-    return json.loads(client().blocking_key_value_get(key, LONGEST_WAIT_S * 1000))
 
 
 @contextlib.contextmanager
@@ -108,14 +215,18 @@ def _describe(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """A block that all processes run: when it fails on one, it fails on all with that error, and none waits."""
+def together(what: str = "the end of what all do") -> Iterator[None]:
+    """A block that all processes run: when it fails on one, it fails on all with that error, and none waits.
+
+    Args:
+      what: they do, to be named when one is long in doing it.
+    """
     mine: Exception | None = None
     try:
         yield
     except Exception as error:
         mine = error
-    problems = from_all(_describe(mine) if mine else "")
+    problems = from_all(_describe(mine) if mine else "", what)
     if mine is not None:
         raise mine
     if problem := next(filter(None, problems), ""):
@@ -127,8 +238,8 @@ def check_same(what: str, facts: Mapping[str, Any]) -> None:
     if is_alone():
         return
     mine = json.loads(json.dumps(facts))
-    theirs = from_first(lambda: mine)
-    with together():
+    theirs = from_first(lambda: mine, what)
+    with together(what):
         if differences := diff(theirs, mine):
             key, first, here = differences[0][:3]
             more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""

@@ -195,7 +195,7 @@ def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: 
 
     workdir, tuning = checkpoints.directory.parent, pieces.tuning
     abstract = abstract_state(pieces, cfg)
-    if processes.from_first(checkpoints.latest_step) is not None:
+    if processes.from_first(checkpoints.latest_step, "The latest checkpoint") is not None:
         state, meta = checkpoints.restore(
             abstract, tokenizer_sha256=data.tokenizer.sha256, corpus_sha256=data.corpus_sha256
         )
@@ -241,7 +241,7 @@ class Run(NamedTuple):
 def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
     """Opens the data, plans which tokens are read, and builds the model; on all processes together."""
     data = open_data_together(cfg, folder)
-    with processes.together():
+    with processes.together("The plan of the data"):
         cfg = with_classes(with_vocabulary(cfg, data.tokenizer), data.labels)
         rows = make_rows(cfg, data)
         plan = rows.plan(cfg.train.num_steps)
@@ -301,8 +301,8 @@ def train(cfg: RunConfig, workdir: str | os.PathLike, cluster: Cluster | None = 
     versions = {name: version(name) for name in ("jax", "jaxlm")}
     processes.check_same("The run", versions | {"--workdir": str(folder)} | flatten(cfg))
     with contextlib.ExitStack() as held:
-        resuming = processes.from_first(lambda: held.enter_context(claim(folder, cfg)))
-        with processes.together():
+        resuming = processes.from_first(lambda: held.enter_context(claim(folder, cfg)), "The workdir")
+        with processes.together("The workdir"):
             if not (folder / CONFIG_FILE).exists():
                 raise UserError(
                     f"--workdir={folder} holds no {CONFIG_FILE} here, though the first process has just written "
