@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -29,8 +30,8 @@ LONGEST_WAIT_S = 2 * 3600.0
 """Then a wait ends in an error. A process that dies is noticed sooner, by its missing heartbeat (100 s)."""
 LONGEST_BUILD_S = 7 * 86400.0
 """The same where a process may be reading and tokenising the text."""
-SLICE_S = 5.0
-"""A wait is made of pieces this long, between which Python sees a Ctrl-C."""
+ANSWER_S = 5.0
+"""The store answers in a millisecond; where its process is stopped, never."""
 NUM_SPEAKERS, NUM_NAMED = 3, 8
 """Of the processes that wait so many speak (one of them may be the one that is stuck), and name so many others."""
 
@@ -88,9 +89,50 @@ def introduce() -> None:
         client().key_value_set(f"jaxlm/host/{index()}", host(), allow_overwrite=True)
 
 
+class Asked:
+    """A call of the store on a thread: it may never return, and Ctrl-C does not reach it."""
+
+    def __init__(self, call: Callable[[], Any]):
+        self._done = threading.Event()
+        self._outcome: tuple[Any, Exception | None] = (None, None)
+        threading.Thread(target=self._run, args=(call,), name="asked", daemon=True).start()
+
+    def _run(self, call: Callable[[], Any]) -> None:
+        try:
+            self._outcome = (call(), None)
+        except Exception as error:
+            self._outcome = (None, error)
+        self._done.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether there is an answer by then."""
+        return self._done.wait(seconds)
+
+    def answer(self) -> Any:
+        """After `wait`. Errors: those of the call."""
+        value, error = self._outcome
+        if error is not None:
+            raise error
+        return value
+
+
+def listed(folder: str) -> dict[int, str] | None:
+    """Process -> what it has put in a folder of the store; None when the store does not answer.
+
+    Errors: RuntimeError of JAX when it has ended.
+    """
+    asked = Asked(lambda: client().key_value_dir_get(f"{folder}/"))
+    if not asked.wait(ANSWER_S):
+        return None
+    named = ((key.rpartition("/")[2], value) for key, value in asked.answer())
+    return {int(name): value for name, value in named if name.isdecimal()}
+
+
 def name_of(*others: int) -> str:
     """`process 3 (host x)`, for people; of many, the first few."""
-    hosts = {int(key.rpartition("/")[2]): name for key, name in client().key_value_dir_get("jaxlm/host/")}
+    hosts = {index(): host()}
+    if {*others} - {*hosts}:
+        hosts = {0: str(state().coordinator_address)} | (listed("jaxlm/host") or {}) | hosts
     names = [f"process {i}" + (f" ({hosts[i]})" if i in hosts else "") for i in others[:NUM_NAMED]]
     more = [f"{len(others) - NUM_NAMED} more"] if len(others) > NUM_NAMED else []
     return ", ".join([*names, *more])
@@ -126,43 +168,42 @@ class _Wait:
 
         Errors: UserError that names who has not come by the time limit.
         """
-        while True:
-            left_s = _longest_wait_s - (time.monotonic() - self._began)
-            slice_s = max(min(SLICE_S, left_s, self._next_word_s), 0.05)
-            try:
-                return json.loads(client().blocking_key_value_get(f"{self._key}/{name}", int(1000 * slice_s)))
-            except RuntimeError as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
-                    raise
+        limit_ms = int(1000 * (_longest_wait_s + 60))
+        asked = Asked(lambda: client().blocking_key_value_get(f"{self._key}/{name}", limit_ms))
+        while not asked.wait(max(0.0, min(_longest_wait_s, self._next_word_s) - self._waited_s)):
             self._look()
+        return json.loads(asked.answer())
+
+    @property
+    def _waited_s(self) -> float:
+        return time.monotonic() - self._began
 
     def _look(self) -> None:
-        """After each slice in which nothing came."""
-        waited_s = time.monotonic() - self._began
-        if waited_s >= _longest_wait_s:
+        """After each while in which nothing came."""
+        if self._waited_s >= _longest_wait_s:
             raise UserError(
-                f"Waited {waited_s:.0f} s for {name_of(*self._missing()[0])} at: {self._what!r}. Look at what that "
-                "process does (py-spy dump, or its log); stop the run, and start it again without that machine."
+                f"Waited {self._waited_s:.0f} s for {self._missing()[0]} at: {self._what!r}. Look at what becomes of "
+                "it there (its log, or py-spy dump); then stop the run, and start it again without what is broken."
             )
-        if waited_s < self._next_word_s:
-            return
         if not self._for_all and self._next_word_s == FIRST_WORD_S:
-            client().key_value_set(f"{self._key}/{index()}", "null")
+            Asked(lambda: client().key_value_set(f"{self._key}/{index()}", "null"))
         self._next_word_s += WORD_EVERY_S
-        missing, came = self._missing()
-        if missing and sum(i < index() for i in came) < NUM_SPEAKERS:
+        missing, speaks = self._missing()
+        if speaks:
             print(
-                f"jaxlm: {name_of(index())}: waiting {waited_s:.0f} s for {name_of(*missing)} at: {self._what!r}",
+                f"jaxlm: {name_of(index())}: waiting {self._waited_s:.0f} s for {missing} at: {self._what!r}",
                 file=sys.stderr,
                 flush=True,
             )
 
-    def _missing(self) -> tuple[list[int], list[int]]:
-        """(who is awaited, who has come): without an entry of their own; where all have one, the first."""
-        names = [key.rpartition("/")[2] for key, _ in client().key_value_dir_get(f"{self._key}/")]
-        came = sorted(int(name) for name in names if name.isdecimal())
+    def _missing(self) -> tuple[str, bool]:
+        """Who is awaited: those that have not come; where all have, the first. And whether this process says so."""
+        came = listed(self._key)
+        if came is None:
+            return f"process 0, which does not answer at {state().coordinator_address},", True
+        speaks = sum(i < index() for i in came) < NUM_SPEAKERS
         missing = sorted({*range(count())} - {*came}) if self._for_all else [0]
-        return missing or [i for i in (0,) if not is_first()], came
+        return name_of(*(missing or [0])), speaks
 
 
 def from_first(make: Callable[[], Any], what: str = "what the first decides") -> Any:

@@ -293,10 +293,12 @@ def train(cfg: RunConfig, workdir: str | os.PathLike, cluster: Cluster | None = 
     Errors: hooks.Stopped when a signal ended it early, its last step saved.
     """
     from jaxlm.parallel import distributed
+    from jaxlm.source_hash import check_same_code
 
     check_start(cfg)
     started = time.perf_counter()
     joined = distributed.connect(cluster or distributed.Cluster())
+    check_same_code()
     folder = epath.Path(workdir)
     versions = {name: version(name) for name in ("jax", "jaxlm")}
     processes.check_same("The run", versions | {"--workdir": str(folder)} | flatten(cfg))

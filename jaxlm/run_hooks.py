@@ -26,6 +26,7 @@ from jaxlm.run_data import labelled
 from jaxlm.train.hooks import Evaluate, Hook, LogSteps, Profile, Save, StopOnSignal, Stopped
 from jaxlm.train.loop import fit
 from jaxlm.train.step import TrainState
+from jaxlm.train.watchdog import Watchdog
 from jaxlm.types import Batch
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Hooks(NamedTuple):
     save: Save
     profile: Profile | None
     save_state: SaveState
+    watchdog: Watchdog
 
     @property
     def in_order(self) -> list[Hook]:
@@ -81,7 +83,8 @@ def make_hooks(
     profile = None
     if train.profile_window is not None:
         profile = Profile(train.profile_window, run.folder / "profile", report)
-    return Hooks(log, evaluate, save, profile, save_state)
+    watchdog = Watchdog(run.folder, report, timeout_s=train.step_timeout_s)
+    return Hooks(log, evaluate, save, profile, save_state, watchdog)
 
 
 def run_peak_flops_per_s(run: Run) -> float | None:
@@ -252,8 +255,9 @@ def fit_until_done_or_stopped(run: Run, state: TrainState, batches: Batches, hoo
     place = make_place(run)
     placed = (place(batch) for batch in batches)
     try:
-        with StopOnSignal(hooks.save_state, num_steps=run.plan.num_steps) as stop:
-            fit(state, run.pieces.steps.train, placed, [*hooks.in_order, stop], run.plan.num_steps)
+        with StopOnSignal(hooks.save_state, num_steps=run.plan.num_steps) as stop, hooks.watchdog as watchdog:
+            watched = watchdog.watch([*hooks.in_order, stop], int(state.step))
+            fit(state, run.pieces.steps.train, placed, watched, run.plan.num_steps)
     except Stopped as reason:
         return reason
     finally:

@@ -43,6 +43,7 @@ LAYERS = (
         "huge_pages",
         "paths",
         "processes",
+        "source_hash",
         "types",
         "__init__",
     },
