@@ -201,7 +201,8 @@ class Watchdog:
             said = processes.listed(_LATE) or {}
         except RuntimeError as error:  # of the store, when a process is gone
             return f". The other processes cannot be asked ({(str(error).splitlines() or [''])[0]})"
-        return describe_behind({i: Place(*json.loads(at)) for i, at in said.items()}, processes.count())
+        late = {0: self._at} | {index: Place(*json.loads(at)) for index, at in said.items()}
+        return describe_behind(late, processes.count())
 
     def _put(self) -> None:
         processes.client().key_value_set(f"{_LATE}/{processes.index()}", json.dumps(self._at), True)
