@@ -15,6 +15,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {
+        "doctor",
         "origin",
         "run",
         "run_compile",
