@@ -29,7 +29,8 @@ def open_tokenizer(cfg: RunConfig, workdir: str | None) -> Tokenizer | None:
             return None
         from jaxlm.run_data import run_tokenizer_config
 
-        return load_tokenizer(run_tokenizer_config(cfg, workdir).path)
+        path = run_tokenizer_config(cfg, workdir).path
+        return None if path is None else load_tokenizer(path)
     if cfg.objective == "pretrain":
         from jaxlm.corpus.sources import is_tokenised
 
@@ -46,9 +47,9 @@ def describe_tokenizer(tokenizer: Tokenizer | None, latest: Meta | None, wanted:
     """
     if tokenizer is None:
         if latest is not None and latest.tokenizer_sha256:
-            raise UserError(
-                f"checkpoint {latest.step} was trained with the tokenizer {latest.tokenizer_sha256[:12]}, but its file "
-                "is missing in the workdir. Put it back."
+            raise Doubt(
+                f"the workdir has none, though checkpoint {latest.step} was trained with "
+                f"{latest.tokenizer_sha256[:12]}: {wanted}, and the run goes on if it is that one."
             )
         return f"none yet: {wanted}"
     if latest is not None:
@@ -128,8 +129,12 @@ def _find_records(path: str, eval_path: str | None) -> Found:
     return Found(f"{path}: {len(files):,} file(s) of records, {total}", None, content)
 
 
-def describe_source(name: str, found: Found, latest: Meta | None, is_text: bool) -> str:
-    """What was found, against the latest checkpoint."""
+def describe_source(name: str, found: Found, latest: Meta | None, *, comparable: bool) -> str:
+    """What was found, against the latest checkpoint.
+
+    Args:
+      comparable: whether its tokens could be known, were they in the cache.
+    """
     then = None if latest is None else latest.corpus_sha256.get(name)
     if latest is None or then is None:
         return found.words
@@ -137,7 +142,7 @@ def describe_source(name: str, found: Found, latest: Meta | None, is_text: bool)
         only = dataclasses.replace(latest, corpus_sha256={name: then})
         check_corpus(f"Checkpoint {latest.step}", only, {name: found.sha256})
         return f"{found.words}, those of checkpoint {latest.step}"
-    if not is_text:
+    if not comparable:
         return found.words
     raise Doubt(
         f"{found.words}: it is not in the cache, so whether it still is the text of checkpoint {latest.step} shows "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from jaxlm import processes
 from jaxlm.checkpoint_meta import Meta
 from jaxlm.data.files import cache_root
 from jaxlm.doctor import data, folder, machine, together
-from jaxlm.doctor.check import FAIL, OK, Check, Result, run_check, run_here
+from jaxlm.doctor.check import FAIL, OK, Check, Result, one_line, run_check, run_here
 from jaxlm.doctor.folder import Health
 from jaxlm.doctor.machine import Devices
 from jaxlm.parallel.distributed import Cluster
@@ -50,17 +51,31 @@ class Examination:
     sources: dict[str, data.Found] = dataclasses.field(default_factory=dict)
     in_step: bool = True
     """Whether the processes still answer each other."""
+    seen_by_all: list[str] = dataclasses.field(default_factory=list)
+    """Names of the checks that were made together."""
 
-    def check(self, name: str, check: Check, limit_s: float = LIMIT_S) -> bool:
+    def check(self, name: str, check: Check, limit_s: float | None = None) -> bool:
         """Runs a check and tells of it; whether it found nothing wrong."""
-        return self._tell(run_check(name, check, limit_s))
+        return self._tell(run_check(name, check, limit_s or LIMIT_S))
 
     def check_together(self, name: str, check: Check) -> bool:
-        """A check that all processes make at the same time; left out when this is the only one."""
+        """A check that all processes make at the same time, and all see; left out when this is the only one."""
         if processes.is_alone() or not self.in_step:
             return True
-        with processes.waiting_at_most(TOGETHER_S):
-            return self._tell(run_here(name, check))
+
+        def in_step() -> str | None:
+            began = time.monotonic()
+            try:
+                with processes.waiting_at_most(TOGETHER_S):
+                    return check()
+            except RuntimeError:  # of the store: a process is gone
+                self.in_step = False
+                raise
+            finally:
+                self.in_step = self.in_step and time.monotonic() - began < TOGETHER_S
+
+        self.seen_by_all.append(name)
+        return self._tell(run_here(name, in_step))
 
     def _tell(self, result: Result | None) -> bool:
         if result is not None:
@@ -85,22 +100,32 @@ class Examination:
         """All checks."""
         self.check("versions", machine.versions)
         self.check("config", self._config)
-        if self.check("coordinator", lambda: together.reach(self.cluster), self.cluster.timeout_s + 30):
+        joined = self.check("coordinator", lambda: together.reach(self.cluster), self.cluster.timeout_s + 30)
+        if joined:
             # Not on a thread: JAX would be connected, or not, behind the back of what follows.
-            self._tell(run_here("processes", lambda: together.join(self.cluster)))
+            joined = self._tell(run_here("processes", lambda: together.join(self.cluster)))
         self.check_together("same run", lambda: together.same_run(self.cfg, self.workdir))
         self.check_together("clocks", together.same_time)
-        if self.check("devices", self._devices, SLOW_LIMIT_S) and self.cfg is not None and self.devices:
-            cfg, devices = self.cfg, self.devices
-            self.check("mesh", lambda: machine.check_mesh(cfg, devices))
+        fits = self._examine_devices(joined)
         if self.workdir is not None:
             self._examine_workdir(self.workdir)
         cache = self.cfg.data.cache_dir if self.cfg is not None else None
         self.check("cache", lambda: machine.check_writing(cache_root(cache)))
         if self.cfg is not None:
             self._examine_data(self.cfg)
-            self._examine_room(self.cfg)
+            self._examine_room(self.cfg, self.devices if fits else None)
         return self.results
+
+    def _examine_devices(self, joined: bool) -> bool:
+        def find() -> str:
+            self.devices = devices = machine.find_devices()
+            return machine.check_platform(devices)
+
+        self.check("devices", find, SLOW_LIMIT_S)
+        cfg, devices = self.cfg, self.devices
+        if cfg is None or devices is None or not joined:  # without the other processes, without their devices
+            return False
+        return self.check("mesh", lambda: machine.check_mesh(cfg, devices))
 
     def _config(self) -> str | None:
         if self.config_argv:
@@ -113,10 +138,6 @@ class Examination:
             return None
         self.cfg = load_config(saved)
         return f"that of the run in the workdir: {self.cfg.objective}, {self.cfg.train.num_steps:,} steps"
-
-    def _devices(self) -> str:
-        self.devices = machine.find_devices()
-        return machine.check_platform(self.devices)
 
     def _examine_workdir(self, workdir: str) -> None:
         if not self.check("workdir", lambda: folder.check_folder(workdir)):
@@ -147,16 +168,17 @@ class Examination:
 
             def source(name: str = name) -> str:
                 self.sources[name] = found = data.find_source(name, cfg, sha256)
-                return data.describe_source(name, found, self.latest, cfg.objective == "pretrain")
+                comparable = cfg.objective == "pretrain" and sha256 is not None
+                return data.describe_source(name, found, self.latest, comparable=comparable)
 
             self.check(f"source {name}", source, SLOW_LIMIT_S)
         corpus = {name: found.content for name, found in self.sources.items()}
         self.check_together("same data", lambda: together.same_data(sha256, corpus))
 
-    def _examine_room(self, cfg: RunConfig) -> None:
-        if self.vocab_size is None:
+    def _examine_room(self, cfg: RunConfig, devices: Devices | None) -> None:
+        vocab_size, workdir = self.vocab_size, self.workdir
+        if vocab_size is None:
             return
-        vocab_size, devices, workdir = self.vocab_size, self.devices, self.workdir
         if devices is not None:
             self.check("memory", lambda: machine.check_memory(cfg, devices, vocab_size))
         if workdir is not None:
@@ -170,22 +192,18 @@ class Examination:
         return machine.check_disk(workdir, step_bytes, max(1, kept + 1 - there), kept)
 
     def gather(self) -> list[Result]:
-        """On the first process: what the others found wrong, by their names; on the others nothing.
-
-        Called once, after `run`.
-        """
+        """What the other processes found wrong, by their names. Called once, after `run`."""
         if processes.is_alone() or not self.in_step:
             return []
-        bad = [list(result[:3]) for result in self.results if result.status != OK]
+        bad = [r[:3] for r in self.results if r.status != OK and r.name not in self.seen_by_all]
         try:
             with processes.waiting_at_most(TOGETHER_S):
                 found = processes.from_all(bad, "The end of jaxlm doctor")
-        except UserError as error:
-            return [Result("processes", FAIL, str(error))]
-        if not processes.is_first():
-            return [Result(*one) for one in found[0] if one[1] == FAIL]
+        except (UserError, RuntimeError) as error:
+            return [Result("processes", FAIL, one_line(error))]
         return [
             Result(f"{processes.name_of(index)}: {name}", status, text)
-            for index in range(1, len(found))
+            for index in range(len(found))
+            if index != processes.index()
             for name, status, text in found[index]
         ]
