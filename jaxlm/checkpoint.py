@@ -40,8 +40,9 @@ CHUNK_BYTES = 16 << 20
 with whole arrays; and a device that wants a part of an array reads little more than that part."""
 
 
-EVALUATED, REPLAYED = "evaluated", "replayed"
-"""Marks of a step: its evaluation was made up for; a bad step after it can be repeated from it, so it is kept."""
+EVALUATED, EVAL_LOSS, REPLAYED = "evaluated", "eval_loss", "replayed"
+"""Marks of a step: its evaluation was made up for, and what it said; a bad step after it can be repeated from it, so it
+is kept."""
 
 
 class Policy(Protocol):
@@ -167,7 +168,9 @@ class Checkpoints:
         self._join()
         self._report(raise_disk_errors=False)
         step = self._step = meta.step
-        if step in processes.from_first(self.all_steps):  # a shared file system may show others other ones
+        if step in processes.from_first(
+            self.all_steps, "Saving a checkpoint"
+        ):  # a shared file system may show others other ones
             return False
         ocp = import_orbax()
         meta = dataclasses.replace(meta, arrays=array_specs(state), saved_at=time.time())
@@ -273,11 +276,11 @@ class Checkpoints:
     def _delete_old(self) -> None:
         assert self._policy is not None
         losses: dict[int, float | None] = {}
-        marks = integrity.read_marks(self.directory)
+        marks = self._marks()
         for step in self.all_steps():
             try:
                 loss = integrity.read_meta(self.directory / str(step)).eval_loss
-                losses[step] = marks.get(step, {}).get(EVALUATED) if loss is None else loss
+                losses[step] = marks.get(step, {}).get(EVAL_LOSS) if loss is None else loss
             except DamagedCheckpoint:
                 continue  # not counted among the good ones, so that it displaces none; `restore` will name it
         reasons = integrity.reasons_kept(
@@ -410,12 +413,14 @@ class Checkpoints:
         damages: dict[int, str] = {}
         tried: set[int] = set()
         while candidates := [
-            s for s in processes.from_first(self.all_steps) if s not in tried and step in (None, s)
+            s
+            for s in processes.from_first(self.all_steps, "The steps on disk")
+            if s not in tried and step in (None, s)
         ]:
             candidate = max(candidates)
             tried.add(candidate)
             folder = self.directory / str(candidate)
-            if not processes.from_first(folder.exists):
+            if not processes.from_first(folder.exists, "The steps on disk"):
                 continue
             if not (damage := self._damage(candidate)):
                 for bad, reason in damages.items():
@@ -438,7 +443,7 @@ class Checkpoints:
             damage = ""
         except DamagedCheckpoint as error:
             damage = str(error)
-        return next(filter(None, processes.from_all(damage)), "")
+        return next(filter(None, processes.from_all(damage, f"Checking checkpoint {step}")), "")
 
     def _set_aside(self, step: int, reason: str, instead: int) -> None:
         folder = self.directory / str(step)
@@ -458,14 +463,25 @@ class Checkpoints:
         """Notes that something which follows a save (an evaluation, an export) was completed.
 
         Args:
-          value: of EVALUATED, the held-out loss, so that `keep_best` knows it.
+          value: of EVAL_LOSS, so that `keep_best` knows it; None: the time, in Unix seconds.
         """
         if processes.is_first():
+            self._marks()
             integrity.write_mark(self.directory, step, name, value)
 
     def marked(self, step: int, name: str) -> bool:
         """Whether `mark(step, name)` was called, by this run or an earlier one."""
-        return name in integrity.read_marks(self.directory).get(step, {})
+        return name in self._marks().get(step, {})
+
+    def _marks(self) -> dict[int, dict[str, float]]:
+        """Damaged, they are put aside: what they listed is done again, and no run ends for it."""
+        try:
+            return integrity.read_marks(self.directory)
+        except UserError as error:
+            if self._policy is not None:
+                integrity.set_aside(self.directory / integrity.MARKS)
+                self._warn(f"{error} It was renamed.")
+            return {}
 
     def _open_orbax(self) -> Any:
         """One AsyncCheckpointer for saving and restoring, made when it is first needed."""

@@ -20,6 +20,7 @@ import json
 import math
 import os
 import threading
+import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -294,7 +295,7 @@ def delete_step(folder: epath.PathLike) -> None:
 
 
 def set_aside(folder: epath.PathLike) -> epath.Path:
-    """Renames a damaged step to `<step>.damaged` (`.damaged-2`, ...) and returns the new path."""
+    """Renames a damaged step (or file) to `<step>.damaged` (`.damaged-2`, ...) and returns the new path."""
     folder = epath.Path(folder)
     target, count = folder.parent / f"{folder.name}{DAMAGED}", 1
     while target.exists():
@@ -304,7 +305,7 @@ def set_aside(folder: epath.PathLike) -> epath.Path:
     return target
 
 
-def read_marks(directory: epath.PathLike) -> dict[int, dict[str, float | None]]:
+def read_marks(directory: epath.PathLike) -> dict[int, dict[str, float]]:
     """Step -> {name: value} of what was completed after the step was saved, such as its evaluation."""
     path = epath.Path(directory) / MARKS
     if not path.exists():
@@ -324,7 +325,7 @@ def write_mark(directory: epath.PathLike, step: int, name: str, value: float | N
     directory = epath.Path(directory)
     steps = set(list_steps(directory))
     marks = {s: names for s, names in read_marks(directory).items() if s in steps}
-    marks.setdefault(step, {})[name] = value if value is None or math.isfinite(value) else None
+    marks.setdefault(step, {})[name] = time.time() if value is None else value
     partial = directory / f"{MARKS}.partial"
     partial.write_text(json.dumps(marks, sort_keys=True))
     partial.replace(directory / MARKS)

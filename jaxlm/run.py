@@ -190,7 +190,7 @@ class Start(NamedTuple):
 
 def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: OpenData) -> Start:
     """One order: resume this run; else start from the weights that init_from names; else initialise."""
-    if processes.from_first(checkpoints.latest_step) is not None:
+    if processes.from_first(checkpoints.latest_step, "The latest checkpoint") is not None:
         return saved_state(cfg, pieces, checkpoints, data)
     return fresh_state(cfg, pieces, checkpoints, data)
 
@@ -269,7 +269,7 @@ class Run(NamedTuple):
 def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
     """Opens the data, plans which tokens are read, and builds the model; on all processes together."""
     data = open_data_together(cfg, folder)
-    with processes.together():
+    with processes.together("The plan of the data"):
         cfg = with_classes(with_vocabulary(cfg, data.tokenizer), data.labels)
         rows = make_rows(cfg, data)
         plan = rows.plan(cfg.train.num_steps)
@@ -321,16 +321,18 @@ def train(cfg: RunConfig, workdir: str | os.PathLike, cluster: Cluster | None = 
     Errors: hooks.Stopped when a signal ended it early, its last step saved.
     """
     from jaxlm.parallel import distributed
+    from jaxlm.source_hash import check_same_code
 
     check_start(cfg)
     started = time.perf_counter()
     joined = distributed.connect(cluster or distributed.Cluster())
+    check_same_code()
     folder = epath.Path(workdir)
     versions = {name: version(name) for name in ("jax", "jaxlm")}
     processes.check_same("The run", versions | {"--workdir": str(folder)} | flatten(cfg))
     with contextlib.ExitStack() as held:
-        resuming = processes.from_first(lambda: held.enter_context(claim(folder, cfg)))
-        with processes.together():
+        resuming = processes.from_first(lambda: held.enter_context(claim(folder, cfg)), "The workdir")
+        with processes.together("The workdir"):
             if not (folder / CONFIG_FILE).exists():
                 raise UserError(
                     f"--workdir={folder} holds no {CONFIG_FILE} here, though the first process has just written "

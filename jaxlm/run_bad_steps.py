@@ -222,7 +222,7 @@ def roll_back(
     checkpoints.wait()
     every, first_bad = run.config.checkpoint.every_steps, bad.step - bad.num + 1
     scheduled = [step for step in checkpoints.all_steps() if step % every == 0 and step < first_bad]
-    target = processes.from_first(lambda: max(scheduled, default=None))
+    target = processes.from_first(lambda: max(scheduled, default=None), "The step to roll back to")
     if target is None:
         raise UserError(f"There is no checkpoint from before them to roll back to. {bad}") from None
     last = notes.get("rolled_back", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxlm import processes
-from jaxlm.checkpoint import EVALUATED, Checkpoints
+from jaxlm.checkpoint import EVAL_LOSS, EVALUATED, Checkpoints
 from jaxlm.checkpoint_meta import Meta
 from jaxlm.data.packing import ExampleReader, TokenReader
 from jaxlm.data.padding import PadPacking
@@ -37,6 +38,7 @@ from jaxlm.train.hooks import (
 )
 from jaxlm.train.loop import fit
 from jaxlm.train.step import TrainState
+from jaxlm.train.watchdog import Watchdog
 from jaxlm.types import Batch
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Hooks(NamedTuple):
     save: Save
     profile: Profile | None
     stop: Hook
+    watchdog: Watchdog
 
     @property
     def in_order(self) -> list[Hook]:
@@ -96,7 +99,8 @@ def make_hooks(
     profile = None
     if train.profile_window is not None:
         profile = Profile(train.profile_window, run.folder / "profile", report)
-    return Hooks(log, evaluate, save, profile, stop.after(save_state, evaluate))
+    watchdog = Watchdog(run.folder, report, timeout_s=train.step_timeout_s)
+    return Hooks(log, evaluate, save, profile, stop.after(save_state, evaluate), watchdog)
 
 
 def run_peak_flops_per_s(run: Run) -> float | None:
@@ -294,13 +298,9 @@ def fit_until_done_or_stopped(
             try:
                 if meta is not None:
                     make_up_for_evaluation(run, state, meta, checkpoints, hooks)
-                fit(
-                    state,
-                    run.pieces.steps.train,
-                    place_each(run, batches),
-                    hooks.in_order,
-                    run.plan.num_steps,
-                )
+                with hooks.watchdog as watchdog:
+                    watched = watchdog.watch(hooks.in_order, int(state.step))
+                    fit(state, run.pieces.steps.train, place_each(run, batches), watched, run.plan.num_steps)
             except Stopped as reason:
                 return hooks.last_scores, reason
             except TooManyBadSteps as bad:
@@ -336,7 +336,7 @@ def lacks_evaluation(run: Run, meta: Meta, checkpoints: Checkpoints) -> bool:
         for last in (meta.config["train"]["num_steps"], run.plan.num_steps)
     ):
         return False
-    return not processes.from_first(lambda: checkpoints.marked(step, EVALUATED))
+    return not processes.from_first(lambda: checkpoints.marked(step, EVALUATED), "What was evaluated")
 
 
 def make_up_for_evaluation(
@@ -347,6 +347,9 @@ def make_up_for_evaluation(
     if evaluate is None or not lacks_evaluation(run, meta, checkpoints):
         return
     if evaluate.run(step, state.params):
-        checkpoints.mark(step, EVALUATED, evaluate.last[1].get("eval/loss") if evaluate.last else None)
+        checkpoints.mark(step, EVALUATED)
+        loss = hooks.last_scores.get("eval/loss")
+        if loss is not None and math.isfinite(loss):
+            checkpoints.mark(step, EVAL_LOSS, loss)
     else:
         hooks.stop(step, state, {})

@@ -15,6 +15,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {
+        "doctor",
         "origin",
         "run",
         "run_bad_steps",
@@ -47,6 +48,7 @@ LAYERS = (
         "paths",
         "processes",
         "redact",
+        "source_hash",
         "types",
         "__init__",
     },

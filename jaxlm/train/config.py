@@ -151,6 +151,9 @@ class TrainConfig:
     eval_batches: int = 8
     """Held-out batches per source, always the same ones; 0: no evaluation."""
     log_every_steps: int = 10
+    step_timeout_s: float | None = None
+    """End the process with exit code 75 when the loop stands still this long (the first step, evaluations and saves:
+    an hour at least), so that whoever started it starts it again; unset: only warn (see train/watchdog.py)."""
     profile_steps: str | None = None
     """`100:105`: write a profiler trace of these steps to <workdir>/profile."""
 
@@ -169,6 +172,10 @@ class TrainConfig:
             raise UserError(f"train.z_loss={self.z_loss} must not be negative.")
         if self.spike_factor is not None and self.spike_factor <= 1:
             raise UserError(f"train.spike_factor={self.spike_factor} must be above 1: it multiplies a mean.")
+        if self.step_timeout_s is not None and self.step_timeout_s <= 0:
+            raise UserError(
+                f"train.step_timeout_s={self.step_timeout_s} must be positive; unset (None) only warns."
+            )
         if self.profile_steps is not None:
             start, _, stop = self.profile_steps.partition(":")
             if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):

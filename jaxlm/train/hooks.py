@@ -315,6 +315,8 @@ class StopOnSignal:
         self._asked, self._stopping = 0, False
         self._alone = jax.process_count() == 1
         self._before: dict[int, Any] = {}
+        self._save: Callable = lambda step, state, scores: None
+        self._evaluate: Evaluate | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -341,18 +343,20 @@ class StopOnSignal:
             self._stopping = multihost_utils.reached_preemption_sync_point(self._asked)
         return self._stopping
 
-    def after(self, save: Callable, evaluate: Evaluate | None) -> Hook:
-        """The last of the hooks.
+    def after(self, save: Callable, evaluate: Evaluate | None) -> Self:
+        """As the last of the hooks.
 
         Args:
           save: save(step, state, scores), which does nothing for a step that has just been saved.
           evaluate: which may have been given up; None: there is none.
         """
 
-        def hook(step: int, state: TrainState, metrics: Metrics) -> None:
-            given_up = evaluate is not None and evaluate.is_due(step) and (evaluate.last or (0,))[0] != step
-            if self.asked() and (step < self._num_steps or given_up):
-                save(step, state, None)
-                raise Stopped(step, self._received or signal.SIGTERM)
+        self._save, self._evaluate = save, evaluate
+        return self
 
-        return hook
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        evaluate = self._evaluate
+        given_up = evaluate is not None and evaluate.is_due(step) and (evaluate.last or (0,))[0] != step
+        if self.asked() and (step < self._num_steps or given_up):
+            self._save(step, state, None)
+            raise Stopped(step, self._received or signal.SIGTERM)
