@@ -71,7 +71,7 @@ def test_arrays_larger_than_a_chunk_and_a_checksum_block(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, KEEP_ALL) as checkpoints:
         checkpoints.save(state, Meta(1))
         checkpoints.wait()
-        assert max(len(s.crc32) for s in integrity.read_seal(tmp_path / "1").values()) > 20
+        assert max(len(s.checksums) for s in integrity.read_seal(tmp_path / "1").values()) > 20
         assert_same_bits(checkpoints.restore(abstract(state, 4)).state, state)
     largest = max((p for p in (tmp_path / "1").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     flip(largest, 5 << 12)
