@@ -3,7 +3,7 @@
     python bench/reliability.py [--steps=45]
 
 A run of shape S (bench/shapes.py) that saves every 20 steps and logs every step. `stall`: what a save adds to the step
-behind it, in steps. `log` and `hash`: writing a step into the event log, and identifying its batch, as shares of a step.
+behind it, in steps. `log and hash`: writing a step into the event log, and identifying its batch, in shares of a step.
 `verify`: what comparing every byte with the seal adds to restoring a state of shape M, 1.5 GB in the system's cache.
 """
 
