@@ -19,6 +19,7 @@ import errno
 import json
 import math
 import os
+import re
 import threading
 import time
 import zlib
@@ -58,7 +59,12 @@ DISK_WORDS = (
 )
 
 
+<<<<<<< HEAD
 _SEAL_SHAPE = {"algorithm?": str, "files": {str: Row((int, [int]))}}
+=======
+_DTYPE = re.compile(r"bool|u?int\d{1,2}|bfloat16|(float|complex)\d{1,3}(_\w{1,16})?|key<\w{1,16}>")
+_SEAL_SHAPE = {"files": {str: Row((int, [int]))}}
+>>>>>>> s7-security
 _META_SHAPE = {
     "format": int, "step": int, "config": dict, "tokenizer_sha256": str, "corpus_sha256": {str: str}, "tokens": int,
     "epochs": {str: float}, "wall_time_s": float, "eval_loss": (float, None), "extra": dict, "version": str,
@@ -283,6 +289,11 @@ def read_meta(folder: epath.PathLike) -> Meta:
         )
     except JSON_ERRORS as error:
         raise DamagedCheckpoint(META, f"was not written by jaxlm: {error}") from None
+    for name, (_, dtype) in data["arrays"].items():
+        if not _DTYPE.fullmatch(dtype):
+            raise DamagedCheckpoint(
+                META, f"was not written by jaxlm: {short(name)} has the type {short(dtype)}"
+            )
     return Meta.from_json(data)
 
 

@@ -18,6 +18,7 @@ from etils import epath
 
 from jaxlm import processes
 from jaxlm.config import flatten
+from jaxlm.data.files import reachable
 from jaxlm.models.config import HOST_MEMORY
 from jaxlm.run_data import (
     OpenData,
@@ -456,7 +457,7 @@ def load_weights(
 
 
 def _run_folder(workdir: str | os.PathLike) -> epath.Path:
-    folder = epath.Path(workdir)
+    folder = reachable(workdir)
     if not (folder / CONFIG_FILE).exists():
         raise UserError(
             f"--run={folder} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training."

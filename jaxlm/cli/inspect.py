@@ -47,9 +47,9 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         raise UserError(
             f"jaxlm inspect takes no {config_argv[0].partition('=')[0]}: the run has its own config."
         )
-    from etils import epath
+    from jaxlm.data.files import reachable
 
-    facts = collect(epath.Path(args.run), args.step, verify=args.verify)
+    facts = collect(reachable(args.run), args.step, verify=args.verify)
     if args.json:
         print(json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False))
     else:

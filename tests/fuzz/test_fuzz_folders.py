@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from checkpoint_states import save_steps
-from hostile import LEAVES, NAMES, damaged_bytes, damaged_json, dumps, fuzz, refused
+from hostile import LEAVES, NAMES, SCALE, child, damaged_bytes, damaged_json, dumps, fuzz, refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -235,6 +235,22 @@ def test_a_meta_of_any_values_is_read_or_refused(run):
     check()
     path.write_bytes(base)
     seal.write_bytes(sealed)
+
+
+def test_arrays_of_any_bytes_under_a_good_seal_are_read_or_refused_and_crash_nothing(tmp_path):
+    """In a process of its own, which tells how far it came: TensorStore is C++."""
+    code, output = child(
+        f"""
+        import random
+        from native import read_damaged_checkpoint
+        for seed in range({SCALE * 20}):
+            print("seed", seed, flush=True)
+            with refused():
+                read_damaged_checkpoint(Path({str(tmp_path)!r}), random.Random(seed))
+        """,
+        memory_mb=12_000, seconds=120 * SCALE,
+    )  # fmt: skip
+    assert code == 0, output[-3000:]
 
 
 def test_marks_and_the_config_of_any_values_are_read_or_refused(run):
