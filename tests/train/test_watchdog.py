@@ -93,6 +93,15 @@ def test_a_resumed_run_compiles_in_its_first_step_too(fast, tmp_path):
     assert report.lines == []
 
 
+def test_until_the_devices_were_waited_for_once_another_process_may_be_compiling():
+    one = Watchdog("unused", Report(), settle_steps=10, timeout_s=60.0)
+    one.watch([], 25)
+    for place, settles in (((26, "LogSteps"), True), ((34, "step"), True), ((35, "LogSteps"), True),
+                           ((35, "step"), False), ((36, "LogSteps"), False)):  # fmt: skip
+        assert (one.limit_s(Place(*place)) == FIRST_LIMIT_S) is settles
+        assert (one.end_s(Place(*place)) == FIRST_LIMIT_S) is settles
+
+
 def test_words_come_at_growing_intervals(fast, tmp_path):
     report = Report()
     loop(Watchdog(tmp_path, report), [LogSteps({3: 0.55})])
@@ -101,7 +110,7 @@ def test_words_come_at_growing_intervals(fast, tmp_path):
 
 def test_the_limit_follows_what_is_usual():
     one = Watchdog("unused", Report())
-    assert one.limit_s(Place(0, "step")) == FIRST_LIMIT_S
+    assert one.limit_s(Place(0, "step")) == one.limit_s(Place(1, "LogSteps")) == FIRST_LIMIT_S
     assert one.limit_s(Place(1, "step")) == LEAST_LIMIT_S
     assert one.limit_s(Place(0, "Save")) == one.limit_s(Place(9, "Save")) == FIRST_LIMIT_S
     one._learn(Place(0, "step"), 900.0)  # compiled
