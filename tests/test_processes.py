@@ -412,9 +412,9 @@ def hanging(config, workdir, step, *flags):
 
     try:
         if flags:
-            _, err = processes[0].communicate(timeout=60)
+            _, err = processes[0].communicate(timeout=120)
             assert processes[0].returncode == 75, err
-        wait_until(warnings)
+        wait_until(warnings, 120)
     finally:
         for process in processes:
             process.kill()
@@ -460,7 +460,7 @@ def test_a_wait_ends_in_an_error_that_names_who_did_not_come(config, tmp_path): 
         start([*argv, "--num-processes=2", f"--process-id={index}"], 2, before=GIVE_UP) for index in range(2)
     ]
     try:
-        _, err = processes[0].communicate(timeout=60)
+        _, err = processes[0].communicate(timeout=120)
         assert processes[0].returncode == 2, err
         assert re.search(r"Waited 2 s for process 1 \(.*\) at: 'The data'", err), err
         assert "Traceback" not in err
