@@ -99,7 +99,9 @@ def make_hooks(
     profile = None
     if train.profile_window is not None:
         profile = Profile(train.profile_window, run.folder / "profile", report)
-    watchdog = Watchdog(run.folder, report, timeout_s=train.step_timeout_s)
+    watchdog = Watchdog(
+        run.folder, report, settle_steps=train.log_every_steps, timeout_s=train.step_timeout_s
+    )
     return Hooks(log, evaluate, save, profile, stop.after(save_state, evaluate), watchdog)
 
 
