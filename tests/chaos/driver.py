@@ -226,7 +226,7 @@ class Chaos:
         refused = self._tell_wounds(launch, codes, text)
         problems = self._differences.of_events(launch.events)[:5]
         if "Traceback (most recent call last)" in text:
-            problems.append(f"a traceback: {text[text.index('Traceback (most') :][-3000:]}")
+            problems.append(f"a traceback: {text[text.index('Traceback (most') :][:3000]}")
         if left := launch.left_running():
             problems.append(f"still running: {left}")
         allowed = blow.codes if blow is not None and blow.ends else [{0}] * len(codes)
@@ -238,7 +238,8 @@ class Chaos:
                 problems.append(f"process {index} ended with {code}, not {sorted(codes_of)}: {said}")
             elif code == 2 and not refused and not any(word in launch.errors(index) for word in blow.says):
                 problems.append(f"process {index} did not say why it ended: {launch.errors(index)[-1500:]}")
-        if set(codes) & {143, 130} and launch.steps() and launch.steps()[-1] not in launch.steps_on_disk():
+        promised = blow is not None and blow.saves and set(codes) & {143, 130}
+        if promised and launch.steps() and launch.steps()[-1] not in launch.steps_on_disk():
             problems.append(f"step {launch.steps()[-1]} was not saved before the end; {launch.steps_on_disk()} are")
         if record is not None and blow.ends:
             record.outcome = "ended with " + " ".join(sorted({str(code) for code in codes}))

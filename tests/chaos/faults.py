@@ -106,6 +106,8 @@ class Blow(NamedTuple):
     """One of these is said by each process that ends with code 2."""
     ends: bool = True
     """Whether the launch ends by it; else it goes on as if nothing had been."""
+    saves: bool = True
+    """Whether exit codes 143 and 130 promise that the last step is saved."""
 
 
 def send(number: signal.Signals) -> Callable[[Launch, Random], Blow]:
@@ -129,7 +131,7 @@ def terminate_then_kill(launch: Launch, rng: Random) -> Blow:
     patience_s = rng.uniform(0.0, 0.5)
     launch.wait_until(lambda: False, patience_s)
     launch.signal(signal.SIGKILL)
-    return Blow(f"{patience_s:.2f} s between", [{-9, 143, -15, 0}] * len(launch.processes))
+    return Blow(f"{patience_s:.2f} s between", [{-9, 143, -15, 0}] * len(launch.processes), saves=False)
 
 
 def two_interrupts(launch: Launch, rng: Random) -> Blow:
@@ -137,7 +139,7 @@ def two_interrupts(launch: Launch, rng: Random) -> Blow:
     launch.signal(signal.SIGINT)
     time.sleep(rng.uniform(0.05, 0.3))
     launch.signal(signal.SIGINT)
-    return Blow("", [{130, -2, 0}] * len(launch.processes))
+    return Blow("", [{130, -2, 0}] * len(launch.processes), saves=False)
 
 
 def pause(launch: Launch, rng: Random) -> Blow:
