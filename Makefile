@@ -9,10 +9,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 BIN := $(VENV)/bin
 PARITY := $(VENV)-parity
 PODS := $(VENV)-pods
+LOWEST := $(VENV)-lowest
 CHECKED := jaxlm tests configs parity $(wildcard bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format format-check ruff types spelling files pytest parity golden bench pods clean
+.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-lowest parity golden bench pods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -27,6 +28,9 @@ test: lint pytest  ## make the environment, check style, types and spelling, run
 
 pytest: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_FLAGS)
+
+test-lowest: $(LOWEST)/stamp  ## all tests with the oldest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_FLAGS)
 
 lint: format-check ruff types spelling files  ## everything `make test` checks before pytest
 
@@ -72,7 +76,7 @@ bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/finetune.py
 
 clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) $(PARITY) $(PODS) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(PARITY) $(PODS) $(LOWEST) .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -89,6 +93,14 @@ $(PARITY)/bin/python: | $(VENV)/bin/python
 $(PARITY)/stamp: pyproject.toml | $(PARITY)/bin/python
 	@echo "Installing torch, transformers and jaxlm into $(PARITY) (once; two or three minutes)"
 	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --editable '.[parity]'
+	@touch $@
+
+# pip cannot look for the oldest; uv can.
+$(LOWEST)/stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing jaxlm and the oldest of what it allows into $(LOWEST) (once; a minute or two)"
+	@$(BIN)/python -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(LOWEST)/bin/python -m uv pip install --quiet --python $(LOWEST)/bin/python --resolution=lowest-direct --editable '.[dev]'
 	@touch $@
 
 $(PODS)/stamp: pyproject.toml | $(VENV)/bin/python

@@ -22,15 +22,16 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from jaxlm.checkpoint_meta import FORMAT, Meta
+from jaxlm.limits import Row, TooLarge, check, is_inside, parse_json, read_bytes, read_json, short
 from jaxlm.paths import is_local
-from jaxlm.types import UserError
+from jaxlm.types import JSON_ERRORS, UserError
 
 SEAL = "integrity.json"
 META = "meta/metadata"
@@ -54,6 +55,15 @@ DISK_WORDS = (
     "Permission denied",
     "Input/output error",
 )
+
+
+_SEAL_SHAPE = {"files": {str: Row((int, [int]))}}
+_META_SHAPE = {
+    "format": int, "step": int, "config": dict, "tokenizer_sha256": str, "corpus_sha256": {str: str}, "tokens": int,
+    "epochs": {str: float}, "wall_time_s": float, "eval_loss": (float, None), "extra": dict, "version": str,
+    "saved_at": float, "arrays": {str: Row(([int], str))},
+}  # fmt: skip
+"""All but format and step may be missing: younger versions of jaxlm have other fields."""
 
 
 class DamagedCheckpoint(Exception):
@@ -141,13 +151,21 @@ def read_seal(folder: epath.PathLike) -> dict[str, FileSeal]:
     """
     path = epath.Path(folder) / SEAL
     try:
-        body = json.loads(path.read_bytes())
+        body = read_json(path)
     except FileNotFoundError:
         raise DamagedCheckpoint(SEAL, "is missing: the save was not finished") from None
-    except ValueError:
+    except TooLarge as error:
+        raise DamagedCheckpoint(SEAL, f"cannot be parsed: {error}") from None
+    except JSON_ERRORS:
         raise DamagedCheckpoint(SEAL, "cannot be parsed: it is truncated or damaged") from None
     if not isinstance(body, dict) or body.get("crc32") != _canonical_crc(body):
         raise DamagedCheckpoint(SEAL, "does not match its own checksum: it was damaged or edited")
+    try:
+        check(body, _SEAL_SHAPE)
+    except ValueError as error:
+        raise DamagedCheckpoint(SEAL, f"was not written by jaxlm: {error}") from None
+    if (outside := next((name for name in body["files"] if not is_inside(name)), None)) is not None:
+        raise DamagedCheckpoint(SEAL, f"names the file {short(outside)}, which is not in the folder")
     return {name: FileSeal(size, tuple(crcs)) for name, (size, crcs) in body["files"].items()}
 
 
@@ -215,12 +233,22 @@ def read_meta(folder: epath.PathLike) -> Meta:
     if sealed is None:
         raise DamagedCheckpoint(SEAL, f"does not list {META}")
     try:
-        content = (folder / META).read_bytes()
+        content = read_bytes(folder / META)
     except FileNotFoundError:
         raise DamagedCheckpoint(META, "is missing") from None
+    except TooLarge as error:
+        raise DamagedCheckpoint(META, f"cannot be read: {error}") from None
     if len(content) != sealed.size or (sealed.crc32 and zlib.crc32(content) != sealed.crc32[0]):
         raise DamagedCheckpoint(META, "does not match its checksum: it changed since the save")
-    return Meta.from_json(json.loads(content))
+    try:
+        data = parse_json(content)
+        check(
+            data,
+            {key if key in ("format", "step", "arrays") else f"{key}?": s for key, s in _META_SHAPE.items()},
+        )
+    except JSON_ERRORS as error:
+        raise DamagedCheckpoint(META, f"was not written by jaxlm: {error}") from None
+    return Meta.from_json(data)
 
 
 def size_bytes(folder: epath.PathLike) -> int:
@@ -229,12 +257,18 @@ def size_bytes(folder: epath.PathLike) -> int:
 
 
 def reasons_kept(
-    eval_losses: Mapping[int, float | None], *, keep_last: int, keep_every_steps: int | None, keep_best: bool
+    eval_losses: Mapping[int, float | None],
+    *,
+    keep_last: int,
+    keep_every_steps: int | None,
+    keep_best: bool,
+    pinned: Collection[int] = (),
 ) -> dict[int, list[str]]:
-    """Step -> why it is kept (`last`, `every 1000`, `best`); no reason: it may be deleted.
+    """Step -> why it is kept (`last`, `every 1000`, `best`, `replay`); no reason: it may be deleted.
 
     Args:
       eval_losses: held-out loss of every good step, None where it is not known.
+      pinned: steps from which a bad step is to be repeated.
     """
     steps = sorted(eval_losses)
     losses = {step: loss for step in steps if (loss := eval_losses[step]) is not None and math.isfinite(loss)}
@@ -245,6 +279,7 @@ def reasons_kept(
             *(["last"] if place < max(1, keep_last) else []),
             *([f"every {keep_every_steps}"] if keep_every_steps and step % keep_every_steps == 0 else []),
             *(["best"] if step == best else []),
+            *(["replay"] if step in pinned else []),
         ]
     return reasons
 
@@ -260,7 +295,7 @@ def delete_step(folder: epath.PathLike) -> None:
 
 
 def set_aside(folder: epath.PathLike) -> epath.Path:
-    """Renames a damaged step to `<step>.damaged` (`.damaged-2`, ...) and returns the new path."""
+    """Renames a damaged step (or file) to `<step>.damaged` (`.damaged-2`, ...) and returns the new path."""
     folder = epath.Path(folder)
     target, count = folder.parent / f"{folder.name}{DAMAGED}", 1
     while target.exists():
@@ -271,24 +306,26 @@ def set_aside(folder: epath.PathLike) -> epath.Path:
 
 
 def read_marks(directory: epath.PathLike) -> dict[int, dict[str, float]]:
-    """Step -> {name: Unix time} of what was completed after the step was saved, such as its evaluation."""
+    """Step -> {name: value} of what was completed after the step was saved, such as its evaluation."""
     path = epath.Path(directory) / MARKS
     if not path.exists():
         return {}
     try:
-        return {int(step): dict(names) for step, names in json.loads(path.read_bytes()).items()}
-    except (ValueError, AttributeError) as error:
+        marks = read_json(path)
+        check(marks, {str: {str: float}})
+        return {int(step): dict(names) for step, names in marks.items()}
+    except JSON_ERRORS as error:
         raise UserError(
-            f"{path} is not a JSON object ({error}). Delete it: what it lists will be done again."
+            f"{path} is no JSON of marks ({error}). Delete it: what it lists will be done again."
         ) from None
 
 
-def write_mark(directory: epath.PathLike, step: int, name: str) -> None:
+def write_mark(directory: epath.PathLike, step: int, name: str, value: float | None = None) -> None:
     """Adds one mark, atomically; marks of steps that no longer exist are dropped."""
     directory = epath.Path(directory)
     steps = set(list_steps(directory))
     marks = {s: names for s, names in read_marks(directory).items() if s in steps}
-    marks.setdefault(step, {})[name] = time.time()
+    marks.setdefault(step, {})[name] = time.time() if value is None else value
     partial = directory / f"{MARKS}.partial"
     partial.write_text(json.dumps(marks, sort_keys=True))
     partial.replace(directory / MARKS)

@@ -18,6 +18,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from jaxlm.redact import redact
 from jaxlm.types import JSON_ERRORS, UserError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MAX_CONFIG_BYTES = 4 << 20
+"""Of a saved config: the longest has some kilobytes."""
 TYPE_NAMES = {
     int: "a whole number (int)",
     float: "a number (float)",
@@ -52,7 +55,8 @@ def check_choice(key: str, value: object, choices: Iterable[str]) -> None:
 
 def divisors(n: int) -> list[int]:
     """All positive divisors of n, ascending."""
-    return [d for d in range(1, n + 1) if n % d == 0]
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return small + [n // d for d in reversed(small) if d * d < n]
 
 
 class Spec(NamedTuple):
@@ -186,6 +190,12 @@ def checked_leaf(key: str, value: Any, spec: Spec) -> Any:
         raise UserError(f"{key}={value!r} must be {TYPE_NAMES[spec.type]}, not {type(value).__name__}.")
     if spec.type is float and not math.isfinite(value):
         raise UserError(f"{key}={value!r} must be a finite number.")
+    if spec.type is str and (shown := redact(value)) != value:
+        raise UserError(
+            f"{key}={shown!r} holds a secret, and the config is kept beside the run, in its checkpoints and reports. "
+            "Leave it out: credentials of gs://, s3:// and the hub come from their own files and variables of the "
+            "environment (GOOGLE_APPLICATION_CREDENTIALS, AWS_PROFILE, HF_TOKEN)."
+        )
     return spec.type(value)
 
 
@@ -352,12 +362,10 @@ def to_json(config: Any) -> str:
 
 def read_json(path: str | os.PathLike) -> Mapping[str, Any]:
     """The nested dict in a saved config. Errors: UserError naming the file if it is not one."""
-    import json
-
-    from etils import epath
+    from jaxlm.limits import read_json as read
 
     try:
-        config = json.loads(epath.Path(path).read_bytes())
+        config = read(path, MAX_CONFIG_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path}: no saved config here.") from None
     except OSError as error:

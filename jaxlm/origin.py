@@ -7,7 +7,6 @@ of one on the Hugging Face hub, such as HuggingFaceTB/SmolLM2-135M. Importing th
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epath
 
+from jaxlm.limits import read_json
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.sizes import RUN_FIELDS
 from jaxlm.paths import is_local
@@ -89,8 +89,8 @@ def local_folder(folder: epath.Path) -> Path:
 
 def _is_hugging_face(path: epath.Path) -> bool:
     try:
-        return "model_type" in json.loads(path.read_bytes())
-    except JSON_ERRORS:
+        return "model_type" in read_json(path)
+    except (*JSON_ERRORS, TypeError):
         return True  # damaged: the reader of such configs says how
 
 

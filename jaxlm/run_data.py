@@ -242,13 +242,14 @@ def open_data_together(cfg: RunConfig, workdir: str | os.PathLike) -> OpenData:
 
     Where they share no file system the others then tokenise for themselves, and must come to the same tokens.
     """
-    with processes.together():
-        data = open_data(cfg, workdir) if processes.is_first() else None
-    with processes.together():
-        data = data or open_data(cfg, workdir, quiet=True)
-    processes.check_same(
-        "The data", {"tokenizer_sha256": data.tokenizer.sha256, "corpus_sha256": data.corpus_sha256}
-    )
+    with processes.waiting_at_most(processes.LONGEST_BUILD_S):
+        with processes.together("The data, read by the first process"):
+            data = open_data(cfg, workdir) if processes.is_first() else None
+        with processes.together("The data"):
+            data = data or open_data(cfg, workdir, quiet=True)
+        processes.check_same(
+            "The data", {"tokenizer_sha256": data.tokenizer.sha256, "corpus_sha256": data.corpus_sha256}
+        )
     return data
 
 

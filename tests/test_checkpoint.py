@@ -249,6 +249,20 @@ def test_a_later_format_is_refused(tmp_path):
     assert Meta.from_json({**Meta(1).to_json(), "unheard_of": 1}).step == 1
 
 
+def test_damaged_marks_are_put_aside_and_end_no_run(tmp_path):
+    warnings = []
+    with Checkpoints(tmp_path, CheckpointConfig(), warn=warnings.append) as checkpoints:
+        checkpoints.save({"w": jnp.zeros(2)}, Meta(3))
+        checkpoints.wait()
+        (tmp_path / integrity.MARKS).write_text('{"3": {"ev')
+        assert not checkpoints.marked(3, "evaluated")
+        checkpoints.mark(3, "evaluated")
+        assert checkpoints.marked(3, "evaluated")
+    assert len(warnings) == 1
+    assert "marks.json is no JSON of marks" in warnings[0]
+    assert (tmp_path / "marks.json.damaged").exists()
+
+
 def test_marks_tell_a_rerun_what_was_completed(tmp_path):
     save_steps(tmp_path, [1, 2])
     with Checkpoints(tmp_path, KEEP_ALL) as checkpoints:

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
     from jaxlm.checkpoint_meta import Meta
 
+_SHAPE = {
+    "checkpoint?": {"keep_last?": int, "keep_every_steps?": (int, None), "keep_best?": bool},
+    "data?": {"sources?": {str: dict}},
+}
+"""All that is needed of a config here, which another version of jaxlm may have written."""
 NUM_EVENTS = 5
 
 
@@ -108,14 +113,21 @@ def collect(run: epath.Path, step: int | None, *, verify: bool) -> dict[str, Any
 
 
 def _read_config(path: epath.Path) -> dict[str, Any]:
+    from jaxlm.limits import check, read_json
+    from jaxlm.types import JSON_ERRORS
+
     if not path.exists():
         return {}
     try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
+        config = read_json(path)
+    except JSON_ERRORS as error:
         raise UserError(f"{path} is no JSON ({error}): it was edited or damaged.") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is no JSON object: it was edited or damaged.")
+    try:
+        check(config, _SHAPE)
+    except ValueError as error:
+        raise UserError(f"{path} is no config of a run ({error}): it was edited or damaged.") from None
     return config
 
 
@@ -285,4 +297,7 @@ def _duration(seconds: float) -> str:
 
 
 def _time(unix_s: float | None) -> str:
-    return "-" if unix_s is None else datetime.fromtimestamp(unix_s).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return "-" if unix_s is None else datetime.fromtimestamp(unix_s).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):  # of a damaged file: no such year
+        return "?"

@@ -5,7 +5,9 @@ first line of its docstring is its help. Only the module of the command that run
 JAX before it starts to work: help and mistakes answer at once.
 
 Exit codes: 0 done; 2 a mistake of the user's, one line on stderr; 3 done, but for records that could not be read;
-4 compiled, but it does not fit; 130 interrupted; 141 the reader of stdout left; 143 ended by SIGTERM, the step saved.
+4 compiled, but it does not fit; 5 replayed, but what happened did not come again; 75 stood still for
+train.step_timeout_s, to be started again; 130 interrupted; 141 the reader of stdout left; 143 ended by SIGTERM, the
+step saved.
 Any other exception is a bug, and keeps its traceback.
 """
 
@@ -17,16 +19,20 @@ import importlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 import jaxlm
 from jaxlm import huge_pages
 from jaxlm.config import nearest
 from jaxlm.config_flags import split_config_flags
+from jaxlm.redact import printable, redact
 from jaxlm.types import UserError
 
+MAX_ERROR_CHARS = 4000
 _HELP = """\
 usage: jaxlm COMMAND [flags]
 
@@ -132,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"jaxlm: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"jaxlm: error: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("jaxlm: interrupted.", file=sys.stderr)
@@ -143,8 +149,20 @@ def main(argv: list[str] | None = None) -> int:
         return 141
 
 
+def _one_line(message: str) -> str:
+    """The message without secrets and control characters; what came from a file cannot fill the screen with it."""
+    line = printable(" ".join(message.splitlines()))
+    return line if len(line) <= MAX_ERROR_CHARS else f"{line[:MAX_ERROR_CHARS]} ... (cut off)"
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python does it, without secrets."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+
 def start() -> int:
     """`main` as a process of its own, with memory in huge pages for the command that needs much of it."""
+    sys.excepthook = _print_traceback
     if sys.argv[1:2] == ["train"]:
         huge_pages.restart(sys.orig_argv)
     return main()

@@ -52,11 +52,12 @@ def read_temperature(text: str) -> float:
         value = float(text)
     except ValueError:
         from jaxlm.data.files import read_file
+        from jaxlm.limits import parse_json
         from jaxlm.types import JSON_ERRORS
 
         content = read_file(text, "a positive number, or the report of `jaxlm evaluate --json=FILE`")
         try:
-            value = json.loads(content).get("temperature")
+            value = parse_json(content).get("temperature")
         except (*JSON_ERRORS, AttributeError):
             raise UserError(f"--temperature={text} is no report of `jaxlm evaluate --json=FILE`.") from None
         if value is None:

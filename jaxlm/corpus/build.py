@@ -40,8 +40,9 @@ from jaxlm.data.files import cache_root, disk_error, exclusive, make_folder, wri
 from jaxlm.data.manifest import is_corpus, make_manifest, offsets_file, read_manifest, write_manifest
 from jaxlm.data.shards import CHUNK_TOKENS, join_shards
 from jaxlm.data.tokenizer import TOKENIZER_FILE, TOKENIZER_FOLDER, Tokenizer
+from jaxlm.limits import read_json
 from jaxlm.paths import is_local
-from jaxlm.types import UserError
+from jaxlm.types import JSON_ERRORS, UserError
 
 SHARD_TOKENS = 16 << 20
 _BUILD = ".build"
@@ -221,9 +222,8 @@ def _prepare(staging: str, key: str) -> None:
 
 def _planned_key(plan: str) -> str | None:
     try:
-        with open(plan, encoding="utf-8") as file:
-            return json.load(file)["key"]
-    except (ValueError, KeyError, TypeError):  # damaged
+        return read_json(plan)["key"]
+    except (*JSON_ERRORS, KeyError, TypeError):  # damaged
         return None
 
 

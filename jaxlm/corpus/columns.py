@@ -10,7 +10,6 @@ A map gives each role a text with `{column}`s in it, `{column?}` where the colum
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 from jaxlm.corpus.readers import kind_of, some_of
 from jaxlm.corpus.records import Record
 from jaxlm.data.chat import Message
+from jaxlm.limits import parse_json
 from jaxlm.types import JSON_ERRORS, UserError
 
 _SYSTEM = {"system": "{system?}"}
@@ -118,10 +118,10 @@ def _own(spec: str, objective: str) -> dict[str, str]:
     key = "data.sources.<name>.columns"
     if spec.lstrip().startswith("{"):
         try:
-            texts = json.loads(spec)
+            texts = parse_json(spec)
         except JSON_ERRORS as error:
             raise UserError(f"{key}={spec!r} is not valid JSON ({error}).") from None
-        if not all(isinstance(text, str) for text in texts.values()):
+        if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
             raise UserError(
                 f'{key}={spec!r}: every role takes a text with {{column}}s in it, as "{{question}}".'
             )

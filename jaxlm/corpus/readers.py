@@ -6,18 +6,29 @@ import contextlib
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 from etils import epath
 
 from jaxlm.corpus import embedded
 from jaxlm.corpus.inputs import InputFile, Part
 from jaxlm.corpus.text import ReadOptions, Tally, Where, clean, decode
+from jaxlm.limits import parse_json
 from jaxlm.types import JSON_ERRORS, UserError
 
 BLOCK_BYTES = 1 << 20
-BATCH_ROWS = 1024
+BATCH_ROWS, BATCH_BYTES = 1024, 256 << 20
+MAX_LINE_BYTES = 64 << 20
+"""Of a line of JSON or CSV, decompressed."""
+MAX_TEXT_BYTES = 1 << 30
+"""Of a document that is a line, a paragraph or all of a text file, and of a .json file, which is read whole. One of the
+longest texts that are read as one, enwik9, has 10**9."""
+MAX_EXPANSION, FREE_BYTES = 200, 1 << 30
+"""A compressed file may have this many times its bytes of text, and this many in any case: text shrinks 3 to 20 times,
+and what shrinks 1,000 times was made to fill a memory or a disk."""
+ZSTD_INPUT_BYTES = 2 << 10
+"""At a time: 4 bytes of Zstandard can stand for 128 KiB, so that one piece becomes 64 MiB at most."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -46,9 +57,9 @@ def _read_embedded(part: Part, options: ReadOptions, tally: Tally) -> Iterator[s
 def _read_txt(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:
     lines = read_lines(part, tally)
     if options.document == "file":
-        documents = iter([(1, b"".join(read_blocks(part, tally)))])
+        documents = iter([(1, read_whole(part, tally))])
     elif options.document == "paragraph":
-        documents = _paragraphs(lines)
+        documents = _paragraphs(part, lines)
     else:
         documents = ((number, line.rstrip(b"\r\n")) for number, line in lines)
     for number, raw in documents:
@@ -58,12 +69,14 @@ def _read_txt(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]:
             yield text
 
 
-def _paragraphs(lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+def _paragraphs(part: Part, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
     """Lines between blank lines, as (number of the first line, bytes)."""
-    first, block = 0, []
+    first, size, block = 0, 0, []
     for number, line in lines:
         if line.strip():
-            first = first if block else number
+            first, size = (first, size + len(line)) if block else (number, len(line))
+            if size > MAX_TEXT_BYTES:
+                raise _too_long(_where(part, first)(0), "the paragraph", MAX_TEXT_BYTES)
             block.append(line)
         elif block:
             yield first, b"".join(block).rstrip(b"\r\n")
@@ -82,7 +95,7 @@ def _read_jsonl(part: Part, options: ReadOptions, tally: Tally) -> Iterator[str]
         if row is None:
             continue
         try:
-            value = json.loads(row)
+            value = parse_json(row)
         except JSON_ERRORS as error:
             raise UserError(
                 f"{where(0)}: not valid JSON ({json_reason(error)}). Every line of a .jsonl file must be one JSON "
@@ -146,9 +159,7 @@ def _read_parquet(part: Part, options: ReadOptions, tally: Tally) -> Iterator[st
             )
         row = sum(parquet.metadata.row_group(group).num_rows for group in range(part.start))
         try:
-            for batch in parquet.iter_batches(
-                BATCH_ROWS, row_groups=range(part.start, part.stop), columns=[key]
-            ):
+            for batch in parquet_batches(parquet, part.file, range(part.start, part.stop), [key]):
                 # As bytes: Arrow does not promise that its strings are valid UTF-8.
                 for raw in batch.column(0).cast(pa.large_binary()).to_pylist():
                     row += 1
@@ -175,6 +186,29 @@ def open_parquet(file: InputFile) -> Iterator[Any]:
         except (pa.ArrowException, OSError) as error:
             raise damaged(file.path, "at its footer", error) from None
         yield parquet
+
+
+def parquet_batches(
+    parquet: Any, file: InputFile, groups: Sequence[int], columns: list[str] | None = None
+) -> Iterator[Any]:
+    """The rows of these row groups, so many at a time that they fit into BATCH_BYTES.
+
+    A value that stands in a dictionary once may be a million rows: each of them may be as large as all its column.
+    """
+    import pyarrow as pa
+
+    size = 0
+    for group in groups:
+        about = parquet.metadata.row_group(group)
+        chunks = [about.column(i) for i in range(about.num_columns)]
+        chunks = [c for c in chunks if columns is None or c.path_in_schema.split(".")[0] in columns]
+        largest = sum(c.total_uncompressed_size for c in chunks if c.has_dictionary_page)
+        num_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, largest)))
+        for batch in parquet.iter_batches(num_rows, row_groups=[group], columns=columns):
+            decoded = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+            size += sum(column.nbytes for column in decoded)
+            _check_expansion(size, file)
+            yield pa.RecordBatch.from_arrays(decoded, batch.schema.names)
 
 
 def open_arrayrecord(file: InputFile) -> Any:
@@ -220,7 +254,7 @@ def _read_records(reader: Any, path: str, start: int, stop: int) -> list[bytes]:
 
 def _json_or_none(raw: bytes | str) -> Any:
     try:
-        return json.loads(raw)
+        return parse_json(raw)
     except JSON_ERRORS:
         return None
 
@@ -259,19 +293,56 @@ def _where(part: Part, number: int) -> Where:
 
 
 def read_lines(part: Part, tally: Tally) -> Iterator[tuple[int, bytes]]:
-    """Lines with their ends, numbered from 1 within the slice; only "\\n" ends a line."""
-    number = 0
+    """Lines with their ends, numbered from 1 within the slice; only "\\n" ends a line.
+
+    Errors: UserError that names the line when it is longer than the limit.
+    """
+    limit = MAX_TEXT_BYTES if part.file.format == "txt" else MAX_LINE_BYTES
+    number, size = 0, 0
     rest: list[bytes] = []
     for block in read_blocks(part, tally):
         pieces = block.split(b"\n")
         for piece in pieces[:-1]:
             number += 1
+            if size + len(piece) > limit:
+                raise _too_long(_where(part, number)(0), "the line", limit)
             yield number, b"".join([*rest, piece, b"\n"])
-            rest = []
+            rest, size = [], 0
         if pieces[-1]:
             rest.append(pieces[-1])
+            size += len(pieces[-1])
+            if size > limit:
+                raise _too_long(_where(part, number + 1)(0), "the line", limit)
     if rest:
         yield number + 1, b"".join(rest)
+
+
+def limited_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+    """As `read_lines`, of a stream without a place, such as stdin."""
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise _too_long(f"{name}, line {number:,}", "the line", MAX_LINE_BYTES)
+        yield number, line
+
+
+def read_whole(part: Part, tally: Tally) -> bytes:
+    """All of a file that is one text, or one JSON value. Errors: UserError when it is longer than the limit."""
+    blocks, size = [], 0
+    for block in read_blocks(part, tally):
+        blocks.append(block)
+        size += len(block)
+        if size > MAX_TEXT_BYTES:
+            raise _too_long(part.file.path, "the text", MAX_TEXT_BYTES)
+    return b"".join(blocks)
+
+
+def _too_long(where: str, what: str, limit: int) -> UserError:
+    return UserError(
+        f"{where}: {what} has more than {limit:,} bytes, the most that is read as one. Cut it into several documents "
+        "(text), or write one record a line (JSON lines)."
+    )
 
 
 def read_blocks(part: Part, tally: Tally) -> Iterator[bytes]:
@@ -288,7 +359,8 @@ def _blocks(part: Part) -> Iterator[bytes]:
     file = part.file
     with epath.Path(file.path).open("rb") as stream:
         if file.compression:
-            yield from (_gunzip if file.compression == "gz" else _unzstd)(stream, file.path)
+            unpack = _gunzip if file.compression == "gz" else _unzstd
+            yield from _not_a_bomb(unpack(stream, file.path), file)
             return
         stream.seek(part.start)
         left = part.stop - part.start
@@ -300,6 +372,24 @@ def _blocks(part: Part) -> Iterator[bytes]:
                 )
             left -= len(block)
             yield block
+
+
+def _not_a_bomb(blocks: Iterator[bytes], file: InputFile) -> Iterator[bytes]:
+    """The blocks, as long as they are not many more than the compressed file can stand for."""
+    size = 0
+    for block in blocks:
+        size += len(block)
+        _check_expansion(size, file)
+        yield block
+
+
+def _check_expansion(size: int, file: InputFile) -> None:
+    limit = max(FREE_BYTES, MAX_EXPANSION * file.num_bytes)
+    if size > limit:
+        raise UserError(
+            f"{file.path} has {file.num_bytes:,} bytes and expands to more than {limit:,}: no text is compressed "
+            f"so far (at most {MAX_EXPANSION} times). Where you trust it, decompress it first."
+        )
 
 
 def _gunzip(stream: Any, path: str) -> Iterator[bytes]:
@@ -323,7 +413,7 @@ def _unzstd(stream: Any, path: str) -> Iterator[bytes]:
     frame = None
     rest = b""
     while True:
-        rest = rest or stream.read(BLOCK_BYTES)
+        rest = rest or stream.read(ZSTD_INPUT_BYTES)
         if not rest:
             break
         frame = frame or zstandard.ZstdDecompressor().decompressobj()

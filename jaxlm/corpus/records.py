@@ -15,20 +15,25 @@ from typing import Any, NamedTuple
 from jaxlm.corpus import embedded_records
 from jaxlm.corpus.inputs import RECORDS, InputFile, Part, find_inputs, printable
 from jaxlm.corpus.readers import (
-    BATCH_ROWS,
+    MAX_LINE_BYTES,
     damaged,
     json_reason,
     kind_of,
     open_parquet,
-    read_blocks,
+    parquet_batches,
     read_lines,
+    read_whole,
+    some_of,
 )
 from jaxlm.corpus.text import ReadOptions, Tally, decode
+from jaxlm.limits import parse_json
 from jaxlm.types import JSON_ERRORS, UserError
 
 HUB = "hf://"
 _HUB_PATH = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/(.*))?")
 _HUB_FILES = ("*.json", "*.jsonl", "*.csv", "*.tsv", "*.parquet", "*.jsonl.gz", "*.jsonl.zst", "*.json.gz")
+MAX_VALUES = 50_000_000
+"""In a .json file, which is read whole."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -161,7 +166,7 @@ def _decoded(
 
 def _parse(line: str, file: InputFile, number: int) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except JSON_ERRORS as error:
         raise UserError(
             f"{printable(file.path)}, line {number:,}: not valid JSON ({json_reason(error)}). Every line has to be one "
@@ -172,7 +177,7 @@ def _parse(line: str, file: InputFile, number: int) -> Any:
 def _read_json(file: InputFile, options: ReadOptions, tally: Tally) -> Iterator[Record]:
     """An array of objects, an object that has one array, or JSON lines under another name."""
     path = printable(file.path)
-    raw = b"".join(read_blocks(_whole(file), tally))
+    raw = read_whole(_whole(file), tally)
     text = decode(raw, options, tally, lambda newlines: f"{path}, line {newlines + 1:,}")
     if text is None:
         return
@@ -180,7 +185,7 @@ def _read_json(file: InputFile, options: ReadOptions, tally: Tally) -> Iterator[
         tally.dropped["empty_file"] += 1
         return
     try:
-        value = json.loads(text)
+        value = parse_json(text, max_values=MAX_VALUES)
     except JSON_ERRORS as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and text.lstrip()[:1] == "{":
             yield from _read_jsonl(file, options, Tally())
@@ -238,7 +243,7 @@ def _members(text: str, start: int) -> Iterator[tuple[str, int]]:
 def _read_csv(file: InputFile, options: ReadOptions, tally: Tally) -> Iterator[Record]:
     """The first line names the columns; every value is a text."""
     path = printable(file.path)
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(MAX_LINE_BYTES)
     lines = _decoded(file, read_lines(_whole(file), tally), options, tally)
     reader = csv.reader(
         (text for _, text in lines), delimiter="\t" if file.format == "tsv" else ",", strict=True
@@ -250,11 +255,13 @@ def _read_csv(file: InputFile, options: ReadOptions, tally: Tally) -> Iterator[R
             if names is None:
                 names = row
                 if len(set(names)) < len(names) or not all(names):
-                    raise UserError(f"{path}, line 1: the columns need names, each another: found {names}.")
+                    raise UserError(
+                        f"{path}, line 1: the columns need names, each another: found {some_of(names)}."
+                    )
             elif row:
                 if len(row) != len(names):
                     raise UserError(
-                        f"{path}, line {line:,}: {len(row)} values for {len(names)} columns ({', '.join(names)}). "
+                        f"{path}, line {line:,}: {len(row)} values for {len(names)} columns ({', '.join(names):.200}). "
                         'Values with commas or newlines stand in quotes: "...".'
                     )
                 yield _record(dict(zip(names, row)), file, "line", line)
@@ -269,7 +276,7 @@ def _read_parquet(file: InputFile, options: ReadOptions, tally: Tally) -> Iterat
     row = 0
     with open_parquet(file) as parquet:
         try:
-            for batch in parquet.iter_batches(BATCH_ROWS):
+            for batch in parquet_batches(parquet, file, range(parquet.metadata.num_row_groups)):
                 try:
                     rows = batch.to_pylist()
                 except UnicodeDecodeError as error:

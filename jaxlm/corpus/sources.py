@@ -30,8 +30,9 @@ from jaxlm.data.config import DataConfig, SourceConfig, TokenizerConfig
 from jaxlm.data.files import cache_root, exclusive, make_folder, reachable, write_atomic
 from jaxlm.data.manifest import check_tokenizer, is_corpus, read_manifest
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, saved_tokenizer, train_tokenizer
+from jaxlm.limits import Row, check, read_json
 from jaxlm.paths import is_local
-from jaxlm.types import UserError
+from jaxlm.types import JSON_ERRORS, UserError
 
 TRAINING_BYTES = 50 << 20
 """A tokenizer is trained on about this much text at most: more changes little but the time."""
@@ -68,7 +69,7 @@ def check_sources(data: DataConfig, *, say: Callable[[str], None] = print) -> No
 
 def _paths(source: SourceConfig) -> list[str]:
     """What a source reads, by names that are the same for the same file."""
-    if _is_tokenised(source):
+    if is_tokenised(source):
         read_manifest(source.path)
         found = [source.path]
     else:
@@ -80,7 +81,8 @@ def _is_file(path: str) -> bool:
     return is_local(path) and not embedded.is_embedded(path)
 
 
-def _is_tokenised(source: SourceConfig) -> bool:
+def is_tokenised(source: SourceConfig) -> bool:
+    """Whether its path is a folder made by `jaxlm corpus build`; else it is text, tokenised into the cache."""
     return not embedded.is_embedded(source.path) and is_corpus(reachable(source.path))
 
 
@@ -101,17 +103,14 @@ def ensure_corpus(
 
     The cache's key is the content of the files, the tokenizer's hash and the options.
     """
-    if _is_tokenised(source):
+    if is_tokenised(source):
         check_tokenizer(source.path, read_manifest(source.path), tokenizer.sha256)
         return source.path
     root = cache_root(data.cache_dir)
     tally = Tally()
     inputs = find_inputs([source.path], tally)
     content = remembered_fingerprint(inputs, root)
-    key = build_key(content, _options(source, data), data.eval_split, data.eval_fraction, tokenizer.sha256)
-    name = source.path.removeprefix(embedded.PREFIX).rstrip("/").rsplit("/", 1)[-1]
-    name = "".join(c if c.isalnum() else "-" for c in name)[:40]
-    folder = os.fspath(epath.Path(root) / "corpora" / f"{name}-{key[:16]}")
+    folder = _cached_folder(source, data, tokenizer.sha256, content)
     known = is_corpus(folder)
     begin = time.monotonic()
     manifest = build_corpus(
@@ -131,19 +130,47 @@ def ensure_corpus(
     return folder
 
 
+def _cached_folder(
+    source: SourceConfig, data: DataConfig, tokenizer_sha256: str, content: list[tuple[str, int, str]]
+) -> str:
+    key = build_key(content, _options(source, data), data.eval_split, data.eval_fraction, tokenizer_sha256)
+    name = source.path.removeprefix(embedded.PREFIX).rstrip("/").rsplit("/", 1)[-1]
+    name = "".join(c if c.isalnum() else "-" for c in name)[:40]
+    return os.fspath(epath.Path(cache_root(data.cache_dir)) / "corpora" / f"{name}-{key[:16]}")
+
+
+def known_corpus(source: SourceConfig, data: DataConfig, tokenizer_sha256: str) -> str | None:
+    """Like `ensure_corpus`, but makes and writes nothing: None where the text is not tokenised yet."""
+    if is_tokenised(source):
+        return source.path
+    content = remembered_fingerprint(
+        find_inputs([source.path], Tally()), cache_root(data.cache_dir), remember=False
+    )
+    folder = _cached_folder(source, data, tokenizer_sha256, content)
+    return folder if is_corpus(folder) else None
+
+
 def _remarks(manifest: Mapping[str, Any]) -> str:
     counts = [(f"{reason} dropped", n) for reason, n in manifest["dropped"].items()]
     counts += [(f"{reason} repaired", n) for reason, n in manifest["changed"].items()]
     return f" ({', '.join(f'{n:,} {what}' for what, n in counts)})" if counts else ""
 
 
-def remembered_fingerprint(inputs: Sequence[InputFile], root: str) -> list[tuple[str, int, str]]:
-    """`fingerprint`, without reading again a file whose size and last change are those of the last time."""
+def remembered_fingerprint(
+    inputs: Sequence[InputFile], root: str, *, remember: bool = True
+) -> list[tuple[str, int, str]]:
+    """`fingerprint`, without reading again a file whose size and last change are those of the last time.
+
+    Args:
+      remember: whether what is read now is written down.
+    """
     memory_file = reachable(root) / "fingerprints.json"
     memory: dict[str, list[Any]] = {}
     if memory_file.exists():
-        with contextlib.suppress(ValueError, TypeError):  # damaged: only time is lost
-            memory = dict(json.loads(memory_file.read_bytes()))
+        with contextlib.suppress(*JSON_ERRORS):  # damaged: only time is lost
+            found = read_json(memory_file)
+            check(found, {str: Row((int, int, str))})
+            memory = found
     content, news = [], {}
     for file in inputs:
         if embedded.is_embedded(file.path) or not is_local(file.path):
@@ -158,7 +185,7 @@ def remembered_fingerprint(inputs: Sequence[InputFile], root: str) -> list[tuple
             if time.time_ns() - file.changed_ns > _CLOCK_NS:
                 news[path] = [*stamp, digest]
         content.append((file.name, file.num_bytes, digest))
-    if news:
+    if news and remember:
         make_folder(root)
         write_atomic(memory_file, json.dumps({**memory, **news}).encode())
     return content
@@ -199,7 +226,7 @@ def ensure_tokenizer(
 
     Of more than TRAINING_BYTES of text each source gives its share by weight. Held-out text is never used.
     """
-    tokenised = {name: source.path for name, source in data.sources.items() if _is_tokenised(source)}
+    tokenised = {name: source.path for name, source in data.sources.items() if is_tokenised(source)}
     if config.path is not None or tokenised:
         path = config.path
         if path is None:

@@ -15,10 +15,17 @@ from jaxlm.corpus.text import ReadOptions, Tally
 from jaxlm.data.files import make_folder, write_atomic
 from jaxlm.data.shards import ShardWriter
 from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.limits import check, read_json
+from jaxlm.types import JSON_ERRORS
 
 BATCH_CHARS = 1 << 20
 SPLITS = ("train", "eval")
 RESULT = "unit.json"
+_COUNTS = {"num_tokens": int, "num_documents": int, "num_bytes": int}
+_SHAPE = {
+    "tally": {"dropped": {str: int}, "changed": {str: int}},
+    "shards": {name: [{**_COUNTS, "file": str, "sha256": str}] for name in SPLITS},
+}
 
 
 class Cancelled(Exception):
@@ -45,9 +52,10 @@ class Job:
 def finished(folder: str) -> dict[str, Any] | None:
     """The result of a unit that was completed before, or None."""
     try:
-        with open(os.path.join(folder, RESULT), encoding="utf-8") as file:
-            return json.load(file)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: damaged, so to be made again
+        result = read_json(os.path.join(folder, RESULT))
+        check(result, _SHAPE)
+        return result
+    except (FileNotFoundError, NotADirectoryError, *JSON_ERRORS):  # damaged, so to be made again
         return None
 
 

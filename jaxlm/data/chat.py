@@ -33,10 +33,13 @@ from etils import epath
 from jaxlm.data import chat_worker
 from jaxlm.data.files import read_file, write_atomic
 from jaxlm.data.tokenizer import Span, Tokenizer, check_unicode
+from jaxlm.limits import Row, check, read_json
 from jaxlm.types import JSON_ERRORS, UserError
 
 CHAT_FILE = "chat.json"
 """Where the template lies in the folder of a run."""
+MAX_TEMPLATE_BYTES = 1 << 20
+"""Of a chat template; the longest known ones have some ten kilobytes."""
 ALPACA = """\
 {%- for message in messages %}
 {%- if loop.first and message.role != 'system' %}
@@ -65,6 +68,19 @@ _THINKING = re.compile(r"\s*(?:<think>.*?)?</think>\s*", re.DOTALL)
 """Reasoning before an answer; its start may be part of the generation prompt."""
 _GENERATION = re.compile(r"{%[-+]?\s*generation\b")
 _PROBES = ("jaxlm asks", "jaxlm answers", "jaxlm asks again", "jaxlm answers again")
+
+
+WORKER_ENVIRONMENT = (
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "SYSTEMROOT",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+)
+"""All that the process of a template sees: a hole in the sandbox would find no tokens there."""
 
 
 class Message(NamedTuple):
@@ -101,6 +117,11 @@ class ChatTemplate:
 
         Errors: UserError when it is no template, breaks a limit, or does not tell where an answer begins and ends.
         """
+        if len(text) > MAX_TEMPLATE_BYTES:
+            raise UserError(
+                f"The chat template {name} has {len(text):,} characters, and at most {MAX_TEMPLATE_BYTES:,} are "
+                "read. instruct.template takes another one: alpaca, or the path of a Jinja file."
+            )
         self.name = name
         self.text = text
         self.note: str | None = None
@@ -323,7 +344,7 @@ def open_template(tokenizer: Tokenizer, name_or_path: str = "auto") -> ChatTempl
     if name_or_path in ("auto", "alpaca"):
         return ChatTemplate("alpaca", ALPACA, tokenizer)
     try:
-        text = read_file(name_or_path, "a Jinja file, or auto, chat or alpaca").decode()
+        text = read_file(name_or_path, "a Jinja file, or auto, chat or alpaca", MAX_TEMPLATE_BYTES).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{name_or_path} is not UTF-8 ({error.reason} at byte {error.start}).") from None
     except UserError as error:
@@ -344,9 +365,10 @@ def saved_chat(folder: epath.PathLike, tokenizer: Tokenizer) -> ChatTemplate | N
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path, 2 * MAX_TEMPLATE_BYTES)
         name, text, stop_ids = str(content["name"]), content["template"], content["stop_ids"]
-        good = isinstance(text, str) and all(0 <= i < tokenizer.vocab_size for i in stop_ids)
+        check([text, stop_ids], Row((str, [int])))
+        good = all(i < tokenizer.vocab_size for i in stop_ids)
     except (*JSON_ERRORS, KeyError, TypeError):
         name, text, stop_ids, good = "", "", (), False
     if not good:
@@ -408,6 +430,7 @@ class _Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-I", os.path.abspath(chat_worker.__file__), str(chat_worker.SECONDS)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True,
+            env={name: value for name, value in os.environ.items() if name in WORKER_ENVIRONMENT},
         )  # fmt: skip
         self._owner = os.getpid()
         weakref.finalize(self, _end, self._process, self._owner)

@@ -11,8 +11,6 @@ FOLDER/examples.json    what it holds, written last
 
 from __future__ import annotations
 
-import io
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -21,12 +19,20 @@ import numpy as np
 from etils import epath
 
 from jaxlm.data.manifest import check_tokenizer
-from jaxlm.paths import is_local
+from jaxlm.data.npy import read_npy
+from jaxlm.limits import Row, check, read_json
 from jaxlm.types import JSON_ERRORS, UserError
 
 FORMAT = 1
 EXAMPLES = "examples.json"
 ARRAYS = ("tokens", "trained", "ends", "places", "labels", "label_ends")
+_KINDS = {"tokens": "u", "trained": "b", "ends": "i", "places": "i", "labels": "if", "label_ends": "i"}
+"""numpy's letters for the types of numbers."""
+_LASTS = {"ends": "tokens", "label_ends": "labels"}
+_SHAPE = {
+    "tokenizer_sha256": str, "num_examples": int, "num_tokens": int, "num_trained": int, "task": (str, None),
+    "labels": [str], "files": [Row((str, str))], "shapes": dict.fromkeys(ARRAYS, [int]),
+}  # fmt: skip
 
 
 class ExampleStore:
@@ -44,6 +50,7 @@ class ExampleStore:
         arrays = {name: self._open(name) for name in ARRAYS}
         self._tokens, self._trained, self._places = arrays["tokens"], arrays["trained"], arrays["places"]
         self._labels, self._label_ends = arrays["labels"], arrays["label_ends"]
+        self._check_indices()
         self.document_ends: np.ndarray = arrays["ends"]
         """int64 [num_documents], ascending."""
         self.num_tokens: int = self.manifest["num_tokens"]
@@ -57,15 +64,32 @@ class ExampleStore:
     def _open(self, name: str) -> np.ndarray:
         path = epath.Path(self.directory) / f"{name}.npy"
         try:
-            if is_local(path):
-                array = np.load(os.fspath(path), mmap_mode="r", allow_pickle=False)
-            else:
-                array = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            array = read_npy(path, mapped=True)
+        except (OSError, ValueError) as error:
             raise self._damaged(f"{name}.npy ({error})") from None
         if list(array.shape) != self.manifest["shapes"][name]:
             raise self._damaged(f"{name}.npy has the shape {array.shape}")
+        if array.dtype.kind not in _KINDS[name]:
+            raise self._damaged(f"{name}.npy has numbers of the type {array.dtype}")
+        if (
+            name in _LASTS
+            and len(array)
+            and (array[-1] != self._length(_LASTS[name]) or (np.diff(array) < 0).any())
+        ):
+            raise self._damaged(f"{name}.npy does not cut {_LASTS[name]}.npy into examples")
         return array
+
+    def _check_indices(self) -> None:
+        """What points into the manifest points at something."""
+        pointers = [("places", self._places[:, 0], "files")]
+        if self.manifest["task"] != "regression":
+            pointers.append(("labels", self._labels, "labels"))
+        for name, found, names in pointers:
+            if len(found) and not (found.min() >= 0 and found.max() < len(self.manifest[names])):
+                raise self._damaged(f"{name}.npy points at {names} that {EXAMPLES} does not have")
+
+    def _length(self, name: str) -> int:
+        return self.manifest["shapes"][name][0]
 
     def _damaged(self, what: str) -> UserError:
         return UserError(f"{self.directory} is damaged: {what}. Delete the folder: it is built again.")
@@ -124,7 +148,7 @@ class ExampleStore:
 def _read_manifest(directory: str) -> dict[str, Any]:
     path = epath.Path(directory) / EXAMPLES
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path)
     except FileNotFoundError:
         raise UserError(
             f"{directory} holds no examples: it has no {EXAMPLES}, which a build writes last."
@@ -135,4 +159,18 @@ def _read_manifest(directory: str) -> dict[str, Any]:
         ) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path} has another format than {FORMAT}. Delete the folder: it is built again.")
+    try:
+        check(manifest, _SHAPE)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}. Delete the folder: it is built again.") from None
+    N, tokens = manifest["num_examples"], manifest["num_tokens"]
+    labels = manifest["shapes"]["labels"]
+    expected = {"tokens": [tokens], "trained": [tokens], "ends": [N], "places": [N, 2], "labels": labels[:1],
+                "label_ends": [N]}  # fmt: skip
+    for name, shape in expected.items():
+        if manifest["shapes"][name] != shape or not shape:
+            raise UserError(
+                f"{path} is damaged: shapes.{name} is {manifest['shapes'][name]}, and the counts beside it say "
+                f"{shape}. Delete the folder: it is built again."
+            )
     return manifest

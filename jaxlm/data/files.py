@@ -12,8 +12,13 @@ from typing import Any
 
 from etils import epath
 
+from jaxlm.limits import TooLarge, read_bytes
 from jaxlm.paths import is_local
+from jaxlm.redact import redact
 from jaxlm.types import UserError
+
+MAX_FILE_BYTES = 256 << 20
+"""Of a file that is read whole, unless its kind has a limit of its own; the largest known tokenizer has 35 MB."""
 
 
 def reachable(path: epath.PathLike) -> epath.Path:
@@ -21,6 +26,12 @@ def reachable(path: epath.PathLike) -> epath.Path:
     if is_local(path):
         return epath.Path(path)
     scheme = os.fspath(path).partition("://")[0]
+    if (shown := redact(os.fspath(path))) != os.fspath(path):
+        raise UserError(
+            f"{shown} holds a secret, and paths are written into logs and manifests. Leave it out: credentials of "
+            "gs:// and s3:// come from their own files and variables of the environment "
+            "(GOOGLE_APPLICATION_CREDENTIALS, AWS_PROFILE)."
+        )
     try:
         found = epath.Path(path)
         found.exists()
@@ -42,16 +53,19 @@ def reachable(path: epath.PathLike) -> epath.Path:
     return found
 
 
-def read_file(path: epath.PathLike, what: str) -> bytes:
+def read_file(path: epath.PathLike, what: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The content of a file that a user named; a UserError says why it cannot be read.
 
     Args:
       what: it should be, for the error: "a sentencepiece .model file".
+      max_bytes: the most that is read of it.
     """
     try:
         if is_pipe(path):
             raise UserError(f"{path} is no file but a pipe or device: give {what}.")
-        return reachable(path).read_bytes()
+        return read_bytes(reachable(path), max_bytes)
+    except TooLarge as error:
+        raise UserError(f"{path} is too large: {error}. Give {what}.") from None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give {what}.") from None
     except IsADirectoryError:

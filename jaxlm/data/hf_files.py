@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from jaxlm.data.files import read_file
+from jaxlm.limits import parse_json, short
 from jaxlm.types import JSON_ERRORS, UserError
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -132,7 +133,7 @@ def read_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     if name not in files:
         return {}
     try:
-        value = json.loads(files[name])
+        value = parse_json(files[name])
     except JSON_ERRORS as error:
         reason = "it is empty" if not files[name].strip() else str(error)
         raise UserError(
@@ -151,7 +152,7 @@ def content_of(value: Any, key: str, name: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise UserError(
-            f"{name}: {key} is {value!r}, and has to be a string, an object with `content`, or null."
+            f"{name}: {key} is {short(value)}, and has to be a string, an object with `content`, or null."
         )
     return value
 
@@ -193,7 +194,9 @@ def additions(files: Mapping[str, bytes]) -> Iterator[Addition]:
             read_object(files, ADDED).items(), key=lambda item: str(item[1]).zfill(12)
         ):
             if not isinstance(token_id, int):
-                raise UserError(f"{ADDED}: {content!r} has the id {token_id!r}, and needs a whole number.")
+                raise UserError(
+                    f"{ADDED}: {content!r} has the id {short(token_id)}, and needs a whole number."
+                )
             is_special = content in special or content in extra
             yield Addition(content, _flags({"normalized": not is_special}, is_special), token_id)
     for content in [*sorted(special), *extra]:
@@ -208,7 +211,7 @@ def _extra_special(files: Mapping[str, bytes]) -> list[str]:
             values = source.get(key) or []
             values = list(values.values()) if isinstance(values, dict) else values
             if not isinstance(values, list):
-                raise UserError(f"{name}: {key} has to be a list of tokens, not {values!r}.")
+                raise UserError(f"{name}: {key} has to be a list of tokens, not {short(values)}.")
             found += [content for value in values if (content := content_of(value, key, name))]
     return list(dict.fromkeys(found))
 
@@ -225,8 +228,8 @@ def generation_ids(files: Mapping[str, bytes], key: str, vocab_size: int) -> lis
     for token_id in ids:
         if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < vocab_size:
             raise UserError(
-                f"{GENERATION}: {key} has {token_id!r}, and the tokenizer has ids 0 to {vocab_size - 1}: one of the "
-                "two belongs to another model."
+                f"{GENERATION}: {key} has {short(token_id)}, and the tokenizer has ids 0 to {vocab_size - 1}: one of "
+                "the two belongs to another model."
             )
     return ids
 
@@ -262,7 +265,7 @@ def chat_template(files: Mapping[str, bytes]) -> str | None:
             template = template.get("default")
         if template is not None and not isinstance(template, str):
             raise UserError(
-                f"{name}: chat_template has to be a string or named strings, not {template!r:.60}."
+                f"{name}: chat_template has to be a string or named strings, not {short(template)}."
             )
         if template is not None:
             return template

@@ -12,12 +12,20 @@ import numpy as np
 from etils import epath
 
 from jaxlm.data.files import write_atomic
+from jaxlm.limits import check, is_inside, read_json, short
 from jaxlm.paths import is_local
 from jaxlm.types import JSON_ERRORS, UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 _NEEDED = ("chunk_tokens", "dtype", "sha256", "splits", "tokenizer_sha256", "vocab_size")
+_COUNTS = {"num_documents": int, "num_tokens": int, "num_bytes": int}
+_SHAPE = {
+    "chunk_tokens": int, "dtype": str, "sha256": str, "tokenizer_sha256": str, "vocab_size": int,
+    "splits": {str: {**_COUNTS, "shards": [{**_COUNTS, "file": str, "sha256?": str}]}},
+}  # fmt: skip
+MAX_CHUNK_TOKENS = 1 << 24
+"""Of a record of a shard, which is read whole."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -73,7 +81,7 @@ def is_corpus(directory: epath.PathLike) -> bool:
     """Whether the folder holds a finished corpus, perhaps a damaged one; others have a manifest.json too."""
     path = epath.Path(directory) / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
     except OSError as error:
@@ -89,7 +97,7 @@ def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
     """The manifest of a finished corpus; a UserError says what is wrong with any other folder."""
     path = epath.Path(directory) / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path)
     except FileNotFoundError:
         raise UserError(
             f"{directory} is not a tokenised corpus: it has no {MANIFEST}, which a build writes last. "
@@ -110,7 +118,34 @@ def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
             f"{path} is damaged: it has no {', '.join(missing)}. Copy it again, or delete the folder and build it "
             "again with `jaxlm corpus build`."
         )
+    try:
+        check(manifest, _SHAPE)
+        _check_contents(manifest)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged: {error}. Copy it again, or delete the folder and build it again with `jaxlm corpus "
+            "build`."
+        ) from None
     return manifest
+
+
+def _check_contents(manifest: Mapping[str, Any]) -> None:
+    """Errors: ValueError where the numbers contradict each other, or a shard lies outside of the folder."""
+    if manifest["dtype"] not in ("uint16", "uint32"):
+        raise ValueError(f"dtype is {short(manifest['dtype'])}, not uint16 or uint32")
+    if not 0 < manifest["chunk_tokens"] <= MAX_CHUNK_TOKENS:
+        raise ValueError(f"chunk_tokens is {manifest['chunk_tokens']}, not 1 to {MAX_CHUNK_TOKENS:,}")
+    for split, entry in manifest["splits"].items():
+        for name in _COUNTS:
+            if entry[name] != (total := sum(shard[name] for shard in entry["shards"])):
+                raise ValueError(
+                    f"splits.{short(split)}.{name} is {entry[name]:,}, and that of its shards {total:,}"
+                )
+        for shard in entry["shards"]:
+            if "/" in shard["file"] or not is_inside(shard["file"]):
+                raise ValueError(
+                    f"the shard {short(shard['file'])} has to be the name of a file in the folder itself"
+                )
 
 
 def check_tokenizer(directory: str, manifest: Mapping[str, Any], expected_sha256: str | None) -> None:

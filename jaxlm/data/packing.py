@@ -28,7 +28,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from jaxlm.data.files import write_npy_header
-from jaxlm.types import Batch, UserError
+from jaxlm.data.npy import read_npy
+from jaxlm.limits import read_json
+from jaxlm.types import JSON_ERRORS, Batch, UserError
 
 INDEX_FORMAT = 1
 BLOCK_PIECES = 1 << 21  # pieces packed together: about 200 MB at work; larger blocks save no more rows
@@ -349,9 +351,9 @@ def _load_index(folder: Path) -> Index | None:
     if not folder.exists():
         return None
     try:
-        meta = json.loads((folder / "index.json").read_text())
-        starts, lengths, row_ends = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _NAMES)
-    except (ValueError, FileNotFoundError):  # not JSON, no .npy header, fewer bytes than the header promises
+        meta = read_json(folder / "index.json")
+        starts, lengths, row_ends = (read_npy(folder / f"{name}.npy", mapped=True) for name in _NAMES)
+    except (*JSON_ERRORS, FileNotFoundError):  # no .npy header, or not as many bytes as it promises
         shutil.rmtree(folder)
         return None
     if [len(starts), len(lengths), len(row_ends)] != meta:

@@ -114,6 +114,11 @@ class Rows:
         batch["fingerprint"] = fingerprint(batch, row_ids)
         return batch
 
+    def rows_of(self, step: int) -> dict[str, list[int]]:
+        """Source -> rows of it that the batch of this step takes."""
+        source, row, _ = self._rows_of(step, np.arange(self.data.global_batch_size))
+        return {self.names[i]: row[source == i].tolist() for i in np.unique(source).tolist()}
+
     def _rows_of(self, step: int, row_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """(source number and row of it for each of `row_ids` of this step's batch; width of the batch)."""
         if not self._padding:

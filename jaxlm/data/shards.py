@@ -38,6 +38,7 @@ from jaxlm.data.manifest import (
     token_dtype,
     write_manifest,
 )
+from jaxlm.data.npy import read_npy
 from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
@@ -174,7 +175,7 @@ def join_shards(
             reader = ArrayRecordReader(path)
             tokens = np.frombuffer(b"".join(reader.read_all()), token_dtype(vocab_size))
             reader.close()
-            ends = np.load(offsets_file(path), allow_pickle=False)
+            ends = read_npy(offsets_file(path))
             writer.add_batch(tokens, np.diff(ends, prepend=0), entry["num_bytes"])
         return writer.close()
 
@@ -286,11 +287,13 @@ class TokenStore:
         path = epath.Path(offsets_file(self._files[shard]))
         entry = self.manifest["splits"][self.split]["shards"][shard]
         try:
-            ends = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            ends = read_npy(path)
+        except (OSError, ValueError) as error:
             raise self._damaged(path, str(error)) from None
         if ends.shape != (entry["num_documents"],) or (len(ends) and ends[-1] != entry["num_tokens"]):
             raise self._damaged(path, "its documents are not those of the manifest")
+        if ends.dtype.kind not in "iu" or (len(ends) and (ends[0] < 0 or (np.diff(ends) < 0).any())):
+            raise self._damaged(path, "its documents do not follow each other")
         return ends.astype(np.int64) + self._token_base[shard]
 
     def _damaged(self, path: epath.PathLike, reason: str) -> UserError:

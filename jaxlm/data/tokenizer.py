@@ -229,10 +229,15 @@ class SentencePieceTokenizer:
             else:
                 found = self.encode(part)
                 chars = _chars_of_bytes(part)
+                places = self._byte_spans(part, found)
+                if any(b >= len(chars) for _, b in places):
+                    raise UserError(
+                        "this sentencepiece model is damaged: its pieces have more letters than the text they were "
+                        "found in. Copy it again."
+                    )
                 ids += found
                 spans += [
-                    (start + chars[a], start + (chars[b - 1] + 1 if a < b else chars[a]))
-                    for a, b in self._byte_spans(part, found)
+                    (start + chars[a], start + (chars[b - 1] + 1 if a < b else chars[a])) for a, b in places
                 ]
             start += len(part)
         return ids, spans

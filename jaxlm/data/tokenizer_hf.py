@@ -6,13 +6,14 @@ rendered chat templates, gives it its id. BOS stands before a text where transfo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from jaxlm.data import hf_files
 from jaxlm.data.files import make_folder, write_atomic
 from jaxlm.data.hf_files import CONFIG, TOKENIZER_JSON, Addition
 from jaxlm.data.tokenizer import SPACE, TOKENIZER_FOLDER, Span, check_ids, check_unicode
+from jaxlm.limits import MALFORMED
 from jaxlm.types import UserError
 
 MAX_VOCAB_SIZE = 1 << 24
@@ -63,6 +65,10 @@ class HFTokenizer:
 
     def __init__(self, files: Mapping[str, bytes]):
         """Reads the files, by the names of hf_files.NAMES. Errors: UserError that names the file."""
+        with _reading():
+            self._read(files)
+
+    def _read(self, files: Mapping[str, bytes]) -> None:
         if TOKENIZER_JSON not in files:
             raise UserError(f"{TOKENIZER_JSON} is missing: it holds the vocabulary.")
         self.files = {name: files[name] for name in hf_files.NAMES if name in files}
@@ -101,15 +107,8 @@ class HFTokenizer:
     def _load(self, spec: dict[str, Any], hidden: set[str]) -> Any:
         """A `tokenizers.Tokenizer` with the additions, except those that are hidden in text."""
         package = _package()
-        try:
+        with _reading():
             made = package.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
-        except BaseException as error:  # a panic of Rust is no Exception
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise UserError(
-                f"{TOKENIZER_JSON} cannot be read ({str(error).strip()}): it is damaged, or of a later format than "
-                f"tokenizers {package.__version__} knows. Copy it again, or pip install -U tokenizers."
-            ) from None
         made.no_truncation()  # some files carry the limits of the model they were saved with
         made.no_padding()
         for one in self._additions:
@@ -251,7 +250,8 @@ class HFTokenizer:
 
     def _encodings(self, texts: Sequence[str]) -> list[Any]:
         try:
-            return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            with _using():
+                return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except TypeError:
             for text in texts:
                 check_unicode(text)
@@ -260,7 +260,8 @@ class HFTokenizer:
     def encode_markup(self, text: str) -> list[int]:
         """Ids of the text, in which special tokens that are written out become their ids, as in transformers."""
         check_unicode(text)
-        return self._markup.encode(text, add_special_tokens=False).ids
+        with _using():
+            return self._markup.encode(text, add_special_tokens=False).ids
 
     def encode_spans(self, text: str, *, markup: bool) -> tuple[list[int], list[Span]]:
         """Ids as of `encode_markup` or `encode`, and the characters [start, end) of the text that each stands for.
@@ -269,7 +270,8 @@ class HFTokenizer:
         but some would take the space before a word out of its span: none is left in place.
         """
         check_unicode(text)
-        found = (self._markup if markup else self._tokenizer).encode(text, add_special_tokens=False)
+        with _using():
+            found = (self._markup if markup else self._tokenizer).encode(text, add_special_tokens=False)
         return found.ids, found.offsets
 
     def document(self, text: str) -> list[int]:
@@ -292,7 +294,10 @@ class HFTokenizer:
         check_ids(ids, self.vocab_size)
         if self._by_bytes:
             return b"".join([self._bytes[i] for i in ids]).decode("utf-8", "replace")
-        return self._tokenizer.decode([i for i in ids if i not in self._special], skip_special_tokens=False)
+        with _using():
+            return self._tokenizer.decode(
+                [i for i in ids if i not in self._special], skip_special_tokens=False
+            )
 
     def piece(self, token_id: int) -> str:
         """The text of one id, or a name such as <|endoftext|> or <0xE0>."""
@@ -325,6 +330,38 @@ class HFTokenizer:
         for name, content in zip(names, self.files.values()):
             write_atomic(epath.Path(folder) / name, content)
         return names
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Turns what `tokenizers` and we raise that stumble over a damaged file into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        BaseException
+    ) as error:  # a panic of Rust is no Exception, and an error of it is nothing more special
+        if not isinstance(error, MALFORMED) and type(error).__name__ not in ("PanicException", "Exception"):
+            raise
+        raise UserError(
+            f"{TOKENIZER_JSON} cannot be read ({str(error).strip():.300}): it is damaged, or of a later format than "
+            f"tokenizers {_package().__version__} knows. Copy it again, or pip install -U tokenizers."
+        ) from error
+
+
+@contextlib.contextmanager
+def _using() -> Iterator[None]:
+    """A panic of Rust over a text, such as of a pattern that takes too many steps, becomes a UserError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ not in ("PanicException", "Exception"):
+            raise
+        raise UserError(
+            f"{TOKENIZER_JSON} fails on a text ({str(error).strip():.300}): it is damaged, or the text was made to "
+            "break it. Copy the tokenizer again."
+        ) from error
 
 
 def _add(tokenizer: Any, one: Addition, package: Any) -> None:

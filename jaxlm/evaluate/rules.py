@@ -20,21 +20,27 @@ Everything a rule asks for has to hold. Patterns are searched for anywhere in th
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import os
+import re
+import signal
+import threading
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jaxlm.config import nearest
 from jaxlm.data.files import read_file
+from jaxlm.data.yaml_files import read_yaml
 from jaxlm.evaluate.text_metrics import words
+from jaxlm.limits import MALFORMED, MAX_JSON_BYTES, parse_json, short
 from jaxlm.types import JSON_ERRORS, UserError
 
 PATTERN_SECONDS = 1.0
 """Some patterns take ages on some texts ((a+)+b): such a search is given up, and the answer fails."""
+MAX_PATTERN_CHARS = 10_000
 NUM_EXAMPLES = 3
 
 Check = Callable[[str], str | None]
@@ -107,12 +113,7 @@ def apply_rules(
 
 def read_rules(path: str | os.PathLike) -> list[Rule]:
     """The rules of a YAML file. Errors: UserError that names file, rule and key."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(read_file(path, "a YAML file of rules").decode())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    content = read_yaml(path, "a YAML file of rules")
     listed = content.get("rules") if isinstance(content, dict) and content.keys() == {"rules"} else None
     if not isinstance(listed, list) or not listed:
         raise UserError(f"{path} must be `rules:` and a list of rules below it, each with a name and checks.")
@@ -126,10 +127,10 @@ def read_rules(path: str | os.PathLike) -> list[Rule]:
 
 def _rule(where: str, entry: Any, folder: str) -> Rule:
     if not isinstance(entry, dict):
-        raise UserError(f"{where} must be keys and values (name: ..., max_lines: 3), not {entry!r}.")
+        raise UserError(f"{where} must be keys and values (name: ..., max_lines: 3), not {short(entry)}.")
     name = entry.get("name")
     if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{where}: name={name!r} must be a text: results are printed under it.")
+        raise UserError(f"{where}: name={short(name)} must be a text: results are printed under it.")
     where = f"{where} ({name})"
     when, checks = None, []
     for key, value in entry.items():
@@ -152,15 +153,17 @@ def _rule(where: str, entry: Any, folder: str) -> Rule:
 
 def _pattern(at: str, value: Any) -> Any:
     if not isinstance(value, str) or not value:
-        raise UserError(f"{at}={value!r} must be a regular expression.")
+        raise UserError(f"{at}={short(value)} must be a regular expression.")
     try:
         import regex  # unlike `re`, it can be told to give up
     except ImportError:
         raise UserError(f"{at}: patterns need regex: pip install 'jaxlm[eval]'.") from None
+    if len(value) > MAX_PATTERN_CHARS:
+        raise UserError(f"{at} has {len(value):,} characters, and a pattern at most {MAX_PATTERN_CHARS:,}.")
     try:
         return regex.compile(value)
-    except regex.error as error:
-        raise UserError(f"{at}={value!r} is no regular expression: {error}.") from None
+    except (regex.error, *MALFORMED) as error:
+        raise UserError(f"{at}={short(value)} is no regular expression: {error}.") from None
 
 
 def _match_check(at: str, value: Any, *, wanted: bool) -> Check:
@@ -185,7 +188,7 @@ def num_lines(text: str) -> int:
 
 def _maximum(at: str, value: Any, *, unit: str, count: Callable[[str], int]) -> Check:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{at}={value!r} must be a number of {unit}, 1 or more.")
+        raise UserError(f"{at}={short(value)} must be a number of {unit}, 1 or more.")
 
     def check(answer: str) -> str | None:
         found = count(answer)
@@ -198,8 +201,8 @@ def _forbidden_check(at: str, value: Any) -> Check:
     listed = value if isinstance(value, list) else [value]
     if not listed or not all(isinstance(one, str) and words(one) for one in listed):
         raise UserError(
-            f"{at}={value!r} must be a list of words or phrases, with a letter or digit in each; must_not_match looks "
-            "for other signs."
+            f"{at}={short(value)} must be a list of words or phrases, with a letter or digit in each; must_not_match "
+            "looks for other signs."
         )
 
     def check(answer: str) -> str | None:
@@ -238,7 +241,7 @@ def _script_check(at: str, value: Any) -> Check:
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, dict) or not value.keys() <= {"name", "min_share"}:
-        raise UserError(f"{at}={value!r} must be like {{name: Bengali, min_share: 0.8}}.")
+        raise UserError(f"{at}={short(value)} must be like {{name: Bengali, min_share: 0.8}}.")
     name, share = value.get("name"), value.get("min_share", 0.8)
     if not isinstance(name, str) or _prefix(name).partition(" ")[0] not in _scripts():
         match = nearest(str(name).upper(), _scripts())
@@ -247,7 +250,7 @@ def _script_check(at: str, value: Any) -> Check:
         )
         raise UserError(f"{at}: name={name!r} is no script; {hint}")
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-        raise UserError(f"{at}: min_share={share!r} must be in (0, 1]: the share of the letters.")
+        raise UserError(f"{at}: min_share={short(share)} must be in (0, 1]: the share of the letters.")
 
     def check(answer: str) -> str | None:
         found = script_share(answer, name)
@@ -260,33 +263,66 @@ def _json_check(at: str, value: Any, folder: str) -> Check:
     try:
         from jsonschema import Draft202012Validator, SchemaError
         from jsonschema.validators import validator_for
+        from referencing import Registry
+        from referencing.exceptions import Unresolvable
     except ImportError:
         raise UserError(f"{at}: JSON schemas need jsonschema: pip install 'jaxlm[eval]'.") from None
     if isinstance(value, str):
         path = os.path.join(folder, value)
-        content = read_file(path, f"a JSON schema for {at}")
+        content = read_file(path, f"a JSON schema for {at}", MAX_JSON_BYTES)
         try:
-            value = json.loads(content)
+            value = parse_json(content)
         except JSON_ERRORS as error:
             raise UserError(f"{at}: {path} is not JSON: {error}.") from None
     if not isinstance(value, dict):
-        raise UserError(f"{at}={value!r} must be a JSON schema, or the path of one.")
+        raise UserError(f"{at}={short(value)} must be a JSON schema, or the path of one.")
     validator = validator_for(value, default=Draft202012Validator)
     try:
-        validator.check_schema(value)
+        with time_limit(PATTERN_SECONDS):
+            validator.check_schema(value)
     except SchemaError as error:
-        raise UserError(f"{at} is no JSON schema: {error.message}.") from None
-    made = validator(value)
+        raise UserError(f"{at} is no JSON schema: {error.message:.300}.") from None
+    except (re.error, TimeoutError, *MALFORMED) as error:
+        raise UserError(f"{at} is no JSON schema: {str(error) or type(error).__name__:.300}.") from None
+    made = validator(value, registry=Registry())  # empty: nothing is fetched from an address in `$ref`
 
     def check(answer: str) -> str | None:
         try:
-            found = json.loads(answer)
+            found = parse_json(answer)
         except JSON_ERRORS as error:
             return f"is not JSON: {error}"
-        error = next(made.iter_errors(found), None)
-        return None if error is None else f"{error.json_path}: {error.message[:200]}"
+        try:
+            with time_limit(PATTERN_SECONDS):
+                error = next(made.iter_errors(found), None)
+        except TimeoutError:
+            return f"its schema was given up after {PATTERN_SECONDS:g} s"
+        except (Unresolvable, re.error, *MALFORMED) as error:  # a $ref to nowhere, or to itself
+            raise UserError(f"{at} cannot be used: {str(error) or type(error).__name__:.300}.") from None
+        return None if error is None else f"{error.json_path:.200}: {error.message[:200]}"
 
     return check
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """TimeoutError inside the block when it takes longer: `re`, which JSON schemas search with, knows no end.
+
+    By a signal, which only the main thread gets: elsewhere nothing is limited.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def give_up(number: int, frame: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 CHECKS: dict[str, Callable[[str, Any], Check]] = {

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from jaxlm.corpus.columns import MAPS, ColumnMap, Dropped, dialogue, open_columns
 from jaxlm.corpus.inputs import Part, printable
-from jaxlm.corpus.readers import kind_of, read_lines
+from jaxlm.corpus.readers import kind_of, limited_lines, read_lines
 from jaxlm.corpus.records import Record, find_records, read_all, read_records
 from jaxlm.corpus.text import Tally
 from jaxlm.data.chat import ChatTemplate, Message
@@ -22,6 +22,7 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.infer.resumable import resumable
 from jaxlm.infer.sample import axis_size
 from jaxlm.infer.text import continue_ids
+from jaxlm.limits import parse_json
 from jaxlm.models.build import LM
 from jaxlm.types import JSON_ERRORS, Params, UserError
 
@@ -74,7 +75,7 @@ def each_record(path: str) -> Iterator[Record | BadRecord]:
     A line of JSONL that holds none is yielded as such; other files are whole or refused.
     """
     if path == "-":
-        yield from _each_line(enumerate(sys.stdin.buffer, 1), "stdin")
+        yield from _each_line(limited_lines(sys.stdin.buffer, "stdin"), "stdin")
         return
     tally = Tally()
     for file in find_records(path, tally):
@@ -90,7 +91,7 @@ def _each_line(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[Record
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except JSON_ERRORS as error:  # bytes that are not UTF-8 too
             yield BadRecord({}, f"{name}, line {number:,}: not valid JSON ({error}).")
             continue

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from jaxlm.data.files import disk_error, is_pipe, sync_folder
+from jaxlm.limits import parse_json
 from jaxlm.paths import is_local
-from jaxlm.types import UserError
+from jaxlm.types import JSON_ERRORS, UserError
 
 
 class Output:
@@ -71,6 +72,12 @@ def resumable(path: str | os.PathLike, settings: dict[str, Any], chunk: int = 1)
         lines = [line for line in file if line.endswith(b"\n")]
         lines = lines[: len(lines) - len(lines) % chunk]
         file.truncate(sum(map(len, lines)))
-        yield Output(file, path, [json.loads(line) for line in lines])
+        try:
+            done = [parse_json(line) for line in lines]
+        except JSON_ERRORS as error:
+            raise UserError(
+                f"{partial}, which an interrupted run left, is damaged ({error}): delete it, to begin anew."
+            ) from None
+        yield Output(file, path, done)
         os.rename(partial, path)
     sync_folder(os.path.dirname(path))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxlm.limits import TooLarge, check, parse_json, read_bytes
 from jaxlm.types import JSON_ERRORS, UserError
 
 ARTIFACT_FILE = "artifact.json"
@@ -79,13 +80,16 @@ def verify(folder: os.PathLike | str) -> tuple[dict[str, Any], list[str]]:
     folder = Path(folder)
     path = folder / ARTIFACT_FILE
     try:
-        raw = path.read_bytes()
+        raw = read_bytes(path)
+    except TooLarge as error:
+        raise UserError(f"{path} was changed: {error}. Export again.") from None
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}): give a folder that `jaxlm export-hf` wrote."
         ) from None
     try:
-        sealed = json.loads(raw)
+        sealed = parse_json(raw)
+        check(sealed, {"sha256": str, "files": {str: {"bytes": int, "sha256": str}}})
         content = {key: value for key, value in sealed.items() if key != "sha256"}
         intact = sealed["sha256"] == hashlib.sha256(_text(content)).hexdigest() and _text(sealed) == raw
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}

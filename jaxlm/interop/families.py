@@ -29,6 +29,7 @@ from jaxlm.interop.hf_config import (
     window_in_all_layers,
     with_defaults,
 )
+from jaxlm.limits import short
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.sizes import RUN_FIELDS
 from jaxlm.types import UserError
@@ -155,7 +156,7 @@ class Family(NamedTuple):
             OverflowError,
         ) as error:  # a list for a number, and so on
             raise UserError(
-                f"{hf.where} has an option of the wrong type ({error}). Fetch it again."
+                f"{hf.where} has an option of the wrong type ({str(error):.200}). Fetch it again."
             ) from None
         try:
             return from_config_dict(ModelConfig, fields, "model.")
@@ -492,10 +493,10 @@ def family_of(model_type: Any, where: str) -> Family:
     known = {name: family for family in FAMILIES for name in (family.model_type, *family.aliases)}
     if isinstance(model_type, str) and model_type in known:
         return known[model_type]
-    match = nearest(str(model_type), known)
+    match = nearest(short(model_type), known)
     hint = f" Did you mean {match}?" if match else ""
     raise UserError(
-        f"{where} has model_type={model_type!r}; jaxlm reads {', '.join(known)}.{hint} A family with the same "
+        f"{where} has model_type={short(model_type)}; jaxlm reads {', '.join(known)}.{hint} A family with the same "
         "blocks is a table in jaxlm/interop/families.py."
     )
 

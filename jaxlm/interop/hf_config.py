@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxlm.models.config import ModelConfig
+from jaxlm.limits import short
+from jaxlm.models.config import MAX_LAYERS, ModelConfig
 from jaxlm.types import UserError
 
 HARMLESS = frozenset(
@@ -43,7 +44,7 @@ class HFConfig:
 
     def refuse(self, key: str, value: Any, why: str) -> UserError:
         """The error for an option that cannot be honoured."""
-        return UserError(f"{self.where} has {key}={value!r}: {why}.")
+        return UserError(f"{self.where} has {key}={short(value)}: {why}.")
 
     def must_be(self, key: str, *allowed: Any) -> None:
         """Errors: UserError where the key is there with another value than these."""
@@ -173,7 +174,15 @@ _KINDS = {letter: kind for kind, letter in _LETTERS.items()}
 def shortest_pattern(kinds: str) -> str:
     """The shortest pattern that, repeated and cut off, gives these kinds of layers."""
     L = len(kinds)
-    return next(kinds[:p] for p in range(1, L + 1) if (kinds[:p] * L)[:L] == kinds)
+    return next(kinds[:p] for p in range(1, L + 1) if (kinds[:p] * -(-L // p))[:L] == kinds)
+
+
+def _num_layers(hf: HFConfig, default: int) -> int:
+    """Checked before anything is written out for each of them."""
+    value = hf.get("num_hidden_layers", default)
+    if type(value) is not int or not 0 < value <= MAX_LAYERS:
+        raise hf.refuse("num_hidden_layers", value, f"a model has 1 to {MAX_LAYERS:,} layers")
+    return value
 
 
 def _read_layer_types(hf: HFConfig, num_layers: int) -> str | None:
@@ -214,7 +223,7 @@ def window_from_layer_on() -> Aspect:
     """Qwen 2 and 3: from layer `max_window_layers` on, if `use_sliding_window`; or as `layer_types` says."""
 
     def read(hf: HFConfig) -> dict[str, Any]:
-        L = hf.get("num_hidden_layers", 32)
+        L = _num_layers(hf, 32)
         window, first = hf.get("sliding_window", 4096), hf.get("max_window_layers", 28)
         kinds = _read_layer_types(hf, L)
         if not hf.get("use_sliding_window", False):
@@ -244,7 +253,7 @@ def window_by_pattern(default_window: int, default_period: int) -> Aspect:
     """Gemma 2 and 3: every `default_period`-th layer is global, or as `layer_types` says."""
 
     def read(hf: HFConfig) -> dict[str, Any]:
-        L = hf.get("num_hidden_layers", 26)
+        L = _num_layers(hf, 26)
         period = hf.get("sliding_window_pattern", default_period) or default_period
         kinds = _read_layer_types(hf, L)
         if kinds is None:

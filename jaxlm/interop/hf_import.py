@@ -10,7 +10,6 @@ Every name and shape is checked before the first tensor is read: a checkpoint is
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import mmap
 import os
@@ -20,10 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.config import MAX_CONFIG_BYTES
 from jaxlm.data.files import read_file
 from jaxlm.interop.families import CLASSIFIER, Family, Row, family_of
 from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.safetensors import Spec, Tensors
+from jaxlm.limits import parse_json, short
 from jaxlm.models.config import ModelConfig
 from jaxlm.types import JSON_ERRORS, Params, PyTree, UserError
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 NUM_THREADS = min(8, os.cpu_count() or 1)
 """That read and turn tensors; more would wait for the memory."""
+MAX_LISTED = 50
+"""Unknown keys of a config.json that are named."""
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -57,7 +60,7 @@ def read_classes(folder: Path, num_classes: int) -> Classes:
 
     Errors: UserError where they do not fit the number of outputs.
     """
-    values = json.loads((folder / CONFIG_FILE).read_bytes())
+    values = read_object(folder / CONFIG_FILE)
     said = values.get("problem_type")
     guessed = "regression" if num_classes == 1 else "single_label_classification"
     task = next((ours for ours, theirs in TASKS.items() if theirs == (said or guessed)), None)
@@ -72,6 +75,10 @@ def read_classes(folder: Path, num_classes: int) -> Classes:
             )
         return Classes(task, ())
     labels = values.get("id2label") or {}
+    if not isinstance(labels, dict):
+        raise UserError(
+            f"{folder / CONFIG_FILE}: id2label is {short(labels)}, and has to name the labels by number."
+        )
     names = tuple(str(labels.get(str(i), f"LABEL_{i}")) for i in range(num_classes))
     if len(set(names)) < num_classes:
         raise UserError(f"{folder / CONFIG_FILE}: two labels of id2label have one name: {', '.join(names)}.")
@@ -100,16 +107,22 @@ class Source(NamedTuple):
         return f"{self.folder} ({self.family.model_type}, {len(self.places):,} tensors, {', '.join(dtypes)})"
 
 
-def read_hf_config(folder: Path) -> tuple[Family, ModelConfig, tuple[str, ...]]:
-    """Family and model of a folder's config.json, and notes on what in it was not used."""
-    path = folder / CONFIG_FILE
-    content = read_file(path, "the config.json of a Hugging Face checkpoint")
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a config.json. Errors: UserError for any other content."""
+    content = read_file(path, "the config.json of a Hugging Face checkpoint", MAX_CONFIG_BYTES)
     try:
-        values = json.loads(content)
+        values = parse_json(content)
         if not isinstance(values, dict):
             raise ValueError("it is no JSON object")
     except JSON_ERRORS as error:
         raise UserError(f"{path} is not JSON ({error}). Fetch it again.") from None
+    return values
+
+
+def read_hf_config(folder: Path) -> tuple[Family, ModelConfig, tuple[str, ...]]:
+    """Family and model of a folder's config.json, and notes on what in it was not used."""
+    path = folder / CONFIG_FILE
+    values = read_object(path)
     if "model_type" not in values:
         raise UserError(f"{path} has no model_type: it is not the config.json of a Hugging Face checkpoint.")
     family, notes = family_of(values["model_type"], str(path)), []
@@ -119,8 +132,8 @@ def read_hf_config(folder: Path) -> tuple[Family, ModelConfig, tuple[str, ...]]:
         method = values["quantization_config"]
         method = method.get("quant_method", method) if isinstance(method, dict) else method
         raise UserError(
-            f"{path} has quantization_config ({method}): quantised weights cannot be trained on. Take the original "
-            "checkpoint."
+            f"{path} has quantization_config ({str(method):.60}): quantised weights cannot be trained on. Take the "
+            "original checkpoint."
         )
     inner = values.get("text_config")
     if isinstance(inner, dict):
@@ -129,7 +142,9 @@ def read_hf_config(folder: Path) -> tuple[Family, ModelConfig, tuple[str, ...]]:
     hf = HFConfig({key: value for key, value in values.items() if key != "auto_map"}, str(path))
     model = family.read(hf)
     if hf.unknown:
-        listed = ", ".join(f"{key}={value!r}" for key, value in hf.unknown.items())
+        listed = ", ".join(
+            f"{short(key)[1:-1]}={short(value)}" for key, value in [*hf.unknown.items()][:MAX_LISTED]
+        )
         notes.append(f"keys of config.json that jaxlm does not know were not used: {listed}")
     return family, model, tuple(notes)
 

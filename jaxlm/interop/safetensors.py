@@ -21,12 +21,15 @@ import ml_dtypes
 import numpy as np
 
 from jaxlm.data.files import disk_error, is_pipe, read_file
+from jaxlm.limits import MAX_JSON_BYTES, check, parse_json
 from jaxlm.types import JSON_ERRORS, UserError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
 """As in the reference implementation: a longer header is an attack, or no header."""
+MAX_HEADER_VALUES = 4_000_000
+"""In a header: a tensor has about ten."""
 MAX_SHARD_BYTES = 5_000_000_000
 """Of a written file, "5GB", as `save_pretrained` cuts them."""
 MAX_DIMS, MAX_SIZE = 8, 2**48
@@ -101,7 +104,7 @@ class TensorFile:
         if self._begin > self._size:
             raise self._fail(f"it is cut short: {self._size:,} bytes, of which {length:,} should be header")
         try:
-            header = json.loads(self._map[8 : self._begin], object_pairs_hook=_no_twins)
+            header = parse_json(self._map[8 : self._begin], max_values=MAX_HEADER_VALUES, pairs=_no_twins)
         except JSON_ERRORS as error:
             raise self._fail(f"its header is not JSON ({error})") from None
         if not isinstance(header, dict):
@@ -200,12 +203,13 @@ class Tensors:
             index.exists() and SINGLE_FILE not in found
         )  # with both, transformers takes the file, too
         if self._indexed:
-            content = read_file(index, "the index of a checkpoint")
+            content = read_file(index, "the index of a checkpoint", MAX_JSON_BYTES)
             try:
-                weight_map = json.loads(content, object_pairs_hook=_no_twins)["weight_map"]
-                if not all(isinstance(v, str) for v in weight_map.values()) or not weight_map:
+                found = parse_json(content, pairs=_no_twins)
+                check(found, {"weight_map": {str: str}})
+                if not (weight_map := found["weight_map"]):
                     raise ValueError("weight_map names no file")
-            except (*JSON_ERRORS, KeyError, TypeError, AttributeError) as error:
+            except JSON_ERRORS as error:
                 raise UserError(f"{index} is no index of a checkpoint ({error!r}). Fetch it again.") from None
             return weight_map
         if SINGLE_FILE in found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from jaxlm.config import check_choice, divisors
 from jaxlm.types import UserError
@@ -35,6 +35,9 @@ BLOCK_UNIT = 128
 ATTENTION_CHUNK = 64
 """Queries at a time of `chunked`."""
 DTYPES = ("float32", "bfloat16")
+MAX_LAYERS = 10_000
+MAX_DIM = 2**31 - 1
+"""Of a dim: XLA counts in 32 bits where it can."""
 
 
 def check_blocks(key: str, text: str) -> tuple[int, ...]:
@@ -143,6 +146,11 @@ class ModelConfig:
         for name in ("embed_dim", "num_layers", "num_heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
+        if self.num_layers > MAX_LAYERS:
+            raise UserError(f"model.num_layers={self.num_layers} must be at most {MAX_LAYERS:,}.")
+        for field in fields(self):
+            if type(value := getattr(self, field.name)) is int and value > MAX_DIM:
+                raise UserError(f"model.{field.name}={value} must be at most {MAX_DIM:,}.")
         for name in (
             "vocab_size", "num_classes", "num_kv_heads", "head_dim", "mlp_dim", "num_experts", "max_seq_len",
             "sliding_window", "rope_original_len", "attention_softcap", "logits_softcap", "query_scale_dim",

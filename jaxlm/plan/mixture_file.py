@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.config import check_choice, nearest
+from jaxlm.data.yaml_files import read_yaml
+from jaxlm.limits import short
 from jaxlm.plan.mixture import MixtureTable, Rounding, Source
 from jaxlm.types import UserError
 
@@ -52,52 +54,13 @@ def read_mixture(name: str, budget_tokens: float | None = None) -> MixtureTable:
         match = nearest(name, names())
         hint = f"; did you mean {match}?" if match else f": give {', '.join(names())}, or a .yaml file."
         raise UserError(f"{name!r} is no mixture{hint}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UserError(
-            f"{path} cannot be read: {reason}. Give {', '.join(names())}, or a .yaml file."
-        ) from None
-    return _table(str(path), _load(path, text), budget_tokens)
-
-
-def _load(path: Path, text: str) -> Mapping[str, Any]:
-    import yaml
-
-    try:
-        _check_twice(str(path), yaml.compose(text, Loader=yaml.SafeLoader))
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        place = getattr(error, "problem_mark", None)
-        line = f", line {place.line + 1}" if place else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise UserError(f"{path}{line} is no YAML: {problem}.") from None
-    return _mapping(str(path), found, KEYS, needed=("sources",))
-
-
-def _check_twice(path: str, node: Any) -> None:
-    """YAML itself lets the later of two equal keys win without a word."""
-    import yaml
-
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                line = node.start_mark.line + 1
-                raise UserError(f"{path}: {key!r} stands twice in the mapping of line {line}. Remove one.")
-        for _, value in node.value:
-            _check_twice(path, value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _check_twice(path, value)
+    found = read_yaml(path, f"{', '.join(names())}, or a .yaml file")
+    return _table(str(path), _mapping(str(path), found, KEYS, needed=("sources",)), budget_tokens)
 
 
 def _mapping(where: str, value: Any, keys: Iterable[str], needed: Iterable[str]) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{where} must be a mapping with keys {', '.join(keys)}, not {value!r}.")
+        raise UserError(f"{where} must be a mapping with keys {', '.join(keys)}, not {short(value)}.")
     for key in value:
         check_choice(f"{where}: key", key, keys)
     for key in needed:
@@ -117,10 +80,10 @@ def number(where: str, value: Any, *, zero: bool = False) -> float:
             raise ValueError
         found = float(value)
     except (ValueError, OverflowError):
-        raise UserError(f"{where}={value!r} must be a number, such as 3e9.") from None
+        raise UserError(f"{where}={short(value)} must be a number, such as 3e9.") from None
     if not (SMALLEST <= found <= LARGEST or (zero and found == 0)):
         least = f"0, or from {SMALLEST:g}" if zero else f"from {SMALLEST:g}"
-        raise UserError(f"{where}={value!r} must be {least} to {LARGEST:g}.")
+        raise UserError(f"{where}={short(value)} must be {least} to {LARGEST:g}.")
     return found
 
 
@@ -152,7 +115,7 @@ def _source(path: str, index: int, entry: Any) -> Source:
     entry = _mapping(where, entry, SOURCE_KEYS, needed=SOURCE_KEYS[:3])
     name = entry["name"]
     if not isinstance(name, str) or not name.strip() or set(name) & {",", "="}:
-        raise UserError(f"{where}: name={name!r} must be a text without ',' and '=', which flags need.")
+        raise UserError(f"{where}: name={short(name)} must be a text without ',' and '=', which flags need.")
     where, epochs = f"{path}: {name}.", entry.get("published_epochs")
     return Source(
         name,

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from jaxlm.limits import read_json
 from jaxlm.plan.compile_report import gigabytes
 from jaxlm.plan.report import count
 from jaxlm.plan.search import Left, Trial
@@ -105,7 +106,7 @@ class Child(NamedTuple):
 def read_result(folder: Path, key: str, trial: Trial) -> Result | None:
     """What is kept of a trial; None: nothing, or nothing that can be read."""
     try:
-        found = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
+        found = read_json(folder / f"{key}.json")
         numbers, error = found["numbers"], found["error"]
         result = Result(trial, numbers, error, float(found["seconds"]), is_new=False)
         assert error is not None or (result.said, result.merit if result.fits else 0.0)

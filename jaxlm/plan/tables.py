@@ -10,24 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.config import check_choice
+from jaxlm.data.yaml_files import read_yaml
+from jaxlm.limits import short
 from jaxlm.types import UserError
 
 
 def read(path: Path, keys: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
     """The top level of a YAML file, which has to have `keys`. Errors: UserError for a file that is not such a table."""
-    import yaml
-
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file in UTF-8.") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}.") from None
-    return fields(found, str(path), keys, optional)
+    return fields(read_yaml(path, "a table in YAML"), str(path), keys, optional)
 
 
 def fields(row: Any, where: str, keys: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
@@ -97,5 +87,4 @@ def day(value: str) -> datetime.date:
 
 
 def _shown(value: Any) -> str:
-    out = repr(value)
-    return out if len(out) <= 60 else f"{out[:57]}..."
+    return short(value)

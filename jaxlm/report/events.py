@@ -26,7 +26,9 @@ from typing import Any, Self
 from etils import epath
 
 from jaxlm.data.files import disk_error
+from jaxlm.limits import MAX_JSON_BYTES, check, parse_json
 from jaxlm.paths import is_local
+from jaxlm.redact import redact
 from jaxlm.types import JSON_ERRORS, UserError
 
 EVENTS = "events.jsonl"
@@ -152,7 +154,9 @@ def _plain(value: Any, path: str, nonfinite: dict[str, str]) -> Any:
         return {str(key): _plain(inner, f"{path}\t{key}", nonfinite) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner, f"{path}\t{index}", nonfinite) for index, inner in enumerate(value)]
-    if value is None or isinstance(value, str | bool | int):
+    if isinstance(value, str):
+        return redact(value)
+    if value is None or isinstance(value, bool | int):
         return value
     if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0:
         return _plain(value.tolist(), path, nonfinite)
@@ -175,18 +179,18 @@ def read_events(path: epath.PathLike) -> Iterator[dict[str, Any]]:
     if not path.exists():
         raise UserError(f"There is no event log {path}. Check the path of the run.")
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
+        number = 0
+        while line := file.readline(MAX_JSON_BYTES):
+            number += 1
+            if not line.endswith(b"\n") and len(line) < MAX_JSON_BYTES:
                 return
             try:
-                event = json.loads(line)
-            except JSON_ERRORS:
-                event = None
-            if not isinstance(event, dict):
+                yield _parse_event(line)
+            except ValueError as error:
                 raise UserError(
-                    f"{path}, line {number} is no JSON object: the file was edited or damaged. Remove that line."
-                )
-            yield _restore_nonfinite(event)
+                    f"{path}, line {number} is no JSON object of this log ({error}): the file was edited or damaged. "
+                    "Remove that line."
+                ) from None
 
 
 def tail_events(path: epath.PathLike, count: int) -> list[dict[str, Any]]:
@@ -200,8 +204,27 @@ def tail_events(path: epath.PathLike, count: int) -> list[dict[str, Any]]:
         if window < size:
             lines = lines[1:]  # cut by the window
         if len(lines) >= count or window >= size:
-            return [_restore_nonfinite(json.loads(line)) for line in lines[-count:]]
+            try:
+                return [_parse_event(line) for line in lines[-count:]]
+            except ValueError as error:
+                raise UserError(
+                    f"One of the last {count} lines of {path} is no event of this log ({error}): the file was edited "
+                    "or damaged. Remove that line."
+                ) from None
         window *= 4
+
+
+def _parse_event(line: bytes) -> dict[str, Any]:
+    """Errors: ValueError when the line is none."""
+    try:
+        event = parse_json(line)
+    except JSON_ERRORS as error:
+        raise ValueError(error) from None
+    check(event, {"event": str, "time_s": float, "step?": int, "nonfinite?": {str: str}})
+    try:
+        return _restore_nonfinite(event)
+    except (LookupError, TypeError, ValueError):
+        raise ValueError("'nonfinite' names a number that is not there") from None
 
 
 def _restore_nonfinite(event: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from etils import epath
 
+from jaxlm.redact import redact
 from jaxlm.report.events import EVENTS, EventLog
 from jaxlm.report.progress import Progress, duration, start_screen
 from jaxlm.report.writers import Writer, check_installed, open_writers
@@ -126,7 +127,7 @@ class RunReport:
 
     def _print(self, text: str) -> None:
         if self._first:
-            self._progress.print(text)
+            self._progress.print(redact(text))
 
     def _send(self, step: int, send: Callable[[Writer], None]) -> None:
         if self._writers is None:

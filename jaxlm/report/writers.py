@@ -10,7 +10,6 @@ import html
 import importlib
 import math
 import os
-import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,9 @@ from urllib.parse import urlsplit, urlunsplit
 from etils import epath
 
 from jaxlm.paths import is_local
+from jaxlm.redact import HIDDEN, SECRET_KEY, redact
 from jaxlm.types import UserError
 
-HIDDEN = "(hidden)"
-SECRET_KEY = re.compile(r"(^|_)(password|passwd|secret|token|credentials?|api_?key|access_?key|auth)$", re.I)
 TEXT_FOLDER = "text"
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 
@@ -229,14 +227,14 @@ def public_config(config: Any, key: str = "") -> Any:
     if SECRET_KEY.search(key):
         return HIDDEN
     if "://" not in config:
-        return config
+        return redact(config)
     try:
         address = urlsplit(config)
     except ValueError:
         return HIDDEN
     login, _, host = address.netloc.rpartition("@")
     netloc = f"{HIDDEN}@{host}" if login else host
-    return urlunsplit((address.scheme, netloc, address.path, HIDDEN if address.query else "", ""))
+    return redact(urlunsplit((address.scheme, netloc, address.path, HIDDEN if address.query else "", "")))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

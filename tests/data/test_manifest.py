@@ -48,7 +48,7 @@ def test_a_manifest_that_may_not_be_read_is_named_and_a_folder_that_may_not_is_n
     def forbidden(path, *args, **options):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(type(epath.Path("x")), "read_bytes", forbidden)
+    monkeypatch.setattr(type(epath.Path("x")), "open", forbidden)
     with pytest.raises(UserError, match=r"manifest.json cannot be read \(Permission denied\): allow it"):
         is_corpus(corpus)
     monkeypatch.setattr(os.path, "exists", lambda path: False)  # what it says of all below such a folder

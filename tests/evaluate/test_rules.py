@@ -94,7 +94,7 @@ def test_a_rule_is_about_the_records_whose_instruction_matches(rules):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rules: [", "rules.yaml is not YAML"),
+        ("rules: [", "rules.yaml, line 1 is not YAML"),
         ("a: 1", "rules.yaml must be `rules:` and a list"),
         ("rules: []", "must be `rules:` and a list"),
         ("rules: [x]", "rules.yaml, rule 1 must be keys and values"),
@@ -112,7 +112,7 @@ def test_a_rule_is_about_the_records_whose_instruction_matches(rules):
         ("rules: [{name: n, json_schema: {type: text}}]", "rule 1 (n), json_schema is no JSON schema"),
         ("rules: [{name: n, json_schema: no.json}]", "no.json does not exist: give a JSON schema for "),
         ("rules: [{name: n, json_schema: rules.yaml}]", "rules.yaml is not JSON"),
-        ("rules: !!python/object:os.system {}", "rules.yaml is not YAML"),
+        ("rules: !!python/object:os.system {}", "rules.yaml, line 1 is not YAML"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_file_rule_and_key(rules, text, message):

@@ -202,9 +202,9 @@ A = "{name: a, tokens: 10, weight: 60%s}"
             "sources: [{name: a, tokens: 10, weight: 1, published_epochs: 1}]",
             "need weights in percent, and these add to 1",
         ),
-        ("sources: [", "line 1 is no YAML"),
-        ("sources: !!python/object/apply:os.system [echo]", "is no YAML"),
-        ("\x00", "is no YAML"),
+        ("sources: [", "line 1 is not YAML"),
+        ("sources: !!python/object/apply:os.system [echo]", "is not YAML"),
+        ("\x00", "is not YAML"),
     ],
 )
 def test_a_file_that_is_wrong_is_refused_by_name(tmp_path, text, message):
@@ -222,13 +222,13 @@ def test_weights_that_are_all_zero_are_refused():
 def test_a_mixture_that_is_not_there_names_those_that_are(tmp_path):
     with pytest.raises(UserError, match="'gpt' is no mixture; did you mean gpt3"):
         read_mixture("gpt")
-    with pytest.raises(UserError, match=r"none\.yaml cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"none\.yaml does not exist: give gpt3"):
         read_mixture(str(tmp_path / "none.yaml"))
     (tmp_path / "a.yaml").mkdir()
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with pytest.raises(UserError, match="is a folder: give"):
         read_mixture(str(tmp_path / "a.yaml"))
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match="not a text file in UTF-8"):
         read_mixture(str(tmp_path / "b.yaml"))
 
 
