@@ -3,6 +3,8 @@
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
 TEST_PROCESSES ?= 2
+CHAOS_OUT ?= runs/chaos-$(shell date +%Y%m%d-%H%M%S)
+CHAOS_FLAGS ?= --faults=100 --seed=0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -13,7 +15,7 @@ LOWEST := $(VENV)-lowest
 CHECKED := jaxlm tests configs parity $(wildcard bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-lowest parity golden bench pods clean
+.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-lowest parity golden chaos bench pods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -64,6 +66,9 @@ golden: $(PARITY)/stamp  ## renew tests/interop/golden by what transformers comp
 
 pods: $(PODS)/stamp  ## compile the configs of TPU pods with the real compiler; POD_CONFIGS=... for some of them
 	$(PODS)/bin/python bench/pods.py $(POD_CONFIGS)
+
+chaos: $(VENV)/dev.stamp  ## kill, stop, starve and damage real runs a hundred times: CHAOS_OUT/report.md
+	$(BIN)/python tests/chaos/driver.py $(CHAOS_FLAGS) --out=$(CHAOS_OUT)
 
 bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/planner.py
