@@ -3,6 +3,8 @@
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
 TEST_PROCESSES ?= 2
+CHAOS_OUT ?= runs/chaos-$(shell date +%Y%m%d-%H%M%S)
+CHAOS_FLAGS ?= --faults=100 --seed=0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -15,8 +17,8 @@ FUZZ ?= 20
 CHECKED := .ci jaxlm tests configs parity $(wildcard bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-lowest parity golden bench \
-	pods audit fuzz clean
+.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-lowest parity golden chaos \
+	bench pods audit fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -73,6 +75,9 @@ audit: $(VENV)/dev.stamp $(AUDIT)/stamp  ## secrets in tracked files, known vuln
 
 fuzz: $(VENV)/dev.stamp  ## the readers of outside data with FUZZ=20 times as many damaged files as in the tests
 	JAXLM_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/fuzz $(PYTEST_FLAGS)
+
+chaos: $(VENV)/dev.stamp  ## kill, stop, starve and damage real runs a hundred times: CHAOS_OUT/report.md
+	$(BIN)/python tests/chaos/driver.py $(CHAOS_FLAGS) --out=$(CHAOS_OUT)
 
 bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/planner.py

@@ -248,11 +248,15 @@ def test_a_save_that_fails_leaves_no_tracebacks_of_its_other_arrays(tmp_path, fi
     with pytest.raises(UserError, match="File too large"):
         checkpoints.wait()
     # Of these asyncio tells when they are collected, which is seldom now.
-    lost = "Task exception was never retrieved\nfuture: <Task finished defined at {}/serialization.py>"
-    logging.getLogger("asyncio").error(lost.format("site-packages/orbax"))
+    lost = "{} exception was never retrieved\nfuture: <{}>"
+    task = "Task finished defined at {}/serialization.py"
+    logging.getLogger("asyncio").error(lost.format("Task", task.format("site-packages/orbax")))
+    for name in ("Future", "_GatheringFuture"):  # of the chunks of one array
+        future = f"{name} finished exception=ValueError('... {tmp_path}/1.orbax-checkpoint-tmp/state: File too large')"
+        logging.getLogger("asyncio").error(lost.format(name, future))
     assert capfd.readouterr().err == ""
     assert caplog.text == ""
-    logging.getLogger("asyncio").error(lost.format("mine"))
+    logging.getLogger("asyncio").error(lost.format("Task", task.format("mine")))
     assert "mine" in caplog.text
 
 
