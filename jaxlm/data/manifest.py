@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jaxlm.data.checksums import SEAL, crc_file, seal_is_broken, sealed
 from jaxlm.data.files import write_atomic
 from jaxlm.paths import is_local
 from jaxlm.types import JSON_ERRORS, UserError
@@ -30,6 +31,11 @@ def offsets_file(name: str) -> str:
     return name.removesuffix(".arrayrecord") + ".offsets.npy"
 
 
+def shard_files(name: str) -> tuple[str, str, str]:
+    """All files of a shard: tokens, document ends, checksums."""
+    return name, offsets_file(name), crc_file(name)
+
+
 def make_manifest(
     *,
     tokenizer_sha256: str,
@@ -46,7 +52,7 @@ def make_manifest(
     for split in sorted(splits):
         for shard in splits[split]:
             content.update(f"\n{split} {shard['sha256']}".encode())
-    return {
+    manifest = {
         "format": FORMAT,
         "tokenizer_sha256": tokenizer_sha256,
         "vocab_size": vocab_size,
@@ -61,6 +67,7 @@ def make_manifest(
         "sha256": content.hexdigest(),
         **extra,
     }
+    return sealed(manifest)
 
 
 def write_manifest(directory: epath.PathLike, manifest: Mapping[str, Any]) -> None:
@@ -81,8 +88,9 @@ def is_corpus(directory: epath.PathLike) -> bool:
             return False
         raise UserError(f"{path} cannot be read ({error.strerror or error}): allow it.") from None
     except JSON_ERRORS:
-        return any(epath.Path(directory).glob("*.offsets.npy"))
-    return isinstance(manifest, dict) and "tokenizer_sha256" in manifest
+        manifest = None
+    named = isinstance(manifest, dict) and "tokenizer_sha256" in manifest
+    return named or any(epath.Path(directory).glob("*.offsets.npy"))
 
 
 def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
@@ -109,6 +117,11 @@ def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
         raise UserError(
             f"{path} is damaged: it has no {', '.join(missing)}. Copy it again, or delete the folder and build it "
             "again with `jaxlm corpus build`."
+        )
+    if seal_is_broken(manifest):
+        raise UserError(
+            f"{path} was changed after the build: it no longer agrees with its own {SEAL}. Copy it again, or delete "
+            "the folder and build it again with `jaxlm corpus build`."
         )
     return manifest
 
