@@ -37,7 +37,7 @@ from jaxlm.corpus.readers import read_documents
 from jaxlm.corpus.split import Split, plan_split
 from jaxlm.corpus.text import ReadOptions, Tally
 from jaxlm.data.files import cache_root, disk_error, exclusive, make_folder, write_atomic
-from jaxlm.data.manifest import is_corpus, make_manifest, offsets_file, read_manifest, write_manifest
+from jaxlm.data.manifest import is_corpus, make_manifest, read_manifest, shard_files, write_manifest
 from jaxlm.data.shards import CHUNK_TOKENS, join_shards
 from jaxlm.data.tokenizer import TOKENIZER_FILE, TOKENIZER_FOLDER, Tokenizer
 from jaxlm.paths import is_local
@@ -362,7 +362,7 @@ def _publish(staging: str, output: str, manifest: dict[str, Any], tokenizer: Tok
         for shard in itertools.chain.from_iterable(
             manifest["splits"][name]["shards"] for name in units.SPLITS
         ):
-            names += [shard["file"], offsets_file(shard["file"])]
+            names += shard_files(shard["file"])
         for name in names:
             epath.Path(staging, name).copy(epath.Path(output) / name, overwrite=True)
     write_manifest(output, manifest)

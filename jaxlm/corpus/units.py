@@ -46,8 +46,14 @@ def finished(folder: str) -> dict[str, Any] | None:
     """The result of a unit that was completed before, or None."""
     try:
         with open(os.path.join(folder, RESULT), encoding="utf-8") as file:
-            return json.load(file)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: damaged, so to be made again
+            result = json.load(file)
+        shards = [shard for name in SPLITS for shard in result["shards"][name]]
+        return (
+            result if all("crc32_sha256" in shard for shard in shards) else None
+        )  # else by an older version
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError):  # damaged, so to be made again
         return None
 
 

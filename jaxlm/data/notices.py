@@ -27,7 +27,7 @@ from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
 RETRY_WAITS_S = (0.5, 2.0, 8.0, 20.0)
-"""Before each further try of a read. A mount that is gone for longer ends the run, which continues at its checkpoint."""
+"""Before each further try of a read. A mount that is gone for longer ends the run."""
 STALL_S = 60.0
 """A read that takes longer is told of, and again after each further such time."""
 TRANSIENT = {
@@ -37,7 +37,14 @@ TRANSIENT = {
     if hasattr(errno, name)
 }  # fmt: skip
 """Errors of a disk, mount or network that may pass."""
-_LASTING = ("NOT_FOUND", "PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT", "DATA_LOSS", "UNIMPLEMENTED")
+_LASTING = (
+    "NOT_FOUND",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "INVALID_ARGUMENT",
+    "DATA_LOSS",
+    "UNIMPLEMENTED",
+)
 """Words of array_record's errors on remote files that no second try would change."""
 
 _T = TypeVar("_T")
@@ -121,11 +128,11 @@ class Notices:
             except Exception as error:
                 if not may_pass(error, file):
                     raise
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = " ".join(str(error).split()) or type(error).__name__
                 if attempt > len(RETRY_WAITS_S):
                     raise UserError(
-                        f"{file} cannot be read, tried {attempt} times in {sum(RETRY_WAITS_S):.0f} s: {reason}. Look at "
-                        "its disk, mount or network, then run the same command again: it continues at the last "
+                        f"{file} cannot be read, tried {attempt} times in {sum(RETRY_WAITS_S):.0f} s: {reason}. Look "
+                        "at its disk, mount or network, then run the same command again: it continues at the last "
                         "checkpoint."
                     ) from None
             finally:
