@@ -186,8 +186,8 @@ def may_pass(error: BaseException, file: epath.PathLike) -> bool:
 
 def _line(event: str, fields: dict[str, Any], count: int) -> str:
     """For people."""
-    file, record, step = fields.get("file"), fields.get("record"), fields.get("step")
-    place = file if record is None else f"{file}, record {record:,}"
+    place, record, step = fields.get("file"), fields.get("record"), fields.get("step")
+    place = f"{place}{'' if record is None else f', record {record:,}'}"
     place += "" if step is None else f" (for step {step:,})"
     if event == "data_retry":
         times = f"; retry {count:,} of this run" if count > 1 else ""
@@ -195,5 +195,5 @@ def _line(event: str, fields: dict[str, Any], count: int) -> str:
     if event == "data_stall":
         return f"warning: reading {place} has taken {fields['waited_s']:.0f} s so far"
     if event == "data_rebuilt":
-        return f"warning: {file} was damaged ({fields['reason']}) and is made again"
+        return f"warning: {place} was damaged ({fields['reason']}) and is made again"
     return f"note: {place}: {fields.get('reason', event)}"

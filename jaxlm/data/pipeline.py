@@ -12,6 +12,7 @@ position of a run is its step. Grain is given one element per batch and brings t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -32,6 +33,7 @@ from jaxlm.data.mixture import (
     permute,
     seed_key,
 )
+from jaxlm.data.notices import Notices
 from jaxlm.data.packing import ConcatPacking, ExampleReader, TokenReader, open_packing
 from jaxlm.data.padding import Labelled, PadPacking, group_by_length
 from jaxlm.data.weights import normalise_weights
@@ -59,17 +61,24 @@ class Rows:
       stores: the training split of every source with a positive weight, by name; others are not touched.
       seed: of the run.
       labelled: of texts with labels.
+      notices: hears of an index that was made again, and of slow reads; share it with the stores.
     """
 
     def __init__(
-        self, data: DataConfig, stores: Mapping[str, TokenReader], seed: int, labelled: Labelled | None = None
+        self,
+        data: DataConfig,
+        stores: Mapping[str, TokenReader],
+        seed: int,
+        labelled: Labelled | None = None,
+        notices: Notices | None = None,
     ):
         self.data = data
         self.seed = seed
+        self.notices = notices or Notices()
         shares, _ = normalise_weights({name: source.weight_tokens for name, source in data.sources.items()})
         kind, folder = data.packing or "concat", index_folder(data)
         self._packings = tuple(
-            open_packing(kind, stores[name], data.seq_len, name=name, cache=folder)
+            open_packing(kind, stores[name], data.seq_len, name=name, cache=folder, notices=self.notices)
             for name in (shares if kind != "pad" else ())
         )
         self._padding = tuple(
@@ -157,6 +166,8 @@ class Batches(Iterator[Batch]):
         import grain
 
         self.rows = rows
+        self._watch = contextlib.ExitStack()
+        self._watch.enter_context(rows.notices.watching())
         self.step = steps.start
         """The step whose batch comes next: all there is to save."""
         self.stall_s = 0.0
@@ -182,6 +193,7 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """Stops reading ahead; no more batches come. Harmless when called again."""
         batches, self._batches = self._batches, None
+        self._watch.close()
         if batches is not None:
             batches.close()
 
@@ -202,7 +214,9 @@ class _Steps:
         return len(self._steps)
 
     def __getitem__(self, index: int) -> Batch:
-        return self._rows.batch(self._steps[int(index)], self._row_ids)
+        step = self._steps[int(index)]
+        with self._rows.notices.at_step(step):
+            return self._rows.batch(step, self._row_ids)
 
 
 def make_iterator(

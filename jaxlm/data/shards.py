@@ -227,6 +227,12 @@ def write_corpus(
     return manifest
 
 
+_OLD = (
+    "{split}: built by an older version, without checksums: it is read whole at first and compared with its manifest; "
+    "`jaxlm corpus build` makes it anew"
+)
+
+
 class TokenStore:
     """One split of a corpus as one long array of tokens, read where needed.
 
@@ -265,16 +271,9 @@ class TokenStore:
         self._num_records = -(-sizes // self._chunk)
         self._token_base = np.concatenate([[0], np.cumsum(sizes)])
         self._record_base = np.concatenate([[0], np.cumsum(self._num_records)])
-        self._resident = self.num_tokens * self.dtype.itemsize <= resident_bytes
+        self.is_resident = self.num_tokens * self.dtype.itemsize <= resident_bytes
         self.notices = notices or Notices()
         self._open()
-        if old := [shard for shard in self._shards if not shard.has_checksums]:
-            self.notices(
-                "data_verified",
-                file=self.directory,
-                reason=f"{split}: built without checksums by an older version, so all of its {len(old)} shards are "
-                "read at first, to see whether they are what the manifest says. `jaxlm corpus build` makes it anew.",
-            )
 
     def _open(self) -> None:
         self._lock = threading.Lock()
@@ -301,6 +300,8 @@ class TokenStore:
         """int64 [num_documents], ascending: document d is tokens [ends[d - 1], ends[d]) of the split."""
         with self._lock:
             if self._ends is None:
+                if not self.has_checksums:
+                    self.notices("data_verified", file=self.directory, reason=_OLD.format(split=self.split))
                 parts = [
                     shard.document_ends() + base
                     for shard, base in zip(self._shards, self._token_base.tolist())
@@ -321,9 +322,20 @@ class TokenStore:
             raise damaged(self.directory, f"{len(tokens)} tokens where {num_tokens} should be")
         return tokens
 
+    @property
+    def has_checksums(self) -> bool:
+        """Whether the build wrote some; else everything is read at first, and compared with the manifest."""
+        return all(shard.has_checksums for shard in self._shards)
+
+    def check_files(self) -> None:
+        """Looks at every file, and reads the small ones. Errors: UserError that names one that is not as built."""
+        _ = self.document_ends
+        for shard in self._shards:
+            shard.check_file()
+
     def check(self) -> None:
         """Reads everything once. Errors: UserError that names a file that is not what the build wrote."""
-        _ = self.document_ends
+        self.check_files()
         for shard, num_records in zip(self._shards, self._num_records.tolist()):
             for start in range(0, num_records, 1024):
                 shard.read(range(start, min(start + 1024, num_records)))
@@ -344,7 +356,7 @@ class TokenStore:
             raise IndexError(
                 f"rows must lie within the {self.num_tokens} tokens of {self.directory} {self.split}"
             )
-        if self._resident:
+        if self.is_resident:
             with self._lock:
                 if self._tokens is None:
                     self._tokens = self._read_records(np.arange(self._record_base[-1]), self.num_tokens)
