@@ -210,7 +210,7 @@ def _close(reader: Any) -> None:
 def damaged(path: epath.PathLike, reason: str) -> UserError:
     """The error for a file of a corpus that is not what it was."""
     path = os.fspath(path)
-    reason = " ".join(reason.split()).removesuffix(".")
+    reason = " ".join(reason.split()).removesuffix(".") or "it cannot be read: perhaps truncated"
     return UserError(
         f"{path} is missing or damaged ({reason}); {MANIFEST} promises {os.path.basename(path)} as it was built. Copy "
         "it again, or delete the folder and run `jaxlm corpus build`."
