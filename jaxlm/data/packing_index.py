@@ -239,6 +239,8 @@ def _load_index(folder: Path) -> tuple[Index | None, Stamps, str]:
     try:
         meta = json.loads((folder / "index.json").read_text())
         expected = meta if isinstance(meta, dict) else {}
+        if expected.get("of") != folder.name:
+            return None, stamps, "index.json is not that of these documents"
         for name in _NAMES:
             if _file_crc32(folder / f"{name}.npy") != expected.get(name):
                 return None, stamps, f"{name}.npy is not what was built"
@@ -277,7 +279,7 @@ def _build_index(ends: np.ndarray, seq_len: int, folder: Path) -> None:
         finally:
             for file in files:
                 file.close()
-        checksums = {name: _file_crc32(temporary / f"{name}.npy") for name in _NAMES}
+        checksums = {name: _file_crc32(temporary / f"{name}.npy") for name in _NAMES} | {"of": folder.name}
         (temporary / "index.json").write_text(json.dumps(checksums))
         try:
             temporary.rename(folder)
