@@ -67,7 +67,7 @@ class ExampleStore:
     ):
         self.directory = os.fspath(directory)
         self.notices = notices or Notices()
-        self.manifest = read_manifest(self.directory)
+        self.manifest = read_manifest(self.directory, self.notices)
         check_tokenizer(self.directory, self.manifest, expected_tokenizer_sha256)
         sizes: dict[str, int] = self.manifest["file_bytes"]
         self._resident = sum(sizes.values()) <= resident_bytes or not is_local(self.directory)
@@ -171,11 +171,11 @@ class ExampleStore:
         return rows
 
 
-def read_manifest(directory: str) -> dict[str, Any]:
+def read_manifest(directory: str, notices: Notices | None = None) -> dict[str, Any]:
     """What a folder of examples says about itself. Errors: DamagedExamples."""
     path = epath.Path(directory) / EXAMPLES
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads((notices or Notices()).retrying(path.read_bytes, path))
     except FileNotFoundError:
         raise DamagedExamples(
             f"{directory} holds no examples: it has no {EXAMPLES}, which a build writes last."

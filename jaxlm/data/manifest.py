@@ -13,6 +13,7 @@ from etils import epath
 
 from jaxlm.data.checksums import SEAL, crc_file, seal_is_broken, sealed
 from jaxlm.data.files import write_atomic
+from jaxlm.data.notices import Notices
 from jaxlm.paths import is_local
 from jaxlm.types import JSON_ERRORS, UserError
 
@@ -93,11 +94,11 @@ def is_corpus(directory: epath.PathLike) -> bool:
     return named or any(epath.Path(directory).glob("*.offsets.npy"))
 
 
-def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
+def read_manifest(directory: epath.PathLike, notices: Notices | None = None) -> dict[str, Any]:
     """The manifest of a finished corpus; a UserError says what is wrong with any other folder."""
     path = epath.Path(directory) / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads((notices or Notices()).retrying(path.read_bytes, path))
     except FileNotFoundError:
         raise UserError(
             f"{directory} is not a tokenised corpus: it has no {MANIFEST}, which a build writes last. "

@@ -181,7 +181,8 @@ def may_pass(error: BaseException, file: epath.PathLike) -> bool:
         return error.errno in TRANSIENT
     if found := re.search(r"\[errno (\d+)\]", str(error)):  # of array_record, for local files
         return int(found.group(1)) in TRANSIENT
-    return not is_local(file) and not any(word in str(error) for word in _LASTING)
+    of_storage = isinstance(error, OSError | RuntimeError) or type(error).__module__ != "builtins"
+    return of_storage and not is_local(file) and not any(word in str(error) for word in _LASTING)
 
 
 def _line(event: str, fields: dict[str, Any], count: int) -> str:

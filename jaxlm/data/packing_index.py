@@ -1,9 +1,9 @@
 """The index of BestFitPacking: which pieces of the documents make each row; built once, kept in a cache.
 
-A folder of three arrays and `index.json`, which holds the CRC-32 of their files. They are compared when the index is
-opened. It is then read through a memory map, and its dates are looked at before and after each use: an index that
-changed meanwhile is opened, or built, again. What it holds follows from the ends of the documents and the length of a
-row, so one that is built again is the same.
+A folder of three arrays and `index.json`, which holds the CRC-32 of their files and says of which documents they are.
+All is compared when the index is opened. It is then read through a memory map, and its dates are looked at before and
+after each use: an index that changed meanwhile is opened, or built, again. What it holds follows from the ends of the
+documents and the length of a row, so one that is built again is the same.
 """
 
 from __future__ import annotations

@@ -257,7 +257,8 @@ class TokenStore:
     ):
         self.directory = os.fspath(directory)
         self.split = split
-        self.manifest = read_manifest(directory)
+        self.notices = notices or Notices()
+        self.manifest = read_manifest(directory, self.notices)
         check_tokenizer(self.directory, self.manifest, expected_tokenizer_sha256)
         if split not in self.manifest["splits"]:
             raise UserError(f"{directory} has no split {split!r}, only {', '.join(self.manifest['splits'])}.")
@@ -272,7 +273,6 @@ class TokenStore:
         self._token_base = np.concatenate([[0], np.cumsum(sizes)])
         self._record_base = np.concatenate([[0], np.cumsum(self._num_records)])
         self.is_resident = self.num_tokens * self.dtype.itemsize <= resident_bytes
-        self.notices = notices or Notices()
         self._open()
 
     def _open(self) -> None:
