@@ -62,7 +62,7 @@ class Notices:
         self._listener: Callable[..., None] | None = None
         self._waiting: list[tuple[str, dict[str, Any]]] = []
         self._reads: dict[int, list[Any]] = {}  # thread -> [file, where, since, number of notices]
-        self._steps: dict[int, int] = {}  # thread -> the step whose batch it reads
+        self._steps: dict[int, tuple[int, threading.Event]] = {}  # thread -> the step whose batch it reads
         self._num_watching = 0
         self._stop = threading.Event()
 
@@ -71,10 +71,11 @@ class Notices:
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Counts the event, prints a line about it, and passes it on to the listener."""
-        step = self._steps.get(threading.get_ident())
-        self._tell(event, fields if step is None else {"step": step, **fields})
+        self._tell(event, fields, threading.get_ident())
 
-    def _tell(self, event: str, fields: dict[str, Any]) -> None:
+    def _tell(self, event: str, fields: dict[str, Any], thread: int) -> None:
+        if (known := self._steps.get(thread)) is not None:
+            fields = {"step": known[0], **fields}
         with self._lock:
             self._counts[event] += 1
             count, listener = self._counts[event], self._listener
@@ -104,9 +105,9 @@ class Notices:
         return {names[event]: float(n) for event, n in self.counts().items() if event in names}
 
     @contextlib.contextmanager
-    def at_step(self, step: int) -> Iterator[None]:
-        """What this thread reads meanwhile is for the batch of this step."""
-        self._steps[threading.get_ident()] = step
+    def at_step(self, step: int, unwanted: threading.Event | None = None) -> Iterator[None]:
+        """What this thread reads meanwhile is for the batch of this step, and not tried again once it is unwanted."""
+        self._steps[threading.get_ident()] = step, unwanted or threading.Event()
         try:
             yield
         finally:
@@ -121,6 +122,8 @@ class Notices:
         Errors: UserError once the last try has failed too. Errors that do not pass come through at once.
         """
         thread, file = threading.get_ident(), os.fspath(file)
+        began = time.monotonic()
+        _, unwanted = self._steps.get(thread) or (0, threading.Event())
         for attempt in range(1, len(RETRY_WAITS_S) + 2):
             self._reads[thread] = [file, where, time.monotonic(), 0]
             try:
@@ -129,9 +132,9 @@ class Notices:
                 if not may_pass(error, file):
                     raise
                 reason = " ".join(str(error).split()) or type(error).__name__
-                if attempt > len(RETRY_WAITS_S):
+                if attempt > len(RETRY_WAITS_S) or unwanted.is_set():
                     raise UserError(
-                        f"{file} cannot be read, tried {attempt} times in {sum(RETRY_WAITS_S):.0f} s: {reason}. Look "
+                        f"{file} cannot be read, tried {attempt} times in {time.monotonic() - began:.0f} s: {reason}. Look "
                         "at its disk, mount or network, then run the same command again: it continues at the last "
                         "checkpoint."
                     ) from None
@@ -139,7 +142,7 @@ class Notices:
                 self._reads.pop(thread, None)
             wait_s = RETRY_WAITS_S[attempt - 1]
             self("data_retry", file=file, **where, error=reason, attempt=attempt, wait_s=wait_s)
-            time.sleep(wait_s)
+            unwanted.wait(wait_s)
         raise AssertionError
 
     @contextlib.contextmanager
@@ -166,9 +169,7 @@ class Notices:
                 waited_s = time.monotonic() - since
                 if waited_s >= STALL_S * (told + 1):
                     read[3] += 1
-                    step = self._steps.get(thread)
-                    fields = {"file": file, **where, "waited_s": round(waited_s, 1)}
-                    self._tell("data_stall", fields if step is None else {"step": step, **fields})
+                    self._tell("data_stall", {"file": file, **where, "waited_s": round(waited_s, 1)}, thread)
 
 
 def may_pass(error: BaseException, file: epath.PathLike) -> bool:

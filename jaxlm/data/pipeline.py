@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -172,7 +173,9 @@ class Batches(Iterator[Batch]):
         """The step whose batch comes next: all there is to save."""
         self.stall_s = 0.0
         """Seconds that `next` has waited, in all."""
-        dataset = grain.MapDataset.source(_Steps(rows, steps, row_ids)).to_iter_dataset(options)
+        self._unwanted = threading.Event()
+        source = _Steps(rows, steps, row_ids, self._unwanted)
+        dataset = grain.MapDataset.source(source).to_iter_dataset(options)
         batches = iter(dataset)
         batches.start_prefetch()
         self._batches: grain.DatasetIterator | None = batches
@@ -193,6 +196,7 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """Stops reading ahead; no more batches come. Harmless when called again."""
         batches, self._batches = self._batches, None
+        self._unwanted.set()
         self._watch.close()
         if batches is not None:
             batches.close()
@@ -207,15 +211,15 @@ class Batches(Iterator[Batch]):
 class _Steps:
     """What Grain reads from: element i is this process's part of the batch of step `steps[i]`."""
 
-    def __init__(self, rows: Rows, steps: range, row_ids: np.ndarray | None):
-        self._rows, self._steps, self._row_ids = rows, steps, row_ids
+    def __init__(self, rows: Rows, steps: range, row_ids: np.ndarray | None, unwanted: threading.Event):
+        self._rows, self._steps, self._row_ids, self._unwanted = rows, steps, row_ids, unwanted
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __getitem__(self, index: int) -> Batch:
         step = self._steps[int(index)]
-        with self._rows.notices.at_step(step):
+        with self._rows.notices.at_step(step, self._unwanted):
             return self._rows.batch(step, self._row_ids)
 
 
