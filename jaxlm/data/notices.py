@@ -134,7 +134,7 @@ class Notices:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 if attempt > len(RETRY_WAITS_S) or unwanted.is_set():
                     raise UserError(
-                        f"{file} cannot be read, tried {attempt} times in {time.monotonic() - began:.0f} s: {reason}. Look "
+                        f"{file} cannot be read, {attempt} tries in {time.monotonic() - began:.0f} s: {reason}. Look "
                         "at its disk, mount or network, then run the same command again: it continues at the last "
                         "checkpoint."
                     ) from None

@@ -345,7 +345,7 @@ def test_a_read_that_goes_on_failing_ends_with_the_name_of_its_file_and_leaves_n
     flaky.setattr(noticing, "RETRY_WAITS_S", (0.01, 0.02, 0.03, 3.0))
     notices, before, begin = Notices(), threading.active_count(), time.monotonic()
     with pytest.raises(
-        UserError, match=r"train-0000\d.arrayrecord cannot be read, tried 5 times.*last checkpoint"
+        UserError, match=r"train-0000\d.arrayrecord cannot be read, 5 tries in.*last checkpoint"
     ):
         hashes(corpus, notices=notices)
     assert notices.counts()["data_retry"] in (4, 5), "4, and perhaps one of the next batch"
