@@ -170,7 +170,8 @@ def _clear_damaged(output: str, rebuild: Callable[[UserError], None]) -> str | N
     All is looked at but for the tokens of a split that is too large to be held in memory: they are compared as they are
     read.
     """
-    if not is_corpus(output):
+    unfinished = not is_local(output) or os.path.exists(os.path.join(output, _BUILD, _PLAN))
+    if not is_corpus(output) and (unfinished or not any(epath.Path(output).glob("*.offsets.npy"))):
         return None
     promised = None
     try:
