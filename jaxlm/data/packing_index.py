@@ -19,12 +19,13 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from jaxlm.data.files import write_npy_header
 from jaxlm.data.notices import Notices
-from jaxlm.types import UserError
+from jaxlm.types import JSON_ERRORS, UserError
 
 INDEX_FORMAT = 1
 BLOCK_PIECES = 1 << 21  # pieces packed together: about 200 MB at work; larger blocks save no more rows
@@ -149,70 +150,89 @@ class CachedIndex:
         self._ends, self._seq_len, self._notices = ends, seq_len, notices
         self._folder = cache / f"best_fit-{key.hexdigest()[:32]}"
         self._lock = threading.Lock()
-        self._index, self._stamps = self._open()
+        self._use(self._open())
         self.num_rows = len(self._index[2])
+
+    def _use(self, mapped: _MappedIndex) -> None:
+        self._mapped, self._index = mapped, mapped.arrays()
 
     def pieces(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(starts, lengths, number of pieces of each row), as `gather`."""
         while True:
             with self._lock:
-                index, stamps = self._index, self._stamps
-            if not _changed(self._folder, stamps):
+                mapped, index = self._mapped, self._index
+            if not mapped.is_changed:
                 found = gather(index, ids)
-                if not _changed(self._folder, stamps):
+                if not mapped.is_changed:
                     return found
             with self._lock:
-                if self._stamps is stamps:
-                    self._index, self._stamps = self._open()
+                if self._mapped is mapped:
+                    self._use(self._open())
 
-    def _open(self) -> tuple[Index, Stamps]:
+    def _open(self) -> _MappedIndex:
         reason = ""
         try:
             for _ in range(
                 3
             ):  # another process may find the same damage, and take away what this one has built
-                index = None
                 if self._folder.exists():
-                    index, stamps, reason = _load_index(self._folder)
-                    if index is not None:
-                        return index, stamps
+                    mapped, reason = _open_index(self._folder)
+                    if mapped is not None:
+                        return mapped
                     self._notices("data_rebuilt", file=str(self._folder), reason=reason)
                     _remove(self._folder)
                 _build_index(self._ends, self._seq_len, self._folder)
-            index, stamps, reason = _load_index(self._folder)
+            mapped, reason = _open_index(self._folder)
         except OSError as error:
             raise UserError(
                 f"The index of data.packing=best_fit cannot be kept in {self._folder} ({error.strerror or error}): set "
                 f"data.cache_dir to a folder with room that can be written, or data.packing=concat (no index)."
             ) from error
-        if index is None:
+        if mapped is None:
             raise UserError(
                 f"The index of data.packing=best_fit in {self._folder} is damaged again as soon as it is built "
                 f"({reason}): look at that disk, or set data.cache_dir to a folder on another one."
             )
-        return index, stamps
+        return mapped
 
 
-Stamps = tuple[tuple[int, ...] | None, ...]
+class _MappedIndex:
+    """The arrays of a folder, through memory maps."""
+
+    def __init__(self, folder: Path):
+        self._files = [open(folder / f"{name}.npy", "rb") for name in _NAMES]
+        self._stamps = self._look()
+
+    def _look(self) -> list[tuple[int, int]]:
+        """What tells whether the files were written to. Of one that was removed or replaced, the old one is asked."""
+        found = [os.fstat(file.fileno()) for file in self._files]
+        return [(status.st_size, status.st_mtime_ns) for status in found]
+
+    @property
+    def is_changed(self) -> bool:
+        """Since the index was opened."""
+        return self._look() != self._stamps
+
+    def problem(self, meta: Any, name: str) -> str | None:
+        """Why these are not the arrays that were built, if they are not; `meta` is what index.json holds."""
+        if not isinstance(meta, dict) or meta.get("of") != name:
+            return "index.json is not that of these documents"
+        for name, file in zip(_NAMES, self._files):
+            if _file_crc32(file) != meta.get(name):
+                return f"{name}.npy is not what was built"
+        return "it changed while it was read" if self.is_changed else None
+
+    def arrays(self) -> Index:
+        """starts, lengths, row_ends."""
+        starts, lengths, row_ends = (_map(file) for file in self._files)
+        return starts, lengths, row_ends
 
 
-def _stamps(folder: Path) -> Stamps:
-    """What tells whether the arrays' files are still the same; None for one that is gone."""
-    found: list[tuple[int, ...] | None] = []
-    for name in _NAMES:
-        try:
-            status = os.stat(folder / f"{name}.npy")
-        except OSError:
-            found.append(None)
-        else:
-            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-    return tuple(found)
-
-
-def _changed(folder: Path, stamps: Stamps) -> bool:
-    """Whether a file was written to. One that was removed, or replaced by another, stays as it was in the map."""
-    now = _stamps(folder)
-    return any(new is not None and old != new and old and new[0] == old[0] for old, new in zip(stamps, now))
+def _map(file: IO[bytes]) -> np.ndarray:
+    file.seek(0)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return np.asarray(np.memmap(file, dtype, "r", file.tell(), shape)) if shape[0] else np.zeros(shape, dtype)
 
 
 def _remove(folder: Path) -> None:
@@ -225,32 +245,23 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(away, ignore_errors=True)
 
 
-def _file_crc32(path: Path) -> int:
+def _file_crc32(file: IO[bytes]) -> int:
     crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            crc = zlib.crc32(block, crc)
+    file.seek(0)
+    while block := file.read(1 << 20):
+        crc = zlib.crc32(block, crc)
     return crc
 
 
-def _load_index(folder: Path) -> tuple[Index | None, Stamps, str]:
-    """(the arrays in `folder`, memory-mapped; their stamps; ""), or (None, ..., what is wrong with them)."""
-    stamps = _stamps(folder)
+def _open_index(folder: Path) -> tuple[_MappedIndex | None, str]:
+    """(the index in `folder`, ""), or (None, what is wrong with it)."""
     try:
-        meta = json.loads((folder / "index.json").read_text())
-        expected = meta if isinstance(meta, dict) else {}
-        if expected.get("of") != folder.name:
-            return None, stamps, "index.json is not that of these documents"
-        for name in _NAMES:
-            if _file_crc32(folder / f"{name}.npy") != expected.get(name):
-                return None, stamps, f"{name}.npy is not what was built"
-        starts, lengths, row_ends = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _NAMES)
-    except (ValueError, RecursionError, FileNotFoundError) as error:
-        return None, stamps, str(error)
-    if _stamps(folder) != stamps:
-        return None, stamps, "it changed while it was read"
-    index = np.asarray(starts), np.asarray(lengths), np.asarray(row_ends)
-    return index, stamps, ""
+        meta = json.loads((folder / "index.json").read_bytes())
+        mapped = _MappedIndex(folder)
+    except (*JSON_ERRORS, FileNotFoundError) as error:
+        return None, str(error)
+    problem = mapped.problem(meta, folder.name)
+    return (None, problem) if problem else (mapped, "")
 
 
 def _build_index(ends: np.ndarray, seq_len: int, folder: Path) -> None:
@@ -276,11 +287,11 @@ def _build_index(ends: np.ndarray, seq_len: int, folder: Path) -> None:
                 write_npy_header(file, dtype, (count,))
                 file.flush()
                 os.fsync(file.fileno())
+            meta = {"of": folder.name} | {name: _file_crc32(file) for name, file in zip(_NAMES, files)}
         finally:
             for file in files:
                 file.close()
-        checksums = {name: _file_crc32(temporary / f"{name}.npy") for name in _NAMES} | {"of": folder.name}
-        (temporary / "index.json").write_text(json.dumps(checksums))
+        (temporary / "index.json").write_text(json.dumps(meta))
         try:
             temporary.rename(folder)
         except OSError:

@@ -46,6 +46,7 @@ class ShardReader:
     ):
         self.path = path
         self._entry, self._dtype, self._num_records, self._notices = entry, dtype, num_records, notices
+        self._local = is_local(path)
         self._lock = threading.RLock()
         self._reader: Any = None
         self._crcs: list[int] | None = None
@@ -120,7 +121,7 @@ class ShardReader:
             unchanged = stamp is not None and self._look() == stamp
             compared = self._compared
             for record, piece in zip(records, pieces, strict=True):
-                if unchanged and compared[record]:
+                if compared[record] and unchanged:
                     continue
                 if zlib.crc32(piece) != crcs[record]:
                     self.close()
@@ -139,7 +140,7 @@ class ShardReader:
 
     def _look(self) -> tuple[int, ...] | None:
         """What tells whether the file is still the same; None when that cannot be told."""
-        if not is_local(self.path):
+        if not self._local:
             return None
         try:
             found = os.stat(self.path)
@@ -156,7 +157,7 @@ class ShardReader:
         def fetch() -> list[bytes]:
             try:
                 reader = self._open()
-                if not is_local(self.path):
+                if not self._local:
                     return list(reader.read(list(records)))
                 pieces = []
                 for record in records:
