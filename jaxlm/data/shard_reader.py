@@ -30,8 +30,8 @@ class ShardReader:
     """Tokens and document ends of one shard. Thread-safe; reopens its files after a failed read.
 
     Every record is compared with its CRC-32 when it is read. Of a local file that has not changed since (its inode,
-    size and dates say so, asked before and after each read) a record is compared once: ArrayRecord has a hash of its
-    own against flipped bits, and takes it at every read.
+    size and dates say so, asked after each read) a record is compared once: ArrayRecord has a hash of its own against
+    flipped bits, and takes it at every read.
 
     A shard without checksums (made by an older version) is read whole at first, and must have the SHA-256 that the
     manifest promises; the checksums are then taken from what was read.
@@ -113,17 +113,19 @@ class ShardReader:
     def read(self, records: Sequence[int]) -> list[bytes]:
         """These records of the shard, ascending."""
         with self._lock:
-            crcs = self._checksums()
-            stamp = self._look()
-            if stamp != self._stamp:
-                self._stamp, self._compared = stamp, bytearray(self._num_records)
+            crcs, crc32 = self._checksums(), zlib.crc32
             pieces = self._fetch(records)
-            unchanged = stamp is not None and self._look() == stamp
+            stamp = self._look()
+            unchanged = (
+                stamp is not None and stamp == self._stamp
+            )  # since the last time, so also during this read
+            if not unchanged:
+                self._stamp, self._compared = stamp, bytearray(self._num_records)
             compared = self._compared
-            for record, piece in zip(records, pieces, strict=True):
-                if compared[record] and unchanged:
+            for record, piece in zip(records, pieces):
+                if compared[record]:
                     continue
-                if zlib.crc32(piece) != crcs[record]:
+                if crc32(piece) != crcs[record]:
                     self.close()
                     raise damaged(
                         self.path,
@@ -182,16 +184,17 @@ class ShardReader:
         if self._reader is not None:
             return self._reader
         path = self.path
-        if is_local(path) and not os.path.exists(path):
+        if self._local and not os.path.exists(path):
             raise damaged(path, "no such file")
         # Local reads are faster without the reader's thread pool; remote ones hide their latency in it.
-        options = "readahead_buffer_size:0" + (",max_parallelism:0" if is_local(path) else "")
+        options = "readahead_buffer_size:0" + (",max_parallelism:0" if self._local else "")
         reader = ArrayRecordReader(path, options=options, file_reader_buffer_size=4096)
         found = reader.num_records()
         if found != self._num_records:
             _close(reader)
             raise damaged(path, f"{found} records, not {self._num_records}: perhaps truncated")
-        self._reader = reader
+        # What was compared may have been read from another file of this name.
+        self._reader, self._stamp, self._compared = reader, self._look(), bytearray(self._num_records)
         return reader
 
     def close(self) -> None:

@@ -190,9 +190,7 @@ def test_what_changes_in_the_middle_of_a_run_is_named_or_harmless(made, corpus, 
 
 def test_other_tokens_are_seen_also_in_records_that_were_compared_before(made, corpus, monkeypatch):
     """A record of a file that stays the same is compared once; so the file has to be looked at."""
-    monkeypatch.setattr(
-        shard_reader, "_CLOCK_NS", 0
-    )  # else what was written a moment ago is compared at each read
+    monkeypatch.setattr(shard_reader, "_CLOCK_NS", 0)  # else what is two seconds old is compared at each read
     store = TokenStore(corpus, "train", resident_bytes=0)
     count = []
     crc32 = shard_reader.zlib.crc32
@@ -204,6 +202,20 @@ def test_other_tokens_are_seen_also_in_records_that_were_compared_before(made, c
     assert len(count) == num_records, "compared once"
     time.sleep(0.02)  # the tick of the file system's clock
     put_other(SHARD)(corpus, made[1])
+    with pytest.raises(UserError, match=f"{SHARD}.*record 0 is not what the build wrote"):
+        store.read(0, store.num_tokens)
+
+
+def test_a_file_that_is_opened_again_is_compared_again(made, corpus, monkeypatch):
+    """What was compared came from the file that was open, whatever has its name by now."""
+    monkeypatch.setattr(shard_reader, "_CLOCK_NS", 0)
+    store = TokenStore(corpus, "train", resident_bytes=0)
+    store.read(0, store.num_tokens)
+    shutil.copy(made[1] / SHARD, corpus / "new")
+    os.replace(corpus / "new", corpus / SHARD)
+    tokens = [store.read(0, store.num_tokens) for _ in range(3)]
+    np.testing.assert_array_equal(tokens[0], tokens[2])
+    store.close()
     with pytest.raises(UserError, match=f"{SHARD}.*record 0 is not what the build wrote"):
         store.read(0, store.num_tokens)
 
