@@ -354,6 +354,7 @@ def _train(
     num_steps = run.plan.num_steps
     report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(run.config))
     with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
+        run.rows.notices.connect(report.event)
         state, meta, words, notes, frozen = start_state(run.config, run.pieces, checkpoints, run.data)
         run = run._replace(pieces=run.pieces._replace(steps=run.pieces.steps.bind(frozen)))
         if processes.is_first():  # and not before it is known to be that of the checkpoints

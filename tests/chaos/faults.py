@@ -4,21 +4,16 @@ A stroke returns words about itself, and says which exit codes may follow. A dam
 and how a person would mend it where the next start refuses to go on and names it; None where there was nothing to harm.
 """
 
-import os
 import resource
 import shutil
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from chaos_runs import EVAL_EVERY, Launch, Site
-
-from jaxlm import checkpoint_integrity as integrity
-from jaxlm.report.events import EVENTS
+from chaos_runs import Launch
 
 START_UP_S = 3.0
 """About what a start takes to its first line, on an idle machine."""
