@@ -116,9 +116,8 @@ class ShardReader:
             crcs, crc32 = self._checksums(), zlib.crc32
             pieces = self._fetch(records)
             stamp = self._look()
-            unchanged = (
-                stamp is not None and stamp == self._stamp
-            )  # since the last time, so also during this read
+            # Since the last look, so also during this read.
+            unchanged = stamp is not None and stamp == self._stamp
             if not unchanged:
                 self._stamp, self._compared = stamp, bytearray(self._num_records)
             compared = self._compared

@@ -368,6 +368,26 @@ def test_a_read_that_goes_on_failing_ends_with_the_name_of_its_file_and_leaves_n
     assert time.monotonic() - begin < sum(noticing.RETRY_WAITS_S) + 2, "other batches are not waited for"
 
 
+def test_closing_waits_for_no_further_try(flaky, corpus):
+    flaky.setattr(Flaky, "failing", range(1, 10**9))
+    flaky.setattr(noticing, "RETRY_WAITS_S", (60.0,))
+    notices, failed, before = Notices(), threading.Event(), threading.active_count()
+    notices.connect(lambda event, **fields: failed.set())
+    store = TokenStore(corpus, "train", resident_bytes=0, notices=notices)
+    rows = Rows(
+        DataConfig(sources={"mine": SourceConfig(path="mine")}, seq_len=300),
+        {"mine": store},
+        0,
+        notices=notices,
+    )
+    with make_iterator(rows, num_steps=10):
+        assert failed.wait(10), "a thread now waits for its second try"
+        begin = time.monotonic()
+    while threading.active_count() > before and time.monotonic() - begin < 10:
+        time.sleep(0.01)
+    assert time.monotonic() - begin < 5
+
+
 @pytest.mark.parametrize("name", ["manifest.json", ENDS, CRCS])
 def test_small_files_are_tried_again_too(corpus, name, expected, monkeypatch):
     from etils import epath
