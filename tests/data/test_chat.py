@@ -171,7 +171,7 @@ ALPACA_GOLDEN = """
 
 
 @pytest.mark.parametrize("family", GOLDEN)
-def test_answers_and_the_end_of_their_turn_are_trained_on_and_nothing_else(family):
+def test_answers_and_the_end_of_their_turn_are_trained_on_and_nothing_else(family):  # pain 6, 7
     template = open_template(tokenizer(family))
     assert pieces(template, TWO) == columns(GOLDEN[family])
 
@@ -492,7 +492,7 @@ def test_half_a_character_is_refused():
 @pytest.mark.parametrize("family", ["llama3", "gemma", "mistral"])
 @pytest.mark.parametrize("bos_first", [True, False])
 @pytest.mark.parametrize("name", ["chat", "alpaca", "own"])
-def test_bos_stands_in_front_once_where_the_tokenizer_has_it(tmp_path, family, bos_first, name):
+def test_bos_stands_in_front_once_where_the_tokenizer_has_it(tmp_path, family, bos_first, name):  # pain 10
     made = tokenizer(family, None, bos_first)
     if name == "own":
         name = str(tmp_path / "own.jinja")
@@ -507,7 +507,7 @@ def test_bos_stands_in_front_once_where_the_tokenizer_has_it(tmp_path, family, b
 
 
 @pytest.mark.parametrize("make", ["gpt2", "metaspace", "level", "trained", "t5"])
-def test_alpaca_works_with_any_tokenizer_that_has_eos(make):
+def test_alpaca_works_with_any_tokenizer_that_has_eos(make):  # pain 8
     if make == "trained":
         made = SentencePieceTokenizer(train_tokenizer(small_tokenizers.TEXTS, "bpe", 400))
     else:

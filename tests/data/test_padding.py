@@ -21,7 +21,7 @@ def test_examples_are_told_from_documents():
     assert not isinstance(MemoryStore([[1, 2]]), ExampleReader)
 
 
-def test_a_dialogue_in_a_row_of_its_own():
+def test_a_dialogue_in_a_row_of_its_own():  # pain 6
     store = MemoryExamples([[1, 5, 6, 7, 2], [1, 8, 2]], trained=[[0, 0, 0, 1, 1], [0, 1, 1]])
     rows = PadPacking(store, 8).rows(np.array([0, 1]), width=6)
     #                             prompt  answer end
