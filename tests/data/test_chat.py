@@ -3,16 +3,17 @@
 import pickle
 import re
 import time
+from itertools import groupby
 
 import jinja2
 import pytest
 import small_tokenizers
 from chat_cases import ENDS, LLAMA3, SPECIAL, TEMPLATES, tokenizer
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from jaxlm.data import chat_worker
-from jaxlm.data.chat import Message, open_template, save_chat, saved_chat
+from jaxlm.data.chat import ChatTemplate, Message, open_template, save_chat, saved_chat
 from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
 from jaxlm.data.tokenizer_hf import HFTokenizer
 from jaxlm.types import UserError
@@ -567,3 +568,51 @@ def test_a_damaged_saved_template_is_named(tmp_path, content):
     (tmp_path / "chat.json").write_text(content)
     with pytest.raises(UserError, match=r"chat\.json is damaged, or belongs to another tokenizer"):
         saved_chat(tmp_path, tokenizer("chatml"))
+
+
+PARTS = st.sampled_from(["", " ", "\n", "\n\n", ": ", "###", "<|im_start|>", "[", "é"])
+ENDINGS = st.sampled_from(["", "\n", "<|im_end|>", "<|im_end|>\n", "{{ eos_token }}", "\n###\n"])
+
+
+@st.composite
+def any_template(draw):
+    """A template as people write them, good and bad: with and without EOS, a generation prompt, or blocks."""
+    begin, middle, end = draw(PARTS), draw(PARTS), draw(ENDINGS)
+    answer = draw(st.sampled_from(["{{ m.content }}", "{{ m.content | trim }}", "{{ m.content | upper }}"]))
+    inside, body = draw(st.sampled_from([("no", answer + end)] * 3 + [("end", answer + end), ("out", answer)]))
+    if inside == "end":
+        body = f"{{% generation %}}{body}{{% endgeneration %}}"
+    elif inside == "out":
+        body = f"{{% generation %}}{body}{{% endgeneration %}}{end}"
+    prompt = draw(st.sampled_from([f"{begin}assistant{middle}", f"{begin}bot{middle}", begin, ""]))
+    return (
+        draw(st.sampled_from(["", "{{ bos_token }}", "Be brief.\n"]))
+        + "{% for m in messages %}"
+        + f"{begin}{{{{ m.role }}}}{middle}{{% if m.role == 'assistant' %}}{body}"
+        + f"{{% else %}}{{{{ m.content }}}}{end}{{% endif %}}{{% endfor %}}"
+        + f"{{% if add_generation_prompt %}}{prompt}{{% endif %}}"
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@example(text=TEMPLATES["chatml"], messages=TWO)
+@example(text=GENERATION, messages=TWO)
+@given(text=any_template(), messages=dialogues(WORDS))
+def test_any_template_is_refused_or_trains_on_answers_and_nothing_that_the_user_says(text, messages):  # pain 5
+    """Never on all tokens and never on none, whether it marks its answers or not."""
+    made = tokenizer("chatml")
+    try:
+        ids, trained = ChatTemplate("any", text, made).example(messages)
+    except UserError as error:
+        assert "cannot be trained with" in str(error)
+        assert text not in (TEMPLATES["chatml"], GENERATION)
+        return
+    assert any(trained)
+    assert not all(trained)
+    runs = [(known, [i for i, _ in run]) for known, run in groupby(zip(ids, trained), lambda one: one[1])]
+    learnt = [decoded(made, run) for known, run in runs if known]
+    answers = [m.content for m in messages if m.role == "assistant"]
+    assert len(learnt) == len(answers)
+    for found, answer in zip(learnt, answers):
+        assert answer.upper() in found.upper()
+        assert len(found) <= len(answer) + len("\n<|im_end|>\n")
