@@ -579,7 +579,9 @@ def any_template(draw):
     """A template as people write them, good and bad: with and without EOS, a generation prompt, or blocks."""
     begin, middle, end = draw(PARTS), draw(PARTS), draw(ENDINGS)
     answer = draw(st.sampled_from(["{{ m.content }}", "{{ m.content | trim }}", "{{ m.content | upper }}"]))
-    inside, body = draw(st.sampled_from([("no", answer + end)] * 3 + [("end", answer + end), ("out", answer)]))
+    inside, body = draw(
+        st.sampled_from([("no", answer + end)] * 3 + [("end", answer + end), ("out", answer)])
+    )
     if inside == "end":
         body = f"{{% generation %}}{body}{{% endgeneration %}}"
     elif inside == "out":
@@ -598,13 +600,18 @@ def any_template(draw):
 @example(text=TEMPLATES["chatml"], messages=TWO)
 @example(text=GENERATION, messages=TWO)
 @given(text=any_template(), messages=dialogues(WORDS))
-def test_any_template_is_refused_or_trains_on_answers_and_nothing_that_the_user_says(text, messages):  # pain 5
+def test_any_template_is_refused_or_trains_on_answers_and_nothing_that_the_user_says(
+    text, messages
+):  # pain 5
     """Never on all tokens and never on none, whether it marks its answers or not."""
     made = tokenizer("chatml")
+    refused, ids, trained = "", [], []
     try:
         ids, trained = ChatTemplate("any", text, made).example(messages)
     except UserError as error:
-        assert "cannot be trained with" in str(error)
+        refused = str(error)
+    if refused:
+        assert "cannot be trained with" in refused
         assert text not in (TEMPLATES["chatml"], GENERATION)
         return
     assert any(trained)
