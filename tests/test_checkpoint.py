@@ -51,7 +51,7 @@ def test_restored_equals_saved_bit_for_bit(tmp_path):
     assert restored.meta.num_params == sum(x.size for x in jax.tree.leaves(state.params))
 
 
-def test_restores_on_any_number_of_devices(tmp_path):
+def test_restores_on_any_number_of_devices(tmp_path):  # pain 18
     """8 -> 1 -> 4 -> 8, each saved again by those who restored it."""
     original = state = make_state(8)
     for step, num_devices in enumerate((1, 4, 8), start=1):

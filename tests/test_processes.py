@@ -86,7 +86,7 @@ def test_two_processes_see_the_same_batches_losses_and_scores_as_one(alone, two)
     assert_same_run(two[0], alone)
 
 
-def test_four_processes_continue_what_two_began(alone, four):
+def test_four_processes_continue_what_two_began(alone, four):  # pain 3
     assert_same_run(four[0], alone)
 
 

@@ -42,7 +42,7 @@ def test_every_token_with_a_predecessor_is_a_target_exactly_once(packing_class, 
 @both
 @given(lengths=documents, seq_len=st.integers(2, 17))
 @settings(max_examples=150, deadline=None)
-def test_documents_in_a_row_are_isolated(packing_class, lengths, seq_len):
+def test_documents_in_a_row_are_isolated(packing_class, lengths, seq_len):  # pain 12
     store = MemoryStore(lengths=lengths)
     batch = epoch(packing_class(store, seq_len))
     document_of = np.repeat(np.arange(store.num_documents), lengths)
