@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -132,6 +134,7 @@ class Launch:
         self.steps_before = self.steps_on_disk()
         self.unfinished_before = self.folders(integrity.UNFINISHED)
         self._descendants: dict[int, psutil.Process] = {}
+        self._copies: list[threading.Thread] = []
         port = free_port()
         number = next(site.launches)
         self._files = [site.folder / "logs" / f"{number:03d}-{index}" for index in range(layout.num_processes)]
@@ -152,9 +155,15 @@ class Launch:
         if self.layout.num_processes > 1:
             argv += [f"--coordinator=127.0.0.1:{port}", f"--num-processes={self.layout.num_processes}"]
             argv += [f"--process-id={index}"]
-        file = self._files[index]
-        with open(f"{file}.out", "wb") as out, open(f"{file}.err", "wb") as err:
-            return subprocess.Popen(argv, env=environ, stdout=out, stderr=err, cwd=self.site.folder)
+        # Through pipes: a limit on the size of files would strike what is printed, too.
+        process = subprocess.Popen(
+            argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.site.folder
+        )
+        for stream, suffix in ((process.stdout, "out"), (process.stderr, "err")):
+            thread = threading.Thread(target=_copy, args=(stream, Path(f"{self._files[index]}.{suffix}")), daemon=True)
+            thread.start()
+            self._copies.append(thread)
+        return process
 
     # What is going on.
 
@@ -258,6 +267,8 @@ class Launch:
         self.signal(signal.SIGKILL)
         for process in self.processes:
             process.wait()
+        for thread in self._copies:
+            thread.join(5.0)  # a child that lives on would hold its pipe open
         self.poll()
         return codes
 
@@ -284,6 +295,13 @@ class Launch:
                 names.append(" ".join(process.cmdline())[:120])
                 process.kill()
         return names
+
+
+def _copy(stream: IO[bytes], path: Path) -> None:
+    with stream, open(path, "wb") as file:
+        while content := stream.read1(1 << 16):
+            file.write(content)
+            file.flush()
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -262,12 +262,13 @@ class Chaos:
                 record.outcome, refused = "refused by name; mended", True
             elif wound.named in text:
                 record.outcome = "named; went on"
-            elif launch.steps():
-                record.outcome = "no difference"
-                if wound.must_be_told:
-                    self._problem(f"fault {record.number}, {record.kind}: {wound.words} was not told of", record)
             else:
-                left.append((wound, record))
+                if launch.steps():
+                    record.outcome = "no difference"
+                    if wound.must_be_told:
+                        self._problem(f"fault {record.number}, {record.kind}: {wound.words} was not told of", record)
+                        continue
+                left.append((wound, record))  # what is read later, at an evaluation, is noticed later
         self._wounds = left
         return refused
 
