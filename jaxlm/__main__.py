@@ -7,7 +7,7 @@ import sys
 def start() -> int:
     """The command `jaxlm`. While it cannot say "interrupted" itself, Ctrl-C ends it as it ends any program.
 
-    That is while its modules are imported, and while the interpreter goes: else each shows where it was, in a traceback.
+    That is while its modules are imported, and while the interpreter goes: they would show a traceback.
     """
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from jaxlm.cli import main

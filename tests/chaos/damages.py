@@ -116,7 +116,9 @@ def empty_step(site: Site, workdir: Path, rng: Random) -> Wound | None:
         return None
     folder = directory / str(steps[-1] + 1)
     folder.mkdir()
-    return Wound(f"checkpoints/{folder.name}", f"Checkpoint {folder.name}", lambda: remove(folder), must_be_told=True)
+    return Wound(
+        f"checkpoints/{folder.name}", f"Checkpoint {folder.name}", lambda: remove(folder), must_be_told=True
+    )
 
 
 def marks(site: Site, workdir: Path, rng: Random) -> Wound | None:
