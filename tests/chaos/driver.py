@@ -185,7 +185,7 @@ class Chaos:
         """What became of earlier damage; mends that for which the start was refused. Returns whether one was."""
         refused, left = False, []
         errors = "".join(line for line in text.splitlines(keepends=True) if "jaxlm: error" in line)
-        for wound, record in self._wounds:
+        for wound, record in reversed(self._wounds):  # so that the oldest copy of a file is put back last
             if 2 in codes and wound.named in errors:
                 wound.mend()
                 record.outcome, refused = "refused by name; mended", True
@@ -200,7 +200,7 @@ class Chaos:
                         )
                         continue
                 left.append((wound, record))  # what is read later, at an evaluation, is noticed later
-        self._wounds = left
+        self._wounds = left[::-1]
         return refused
 
     def finish(self, layout: Layout) -> None:
