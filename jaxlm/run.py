@@ -63,14 +63,11 @@ __all__ = [
 
 def use_compile_cache() -> str:
     """Keeps compiled steps on disk ($JAXLM_CACHE or ~/.cache/jaxlm), so that a second start is quick."""
-    import jax
-
+    from jaxlm import compile_cache
     from jaxlm.data.files import cache_root
 
     folder = os.path.join(os.fspath(cache_root(None)), "compiled")
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    compile_cache.use(folder)
     return folder
 
 

@@ -78,7 +78,7 @@ def in_latest_step(harm: Harm) -> Damage:
         path = rng.choice(files)
         told = path.name not in integrity.UNSEALED
         words = f"{path.relative_to(workdir)}: {harm(path, rng)}"
-        return Wound(words, f"Checkpoint {steps[-1]}", lambda: remove(folder), must_be_told=told)
+        return Wound(words, f"Checkpoint {steps[-1]} in", lambda: remove(folder), must_be_told=told)
 
     return damage
 
@@ -116,7 +116,12 @@ def empty_step(site: Site, workdir: Path, rng: Random) -> Wound | None:
         return None
     folder = directory / str(steps[-1] + 1)
     folder.mkdir()
-    return Wound(f"checkpoints/{folder.name}", f"Checkpoint {folder.name}", lambda: remove(folder), must_be_told=True)
+    return Wound(
+        f"checkpoints/{folder.name}",
+        f"Checkpoint {folder.name} in",
+        lambda: remove(folder),
+        must_be_told=True,
+    )
 
 
 def marks(site: Site, workdir: Path, rng: Random) -> Wound | None:

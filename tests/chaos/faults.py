@@ -161,7 +161,9 @@ def file_size_limit(launch: Launch, rng: Random) -> Blow:
     limit = launch.log.stat().st_size + rng.choice([0, 2_000, 50_000])
     for process in launch.processes:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-    return Blow(f"{limit:,} bytes", [{0, 2}] * len(launch.processes), ("a file grew larger", "File too large"))
+    return Blow(
+        f"{limit:,} bytes", [{0, 2}] * len(launch.processes), ("a file grew larger", "File too large")
+    )
 
 
 BALLAST = "ballast"
@@ -177,7 +179,9 @@ def full_disk(launch: Launch, rng: Random) -> Blow:
                 free -= file.write(bytes(min(free - spare, 1 << 20)))
         except OSError:
             pass
-    return Blow(f"{spare:,} bytes left", [{0, 2}] * len(launch.processes), ("the disk is full", "No space left"))
+    return Blow(
+        f"{spare:,} bytes left", [{0, 2}] * len(launch.processes), ("the disk is full", "No space left")
+    )
 
 
 def kill_one(launch: Launch, rng: Random) -> Blow:
@@ -233,7 +237,9 @@ def _strokes(name: str, strike: Callable[[Launch, Random], Blow], *moments: str)
 ALONE = [
     *_strokes("SIGKILL", send(signal.SIGKILL), *MOMENTS, "save", "commit", "corpus build"),
     *_strokes("SIGTERM", send(signal.SIGTERM), *MOMENTS),
-    *_strokes("SIGINT", send(signal.SIGINT), "start-up", "start-up", "first step", "step", "save", "corpus build"),
+    *_strokes(
+        "SIGINT", send(signal.SIGINT), "start-up", "start-up", "first step", "step", "save", "corpus build"
+    ),
     *_strokes("SIGTERM, then SIGKILL", terminate_then_kill, "start-up", "step", "save"),
     *_strokes("SIGINT twice", two_interrupts, "step", "save"),
     *_strokes("SIGSTOP, then SIGCONT", pause, "start-up", "step", "save"),
