@@ -3,18 +3,22 @@
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
 TEST_PROCESSES ?= 2
+CHAOS_OUT ?= runs/chaos-$(shell date +%Y%m%d-%H%M%S)
+CHAOS_FLAGS ?= --faults=100 --seed=0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 BIN := $(VENV)/bin
 PARITY := $(VENV)-parity
 PODS := $(VENV)-pods
+LOWEST := $(VENV)-lowest
 AUDIT := $(VENV)-audit
 FUZZ ?= 20
 CHECKED := .ci jaxlm tests configs parity $(wildcard bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format format-check ruff types spelling files pytest parity golden bench pods audit fuzz clean
+.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-lowest parity golden chaos \
+	bench pods audit fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -29,6 +33,9 @@ test: lint pytest  ## make the environment, check style, types and spelling, run
 
 pytest: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_FLAGS)
+
+test-lowest: $(LOWEST)/stamp  ## all tests with the oldest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_FLAGS)
 
 lint: format-check ruff types spelling files  ## everything `make test` checks before pytest
 
@@ -69,6 +76,9 @@ audit: $(VENV)/dev.stamp $(AUDIT)/stamp  ## secrets in tracked files, known vuln
 fuzz: $(VENV)/dev.stamp  ## the readers of outside data with FUZZ=20 times as many damaged files as in the tests
 	JAXLM_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/fuzz $(PYTEST_FLAGS)
 
+chaos: $(VENV)/dev.stamp  ## kill, stop, starve and damage real runs a hundred times: CHAOS_OUT/report.md
+	$(BIN)/python tests/chaos/driver.py $(CHAOS_FLAGS) --out=$(CHAOS_OUT)
+
 bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/planner.py
 	$(BIN)/python bench/loader.py
@@ -80,7 +90,7 @@ bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/finetune.py
 
 clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) $(PARITY) $(PODS) $(AUDIT) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(PARITY) $(PODS) $(LOWEST) $(AUDIT) .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -97,6 +107,14 @@ $(PARITY)/bin/python: | $(VENV)/bin/python
 $(PARITY)/stamp: pyproject.toml | $(PARITY)/bin/python
 	@echo "Installing torch, transformers and jaxlm into $(PARITY) (once; two or three minutes)"
 	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --editable '.[parity]'
+	@touch $@
+
+# pip cannot look for the oldest; uv can.
+$(LOWEST)/stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing jaxlm and the oldest of what it allows into $(LOWEST) (once; a minute or two)"
+	@$(BIN)/python -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(LOWEST)/bin/python -m uv pip install --quiet --python $(LOWEST)/bin/python --resolution=lowest-direct --editable '.[dev]'
 	@touch $@
 
 $(PODS)/stamp: pyproject.toml | $(VENV)/bin/python

@@ -41,6 +41,11 @@ CHUNK_BYTES = 16 << 20
 with whole arrays; and a device that wants a part of an array reads little more than that part."""
 
 
+EVALUATED, EVAL_LOSS, REPLAYED = "evaluated", "eval_loss", "replayed"
+"""Marks of a step: its evaluation was made up for, and what it said; a bad step after it can be repeated from it, so it
+is kept."""
+
+
 class Policy(Protocol):
     """When to save and what to keep: `CheckpointConfig` of jaxlm/train/config.py."""
 
@@ -89,6 +94,16 @@ def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(folder, {})
         inner[last] = leaf
     return nested
+
+
+def _discard(folder: epath.Path) -> None:
+    """Deletes what a failed save has written; other threads may still be at it, so this is tried for a while."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            if not folder.exists():
+                return
+            folder.rmtree()
+        time.sleep(0.05)
 
 
 class Checkpoints:
@@ -164,7 +179,9 @@ class Checkpoints:
         self._join()
         self._report(raise_disk_errors=False)
         step = self._step = meta.step
-        if step in processes.from_first(self.all_steps):  # a shared file system may show others other ones
+        if step in processes.from_first(
+            self.all_steps, "Saving a checkpoint"
+        ):  # a shared file system may show others other ones
             return False
         ocp = import_orbax()
         meta = dataclasses.replace(meta, arrays=array_specs(state), saved_at=time.time())
@@ -232,8 +249,8 @@ class Checkpoints:
         try:
             if processes.is_first():
                 self._delete_old()
-        except OSError as error:
-            self._warn(f"Old checkpoints in {self.directory} could not be deleted: {error}.")
+        except (OSError, UserError) as error:
+            self._warn(f"Old checkpoints in {self.directory} could not be deleted: {error}")
 
     def _fail(self, step: int, error: BaseException) -> None:
         self._failure = (step, error)
@@ -241,10 +258,9 @@ class Checkpoints:
             self._orbax.close()
         self._orbax = None
         partial = self.directory / f"{step}{integrity.UNFINISHED}"
-        if not processes.is_alone():
-            self._interrupted.append(partial)  # other hosts may still be writing there
-        elif partial.exists():
-            partial.rmtree()
+        if processes.is_alone():
+            _discard(partial)
+        self._interrupted.append(partial)  # others may still be writing there: hosts, or threads of Orbax
 
     def _join(self) -> None:
         if self._saving is not None:
@@ -270,9 +286,11 @@ class Checkpoints:
     def _delete_old(self) -> None:
         assert self._policy is not None
         losses: dict[int, float | None] = {}
+        marks = self._marks()
         for step in self.all_steps():
             try:
-                losses[step] = integrity.read_meta(self.directory / str(step)).eval_loss
+                loss = integrity.read_meta(self.directory / str(step)).eval_loss
+                losses[step] = marks.get(step, {}).get(EVAL_LOSS) if loss is None else loss
             except DamagedCheckpoint:
                 continue  # not counted among the good ones, so that it displaces none; `restore` will name it
         reasons = integrity.reasons_kept(
@@ -280,6 +298,7 @@ class Checkpoints:
             keep_last=self._policy.keep_last,
             keep_every_steps=self._policy.keep_every_steps,
             keep_best=self._policy.keep_best,
+            pinned=[step for step, names in marks.items() if REPLAYED in names],
         )
         for step, why in reasons.items():
             if not why:
@@ -410,12 +429,14 @@ class Checkpoints:
         damages: dict[int, str] = {}
         tried: set[int] = set()
         while candidates := [
-            s for s in processes.from_first(self.all_steps) if s not in tried and step in (None, s)
+            s
+            for s in processes.from_first(self.all_steps, "The steps on disk")
+            if s not in tried and step in (None, s)
         ]:
             candidate = max(candidates)
             tried.add(candidate)
             folder = self.directory / str(candidate)
-            if not processes.from_first(folder.exists):
+            if not processes.from_first(folder.exists, "The steps on disk"):
                 continue
             if not (damage := self._damage(candidate)):
                 for bad, reason in damages.items():
@@ -438,7 +459,7 @@ class Checkpoints:
             damage = ""
         except DamagedCheckpoint as error:
             damage = str(error)
-        return next(filter(None, processes.from_all(damage)), "")
+        return next(filter(None, processes.from_all(damage, f"Checking checkpoint {step}")), "")
 
     def _set_aside(self, step: int, reason: str, instead: int) -> None:
         folder = self.directory / str(step)
@@ -454,14 +475,29 @@ class Checkpoints:
 
     # What is done after a save, and would otherwise be forgotten when the run is killed in between.
 
-    def mark(self, step: int, name: str) -> None:
-        """Notes that something which follows a save (an evaluation, an export) was completed."""
+    def mark(self, step: int, name: str, value: float | None = None) -> None:
+        """Notes that something which follows a save (an evaluation, an export) was completed.
+
+        Args:
+          value: of EVAL_LOSS, so that `keep_best` knows it; None: the time, in Unix seconds.
+        """
         if processes.is_first():
-            integrity.write_mark(self.directory, step, name)
+            self._marks()
+            integrity.write_mark(self.directory, step, name, value)
 
     def marked(self, step: int, name: str) -> bool:
         """Whether `mark(step, name)` was called, by this run or an earlier one."""
-        return name in integrity.read_marks(self.directory).get(step, {})
+        return name in self._marks().get(step, {})
+
+    def _marks(self) -> dict[int, dict[str, float]]:
+        """Damaged, they are put aside: what they listed is done again, and no run ends for it."""
+        try:
+            return integrity.read_marks(self.directory)
+        except UserError as error:
+            if self._policy is not None:
+                integrity.set_aside(self.directory / integrity.MARKS)
+                self._warn(f"{error} It was renamed.")
+            return {}
 
     def _open_orbax(self) -> Any:
         """One AsyncCheckpointer for saving and restoring, made when it is first needed."""

@@ -16,7 +16,7 @@ def import_orbax() -> Any:
 
     # Orbax logs the traceback of a failed save and then raises it; one line from us is enough.
     logging.getLogger("absl").addFilter(_not_from_orbax)
-    logging.getLogger("asyncio").addFilter(_not_a_task_of_orbax)
+    logging.getLogger("asyncio").addFilter(_not_a_write_of_orbax)
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -31,9 +31,12 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
-def _not_a_task_of_orbax(record: logging.LogRecord) -> bool:
-    """Of the arrays of a save that fail, the first is raised; asyncio tells of the others when they are collected."""
-    return not (record.msg.startswith("Task exception was never retrieved") and "orbax" in record.msg)
+def _not_a_write_of_orbax(record: logging.LogRecord) -> bool:
+    """Of the arrays of a save that fail, the first is raised; asyncio tells of the others when they are collected.
+
+    They are tasks, futures of their chunks, and what gathers those: `Task`, `Future`, `_GatheringFuture`.
+    """
+    return not ("exception was never retrieved" in record.msg and "orbax" in record.msg)
 
 
 def _of_a_write_given_up(error: BaseException | None, traceback: TracebackType | None) -> bool:

@@ -41,7 +41,7 @@ from jaxlm.runconfig import (
     restart_differences,
     save_config,
 )
-from jaxlm.types import Batch, Params, UserError
+from jaxlm.types import Params, UserError
 from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE, FROZEN, claim
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.models.build import LM
     from jaxlm.parallel.distributed import Cluster
-    from jaxlm.train.step import TrainState
+    from jaxlm.train.step import LossFn, TrainState
     from jaxlm.train.tuning import Tuning
 
 __all__ = [
@@ -63,14 +63,11 @@ __all__ = [
 
 def use_compile_cache() -> str:
     """Keeps compiled steps on disk ($JAXLM_CACHE or ~/.cache/jaxlm), so that a second start is quick."""
-    import jax
-
+    from jaxlm import compile_cache
     from jaxlm.data.files import cache_root
 
     folder = os.path.join(os.fspath(cache_root(None)), "compiled")
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    compile_cache.use(folder)
     return folder
 
 
@@ -78,6 +75,7 @@ class Pieces(NamedTuple):
     """What a run is made of, before its first step."""
 
     lm: LM
+    loss: LossFn
     steps: Any
     mesh: Any
     sizes: dict[str, int]
@@ -98,7 +96,7 @@ def build_pieces(
     from jaxlm.models.build import build
     from jaxlm.objectives import OBJECTIVES
     from jaxlm.parallel.mesh import make_mesh
-    from jaxlm.parallel.sharding import batch_sharding, make_constrain, make_spread
+    from jaxlm.parallel.sharding import make_constrain, make_constrain_batch, make_spread
     from jaxlm.parallel.xla_options import options_for
     from jaxlm.train.optimizer import make_optimizer, make_schedule
     from jaxlm.train.step import compile_steps, make_eval_step, make_train_step
@@ -124,19 +122,14 @@ def build_pieces(
         options["num_classes"] = cfg.model.num_classes
     loss = OBJECTIVES[cfg.objective].make_loss(lm, **options)
     tx = make_optimizer(cfg.optimizer)
-    rows = batch_sharding(mesh)
-
-    def constrain_batch(batch: Batch) -> Batch:
-        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), batch)
-
     train_step = make_train_step(
         loss,
         tx,
         make_schedule(cfg.optimizer, cfg.train.num_steps),
         cfg.train,
         clip_norm=cfg.optimizer.clip_norm,
-        dropout_seed=cfg.seed if cfg.model.dropout or cfg.tune.lora_dropout else None,
-        constrain_batch=constrain_batch if mesh.size > 1 else lambda batch: batch,
+        dropout_seed=dropout_seed(cfg),
+        constrain_batch=make_constrain_batch(mesh),
         tuning=tuning,
     )
     steps = compile_steps(
@@ -148,7 +141,12 @@ def build_pieces(
         tuning=tuning,
         compiler_options=options_for(mesh.devices.flat[0].device_kind),
     )
-    return Pieces(lm, steps, mesh, sizes, tuning)
+    return Pieces(lm, loss, steps, mesh, sizes, tuning)
+
+
+def dropout_seed(cfg: RunConfig) -> int | None:
+    """None for a run without dropout."""
+    return cfg.seed if cfg.model.dropout or cfg.tune.lora_dropout else None
 
 
 def check_host_memory(cfg: RunConfig, device: Any) -> None:
@@ -190,22 +188,48 @@ class Start(NamedTuple):
 
 def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: OpenData) -> Start:
     """One order: resume this run; else start from the weights that init_from names; else initialise."""
+    if processes.from_first(checkpoints.latest_step, "The latest checkpoint") is not None:
+        return saved_state(cfg, pieces, checkpoints, data)
+    return fresh_state(cfg, pieces, checkpoints, data)
+
+
+NOTES = ("origin", "frozen", "rolled_back")
+"""Of what a checkpoint says, what the next one says again."""
+
+
+def saved_state(
+    cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: OpenData, step: int | None = None
+) -> Start:
+    """A step of this run; None: the latest."""
+    from jaxlm.run_weights import abstract_params, restore_frozen
+
+    state, meta = checkpoints.restore(
+        abstract_state(pieces, cfg),
+        step=step,
+        tokenizer_sha256=data.tokenizer.sha256,
+        corpus_sha256=data.corpus_sha256,
+    )
+    words = f"resumed from step {meta.step} in {checkpoints.directory}"
+    frozen = {}
+    if pieces.tuning.freezes:
+        abstract = abstract_params(pieces.lm, pieces.tuning, pieces.mesh)[1]
+        frozen = restore_frozen(checkpoints.directory.parent, abstract, meta)
+    return Start(state, meta, words, {name: meta.extra[name] for name in NOTES if name in meta.extra}, frozen)
+
+
+def fresh_state(
+    cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: OpenData, *, keep: bool = True
+) -> Start:
+    """Step 0 of this run.
+
+    Args:
+      keep: what is frozen is saved in the folder of the run.
+    """
     import jax
 
-    from jaxlm.run_weights import abstract_params, restore_frozen, save_frozen
+    from jaxlm.run_weights import save_frozen
 
-    workdir, tuning = checkpoints.directory.parent, pieces.tuning
-    abstract = abstract_state(pieces, cfg)
-    if processes.from_first(checkpoints.latest_step) is not None:
-        state, meta = checkpoints.restore(
-            abstract, tokenizer_sha256=data.tokenizer.sha256, corpus_sha256=data.corpus_sha256
-        )
-        words = f"resumed from step {meta.step} in {checkpoints.directory}"
-        frozen = {}
-        if tuning.freezes:
-            frozen = restore_frozen(workdir, abstract_params(pieces.lm, tuning, pieces.mesh)[1], meta)
-        notes = {name: meta.extra[name] for name in ("origin", "frozen") if name in meta.extra}
-        return Start(state, meta, words, notes, frozen)
+    tuning = pieces.tuning
     state = pieces.steps.init(jax.random.key(cfg.seed))
     if cfg.init_from is None:
         return Start(state, None, f"initialised from seed {cfg.seed}", {}, {})
@@ -223,7 +247,8 @@ def start_state(cfg: RunConfig, pieces: Pieces, checkpoints: Checkpoints, data: 
     notes: dict[str, Any] = {"origin": facts}
     if tuning.freezes:
         frozen = jax.device_put(frozen, pieces.steps.frozen_shardings)
-        notes["frozen"] = save_frozen(workdir, frozen, data.tokenizer.sha256)
+        if keep:
+            notes["frozen"] = save_frozen(checkpoints.directory.parent, frozen, data.tokenizer.sha256)
     return Start(state._replace(params=trained), None, words, notes, frozen)
 
 
@@ -242,7 +267,7 @@ class Run(NamedTuple):
 def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
     """Opens the data, plans which tokens are read, and builds the model; on all processes together."""
     data = open_data_together(cfg, folder)
-    with processes.together():
+    with processes.together("The plan of the data"):
         cfg = with_classes(with_vocabulary(cfg, data.tokenizer), data.labels)
         rows = make_rows(cfg, data)
         plan = rows.plan(cfg.train.num_steps)
@@ -294,16 +319,18 @@ def train(cfg: RunConfig, workdir: str | os.PathLike, cluster: Cluster | None = 
     Errors: hooks.Stopped when a signal ended it early, its last step saved.
     """
     from jaxlm.parallel import distributed
+    from jaxlm.source_hash import check_same_code
 
     check_start(cfg)
     started = time.perf_counter()
     joined = distributed.connect(cluster or distributed.Cluster())
+    check_same_code()
     folder = epath.Path(workdir)
     versions = {name: version(name) for name in ("jax", "jaxlm")}
     processes.check_same("The run", versions | {"--workdir": str(folder)} | flatten(cfg))
     with contextlib.ExitStack() as held:
-        resuming = processes.from_first(lambda: held.enter_context(claim(folder, cfg)))
-        with processes.together():
+        resuming = processes.from_first(lambda: held.enter_context(claim(folder, cfg)), "The workdir")
+        with processes.together("The workdir"):
             if not (folder / CONFIG_FILE).exists():
                 raise UserError(
                     f"--workdir={folder} holds no {CONFIG_FILE} here, though the first process has just written "
@@ -318,14 +345,13 @@ def _train(
     """`train` in a workdir that is claimed, the other processes connected."""
     run = prepare(cfg, folder)
     from jaxlm.checkpoint import Checkpoints
-    from jaxlm.data.pipeline import make_iterator
-    from jaxlm.parallel.sharding import local_rows
     from jaxlm.report.run_report import RunReport
-    from jaxlm.run_hooks import fit_until_done_or_stopped, log_peak_memory, make_hooks, plan_numbers
+    from jaxlm.run_hooks import fit_until_done_or_stopped, is_finished, log_peak_memory, plan_numbers
 
     num_steps = run.plan.num_steps
     report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(run.config))
     with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
+        run.rows.notices.connect(report.event)
         state, meta, words, notes, frozen = start_state(run.config, run.pieces, checkpoints, run.data)
         run = run._replace(pieces=run.pieces._replace(steps=run.pieces.steps.bind(frozen)))
         if processes.is_first():  # and not before it is known to be that of the checkpoints
@@ -335,7 +361,7 @@ def _train(
 
                 save_chat(folder, run.data.chat)
         first_step = int(state.step)
-        if meta is not None and first_step >= num_steps:
+        if meta is not None and is_finished(run, meta, checkpoints):
             report.say(
                 f"{folder} holds this run, finished at step {first_step}. Raise train.num_steps to go on, or choose "
                 "another --workdir."
@@ -348,18 +374,17 @@ def _train(
             [*run.plan.table().splitlines(), *run.plan.notes, *([cut_short] if cut_short else [])],
         )
         report.event("plan", **plan_numbers(run, first_step))
-        row_ids = local_rows(run.pieces.mesh, cfg.data.global_batch_size)
-        batches = make_iterator(run.rows, start_step=first_step, num_steps=num_steps, row_ids=row_ids)
         began = started - (meta.wall_time_s if meta else 0.0)
-        hooks = make_hooks(run, batches, report, checkpoints, began=began, notes=notes)
-        stopped = fit_until_done_or_stopped(run, state, batches, hooks)
+        scores, stopped = fit_until_done_or_stopped(
+            run, state, report, checkpoints, meta=meta, began=began, notes=notes
+        )
         log_peak_memory(report)
         checkpoints.wait()  # before anybody says that it is done
         if stopped is not None:
             report.say(str(stopped))
             raise stopped
-        report.end(hooks.last_scores, seconds=time.perf_counter() - started)
-        return hooks.last_scores
+        report.end(scores, seconds=time.perf_counter() - started)
+        return scores
 
 
 class LoadedRun(NamedTuple):

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxlm import processes
-from jaxlm.checkpoint import Checkpoints
+from jaxlm.checkpoint import EVAL_LOSS, EVALUATED, Checkpoints
 from jaxlm.checkpoint_meta import Meta
 from jaxlm.data.packing import ExampleReader, TokenReader
 from jaxlm.data.padding import PadPacking
-from jaxlm.data.pipeline import Batches, make_eval_batches, make_record_eval_batches
+from jaxlm.data.pipeline import Batches, make_eval_batches, make_iterator, make_record_eval_batches
 from jaxlm.parallel.sharding import local_rows, place_batch
 from jaxlm.plan.hardware import find_chip, peak_flops_per_s
 from jaxlm.plan.memory import predict
 from jaxlm.plan.tuning import tuned_flops_per_token
 from jaxlm.report.run_report import RunReport
 from jaxlm.run_data import labelled
-from jaxlm.train.hooks import Evaluate, Hook, LogSteps, Profile, Save, StopOnSignal, Stopped
+from jaxlm.train.hooks import (
+    BadStep,
+    Evaluate,
+    Hook,
+    LogSteps,
+    Profile,
+    Save,
+    StopOnSignal,
+    Stopped,
+    TooManyBadSteps,
+    is_due,
+)
 from jaxlm.train.loop import fit
 from jaxlm.train.step import TrainState
+from jaxlm.train.watchdog import Watchdog
 from jaxlm.types import Batch
 
 if TYPE_CHECKING:
@@ -43,12 +56,14 @@ class Hooks(NamedTuple):
     evaluate: Evaluate | None
     save: Save
     profile: Profile | None
-    save_state: SaveState
+    stop: Hook
+    watchdog: Watchdog
 
     @property
     def in_order(self) -> list[Hook]:
         """As they are called after a step: what is saved was evaluated, what is evaluated was logged."""
-        return [hook for hook in (self.log, self.evaluate, self.save, self.profile) if hook is not None]
+        hooks = (self.log, self.evaluate, self.save, self.profile, self.stop)
+        return [hook for hook in hooks if hook is not None]
 
     @property
     def last_scores(self) -> Scores:
@@ -61,6 +76,8 @@ def make_hooks(
     batches: Batches,
     report: RunReport,
     checkpoints: Checkpoints,
+    stop: StopOnSignal,
+    on_bad: Callable[[BadStep], None],
     *,
     began: float,
     notes: Mapping[str, Any],
@@ -68,12 +85,13 @@ def make_hooks(
     """All hooks that the config asks for.
 
     Args:
+      on_bad: see LogSteps.
       began: when the run would have begun, on the clock of time.perf_counter, had it never been interrupted.
       notes: what its checkpoints say of the weights; see `run.Start`.
     """
     train = run.config.train
-    log = make_log(run, batches, report)
-    evaluate = make_evaluate(run, report, log)
+    log = make_log(run, batches, report, on_bad)
+    evaluate = make_evaluate(run, report, log, stop)
     save_state = make_save(run, report, checkpoints, log, began=began, notes=notes)
     save = Save(
         save_state, every=run.config.checkpoint.every_steps, num_steps=run.plan.num_steps, evaluate=evaluate
@@ -81,7 +99,10 @@ def make_hooks(
     profile = None
     if train.profile_window is not None:
         profile = Profile(train.profile_window, run.folder / "profile", report)
-    return Hooks(log, evaluate, save, profile, save_state)
+    watchdog = Watchdog(
+        run.folder, report, settle_steps=train.log_every_steps, timeout_s=train.step_timeout_s
+    )
+    return Hooks(log, evaluate, save, profile, stop.after(save_state, evaluate), watchdog)
 
 
 def run_peak_flops_per_s(run: Run) -> float | None:
@@ -144,12 +165,11 @@ def peak_process_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def make_log(run: Run, batches: Batches, report: RunReport) -> LogSteps:
+def make_log(run: Run, batches: Batches, report: RunReport, on_bad: Callable[[BadStep], None]) -> LogSteps:
     """Metrics of every step, throughput, and the share of the chips' peak where it is known."""
 
     def sources_of(step: int) -> str:
-        names = {run.rows.names[i] for i in run.rows.batch(step)["source"].tolist()}
-        return ", ".join(sorted(names))
+        return ", ".join(sorted(run.rows.rows_of(step)))
 
     cfg = run.config
     return LogSteps(
@@ -160,12 +180,13 @@ def make_log(run: Run, batches: Batches, report: RunReport) -> LogSteps:
         flops_per_token=tuned_flops_per_token(cfg.model, cfg.data.seq_len, cfg.tune).total,
         peak_flops_per_s=run_peak_flops_per_s(run),
         stall_s=lambda: batches.stall_s,
-        data_metrics=run.plan.metrics_at,
+        data_metrics=lambda step: run.plan.metrics_at(step) | run.rows.notices.metrics(),
         sources_of=sources_of,
+        on_bad=on_bad,
     )
 
 
-def make_evaluate(run: Run, report: RunReport, log: LogSteps) -> Evaluate | None:
+def make_evaluate(run: Run, report: RunReport, log: LogSteps, stop: StopOnSignal) -> Evaluate | None:
     """Held-out scores of every source; None where the config wants none, or no text is held out."""
     cfg = run.config
     if not (cfg.train.eval_batches and run.data.eval):
@@ -180,6 +201,7 @@ def make_evaluate(run: Run, report: RunReport, log: LogSteps) -> Evaluate | None
         bytes_per_id=run.data.tokenizer.bytes_per_id(),
         place=make_place(run),
         skip_time=log.skip_time,
+        stopping=stop.asked,
     )
 
 
@@ -219,7 +241,7 @@ def make_save(
     labels = {} if run.data.labels is None else {"labels": list(run.data.labels)}
 
     def save(step: int, state: Any, scores: Scores | None) -> None:
-        log.flush()  # so that the event log is never behind a checkpoint
+        log.flush(state)  # so that the event log is never behind a checkpoint
         meta = Meta(
             step=step,
             config=dataclasses.asdict(run.config),
@@ -247,17 +269,89 @@ def make_place(run: Run) -> Callable[[Batch], Batch]:
     return place
 
 
-def fit_until_done_or_stopped(run: Run, state: TrainState, batches: Batches, hooks: Hooks) -> Stopped | None:
-    """All steps that are left; or, when a signal comes, those up to it, and what stopped them."""
+def fit_until_done_or_stopped(
+    run: Run,
+    state: TrainState,
+    report: RunReport,
+    checkpoints: Checkpoints,
+    *,
+    meta: Meta | None,
+    began: float,
+    notes: Mapping[str, Any],
+) -> tuple[Scores, Stopped | None]:
+    """All steps that are left; or, when a signal comes, those up to it, and what stopped them.
+
+    Args:
+      meta: of the checkpoint that the run goes on from; None: it is new.
+      began, notes: as of `make_hooks`.
+
+    Errors: TooManyBadSteps where the config does not go back, or cannot.
+    """
+    from jaxlm.run_bad_steps import Explain, roll_back
+
+    explain = Explain(run, report, checkpoints)
+    row_ids = local_rows(run.pieces.mesh, run.config.data.global_batch_size)
+    with StopOnSignal(num_steps=run.plan.num_steps) as stop:
+        while True:
+            batches = make_iterator(
+                run.rows, start_step=int(state.step), num_steps=run.plan.num_steps, row_ids=row_ids
+            )
+            hooks = make_hooks(run, batches, report, checkpoints, stop, explain, began=began, notes=notes)
+            try:
+                if meta is not None:
+                    make_up_for_evaluation(run, state, meta, checkpoints, hooks)
+                with hooks.watchdog as watchdog:
+                    watched = watchdog.watch(hooks.in_order, int(state.step))
+                    fit(state, run.pieces.steps.train, place_each(run, batches), watched, run.plan.num_steps)
+            except Stopped as reason:
+                return hooks.last_scores, reason
+            except TooManyBadSteps as bad:
+                meta, state = None, state._replace(params=None, opt_state=None)
+                state, notes = roll_back(run, report, checkpoints, bad, notes)
+            else:
+                return hooks.last_scores, None
+            finally:
+                batches.close()
+                if hooks.profile is not None:
+                    hooks.profile.close()
+
+
+def place_each(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """This process's rows of each batch on the mesh."""
     place = make_place(run)
-    placed = (place(batch) for batch in batches)
-    try:
-        with StopOnSignal(hooks.save_state, num_steps=run.plan.num_steps) as stop:
-            fit(state, run.pieces.steps.train, placed, [*hooks.in_order, stop], run.plan.num_steps)
-    except Stopped as reason:
-        return reason
-    finally:
-        batches.close()
-        if hooks.profile is not None:
-            hooks.profile.close()
-    return None
+    return (place(batch) for batch in batches)
+
+
+def is_finished(run: Run, meta: Meta, checkpoints: Checkpoints) -> bool:
+    """Whether nothing is left to do after this checkpoint: no step, and not the evaluation of the last one."""
+    return meta.step >= run.plan.num_steps and not lacks_evaluation(run, meta, checkpoints)
+
+
+def lacks_evaluation(run: Run, meta: Meta, checkpoints: Checkpoints) -> bool:
+    """Whether a signal came during the evaluation that was due at this step, and nobody has made up for it."""
+    train, step = run.config.train, meta.step
+    if not (train.eval_batches and run.data.eval) or meta.extra.get("scores"):
+        return False
+    # Of a run that is finished, and goes on with more steps, the last was evaluated; the config alone cannot tell.
+    if not any(
+        is_due(step, train.eval_every_steps, last)
+        for last in (meta.config["train"]["num_steps"], run.plan.num_steps)
+    ):
+        return False
+    return not processes.from_first(lambda: checkpoints.marked(step, EVALUATED), "What was evaluated")
+
+
+def make_up_for_evaluation(
+    run: Run, state: TrainState, meta: Meta, checkpoints: Checkpoints, hooks: Hooks
+) -> None:
+    """The evaluation that `lacks_evaluation` speaks of. Errors: Stopped, when there comes another signal."""
+    step, evaluate = meta.step, hooks.evaluate
+    if evaluate is None or not lacks_evaluation(run, meta, checkpoints):
+        return
+    if evaluate.run(step, state.params):
+        checkpoints.mark(step, EVALUATED)
+        loss = hooks.last_scores.get("eval/loss")
+        if loss is not None and math.isfinite(loss):
+            checkpoints.mark(step, EVAL_LOSS, loss)
+    else:
+        hooks.stop(step, state, {})

@@ -57,8 +57,9 @@ def import_hf(
     from jaxlm import processes
     from jaxlm.interop.hf_import import mapping_table, open_source
 
-    processes.from_first(lambda: _check_empty(out))  # before it writes there, whatever the others are at
-    with processes.together():
+    # Before it writes there, whatever the others are at.
+    processes.from_first(lambda: _check_empty(out), "The folder to write")
+    with processes.waiting_at_most(processes.LONGEST_BUILD_S), processes.together("The checkpoint to import"):
         origin = find_origin(source, weights=True)
         if origin.is_run:
             raise UserError(f"{source} is a run of jaxlm already: give it to --run or init_from as it is.")
@@ -144,14 +145,14 @@ def _save_run(
     sha256 = "" if tokenizer is None else tokenizer.sha256
     meta = Meta(0, config=dataclasses.asdict(cfg), tokenizer_sha256=sha256, extra=extra)
     try:
-        with processes.together():
+        with processes.together("Saving the import"):
             if processes.is_first():
                 make_folder(out)
                 if tokenizer is not None:
                     tokenizer.save(out)
         with Checkpoints(out / CHECKPOINTS, cfg.checkpoint) as checkpoints:
             checkpoints.save({"params": params}, meta)
-        with processes.together():
+        with processes.together("Saving the import"):
             if processes.is_first():
                 save_config(out / CONFIG_FILE, cfg)
     except BaseException:

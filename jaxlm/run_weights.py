@@ -65,10 +65,10 @@ def save_frozen(workdir: epath.PathLike, frozen: Params, tokenizer_sha256: str) 
     What a start that came to nothing has left there goes.
     """
     folder = epath.Path(workdir) / FROZEN
-    with processes.together():
+    with processes.together("Saving the frozen weights"):
         if processes.is_first() and folder.exists():
             folder.rmtree()
-    written = processes.from_first(lambda: secrets.token_hex(8))
+    written = processes.from_first(lambda: secrets.token_hex(8), "Saving the frozen weights")
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
         meta = Meta(0, tokenizer_sha256=tokenizer_sha256, extra={"id": written})
         checkpoints.save({"params": frozen}, meta)
@@ -84,7 +84,7 @@ def restore_frozen(
     """
     folder = epath.Path(workdir) / FROZEN
     checkpoints = Checkpoints(folder)
-    if processes.from_first(checkpoints.latest_step) is None:
+    if processes.from_first(checkpoints.latest_step, "The frozen weights") is None:
         raise UserError(
             f"{folder} is missing: it holds the weights that this run does not train, and its checkpoints only the "
             "others. Put it back, or train in another --workdir."

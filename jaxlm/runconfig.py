@@ -37,7 +37,8 @@ OBJECTIVES = ("pretrain", "instruct", "classify")
 
 MAY_CHANGE = (
     "train.num_steps", "train.num_microbatches", "train.loss_chunk_tokens", "train.max_bad_steps",
-    "train.eval_every_steps", "train.eval_batches", "train.log_every_steps", "train.profile_steps",
+    "train.on_bad_steps", "train.eval_every_steps", "train.eval_batches", "train.log_every_steps",
+    "train.profile_steps", "train.step_timeout_s",
     "checkpoint.*", "mesh.*", "report.*", "model.remat", "model.scan_layers", "model.attention",
     "model.attention_blocks", "data.cache_dir", "data.sources.*.on_exhausted", "data.sources.*.max_epochs",
 )  # fmt: skip

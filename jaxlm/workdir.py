@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxlm.data.files import disk_error, make_folder, reachable
 from jaxlm.paths import is_local
@@ -27,13 +27,14 @@ def claim(workdir: Any, cfg: RunConfig) -> Iterator[bool]:
 
     Errors: UserError when it holds something else, another config, or a run that is going on.
     """
-    _check_kind(workdir)
+    check_kind(workdir)
     make_folder(workdir)
     with _locked(workdir):
         yield _open(workdir, cfg)
 
 
-def _check_kind(workdir: Any) -> None:
+def check_kind(workdir: Any) -> None:
+    """Errors: UserError for a folder that holds something else than a run, or a file."""
     folder = reachable(workdir)
     if not folder.exists() or (folder / CONFIG_FILE).exists():
         return
@@ -57,9 +58,15 @@ def _open(workdir: Any, cfg: RunConfig) -> bool:
     if not saved.exists():
         save_config(saved, cfg)
         return False
-    if not _has_steps(workdir):  # refused for its data, say: the corrected command is welcome
-        save_config(saved, cfg)
-        return True
+    if has_steps(workdir):  # else refused for its data, say: the corrected command is welcome
+        check_config(workdir, cfg)
+    save_config(saved, cfg)
+    return True
+
+
+def check_config(workdir: Any, cfg: RunConfig) -> None:
+    """Errors: UserError when the run in a workdir is another one than that of this config."""
+    saved = reachable(workdir) / CONFIG_FILE
     differences = restart_differences(load_config(saved), cfg)
     if differences:
         key, old, new = differences[0][:3]
@@ -68,11 +75,9 @@ def _open(workdir: Any, cfg: RunConfig) -> bool:
             f"--workdir={workdir} belongs to another config: {key} was {old!r}, now {new!r}{more}. Choose another "
             f"--workdir, or set it back (`jaxlm config --config=... --diff={saved}` lists what differs)."
         )
-    save_config(saved, cfg)
-    return True
 
 
-def _has_steps(workdir: Any) -> bool:
+def has_steps(workdir: Any) -> bool:
     """Whether anything was trained here: a checkpoint (even a damaged or unfinished one), or a step in the log."""
     folder = reachable(workdir)
     checkpoints, log = folder / CHECKPOINTS, folder / EVENTS
@@ -119,3 +124,30 @@ def _locked(workdir: Any) -> Iterator[None]:
                 os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+class Holder(NamedTuple):
+    """Who may be using a workdir."""
+
+    name: str
+    is_certain: bool
+    """False where only its machine knows whether it still runs."""
+
+
+def find_holder(workdir: Any) -> Holder | None:
+    """Who holds the lock of a workdir; None: nobody. Only looks: a run that begins meanwhile is not kept out."""
+    path = os.path.join(os.fspath(workdir), LOCK_FILE)
+    if not is_local(workdir) or not os.path.exists(path):
+        return None
+    with open(path, "rb") as file:
+        name = file.read(200).decode(errors="replace").strip()
+    try:
+        with open("/proc/locks") as file:
+            locked = {line.split()[-3].rpartition(":")[2] for line in file if " FLOCK " in line}
+    except OSError:  # not Linux
+        locked = set()
+    if str(os.stat(path).st_ino) in locked:
+        return Holder(name or "another process", True)
+    # A run that was killed leaves its name, and no lock; of another machine only the name can be seen here.
+    elsewhere = name and not name.endswith(f" on {socket.gethostname()}")
+    return Holder(name, False) if elsewhere else None

@@ -51,7 +51,7 @@ def test_restored_equals_saved_bit_for_bit(tmp_path):
     assert restored.meta.num_params == sum(x.size for x in jax.tree.leaves(state.params))
 
 
-def test_restores_on_any_number_of_devices(tmp_path):
+def test_restores_on_any_number_of_devices(tmp_path):  # pain 18
     """8 -> 1 -> 4 -> 8, each saved again by those who restored it."""
     original = state = make_state(8)
     for step, num_devices in enumerate((1, 4, 8), start=1):
@@ -71,7 +71,7 @@ def test_arrays_larger_than_a_chunk_and_a_checksum_block(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, KEEP_ALL) as checkpoints:
         checkpoints.save(state, Meta(1))
         checkpoints.wait()
-        assert max(len(s.crc32) for s in integrity.read_seal(tmp_path / "1").values()) > 20
+        assert max(len(s.checksums) for s in integrity.read_seal(tmp_path / "1").values()) > 20
         assert_same_bits(checkpoints.restore(abstract(state, 4)).state, state)
     largest = max((p for p in (tmp_path / "1").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     flip(largest, 5 << 12)
@@ -247,6 +247,20 @@ def test_a_later_format_is_refused(tmp_path):
     with pytest.raises(UserError, match="Upgrade jaxlm"):
         Meta.from_json({**Meta(1).to_json(), "format": 99})
     assert Meta.from_json({**Meta(1).to_json(), "unheard_of": 1}).step == 1
+
+
+def test_damaged_marks_are_put_aside_and_end_no_run(tmp_path):
+    warnings = []
+    with Checkpoints(tmp_path, CheckpointConfig(), warn=warnings.append) as checkpoints:
+        checkpoints.save({"w": jnp.zeros(2)}, Meta(3))
+        checkpoints.wait()
+        (tmp_path / integrity.MARKS).write_text('{"3": {"ev')
+        assert not checkpoints.marked(3, "evaluated")
+        checkpoints.mark(3, "evaluated")
+        assert checkpoints.marked(3, "evaluated")
+    assert len(warnings) == 1
+    assert "marks.json is no JSON of marks" in warnings[0]
+    assert (tmp_path / "marks.json.damaged").exists()
 
 
 def test_marks_tell_a_rerun_what_was_completed(tmp_path):

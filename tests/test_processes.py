@@ -1,84 +1,23 @@
-"""One run on several real processes: the same batches and losses, whoever shares the work, and no silent waiting."""
+"""One run on several real processes: the same batches and losses, whoever shares the work.
 
-import os
+How it starts, and whom it waits for: test_processes_start.py.
+"""
+
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 from checkpoint_states import flip
+from real_processes import free_port, launch, start, wait_until, write_config
 
 from jaxlm import checkpoint_integrity as integrity
 from jaxlm.report.events import last_of_each_step, read_events
 
-NUM_DEVICES = 4
-CONFIG = """
-from jaxlm import run
-
-def get_config():
-    cfg = run.default_config()
-    cfg.data.sources.texts = dict(path="embedded:licences", weight_tokens=0.7, on_exhausted="repeat")
-    cfg.data.sources.more = dict(path="TEXT", on_exhausted="repeat")
-    cfg.data.sources.more.weight_tokens = 0.3
-    cfg.data.seq_len, cfg.data.global_batch_size = 32, 8
-    cfg.data.eval_split, cfg.data.eval_fraction = "tail", 0.1
-    cfg.tokenizer.kind = "char"
-    cfg.model.embed_dim, cfg.model.num_layers, cfg.model.num_heads, cfg.model.num_kv_heads = 32, 2, 2, 2
-    cfg.model.dropout = 0.1
-    cfg.train.num_steps, cfg.train.eval_every_steps, cfg.train.eval_batches = 6, 3, 2
-    cfg.checkpoint.every_steps = 2
-    cfg.optimizer.warmup_steps, cfg.optimizer.schedule = 2, "constant"
-    return cfg
-"""
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "small.py"
-    path.with_suffix(".txt").write_text("".join(f"{n} squared is {n * n}.\n" for n in range(300)))
-    path.write_text(CONFIG.replace("TEXT", str(path.with_suffix(".txt"))))
-    return f"--config={path}"
-
-
-def start(argv, num_devices):
-    # Compiling takes most of the time of such a small run: 9 s of CPU with optimization, 5 s without.
-    flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
-    flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"  # see conftest.py
-    environ = os.environ | {"XLA_FLAGS": flags}
-    command = [sys.executable, "-m", "jaxlm", "train", *argv]
-    return subprocess.Popen(command, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def launch(config, workdir, num_processes, *flags, absent=(), each=None):
-    """(exit code, stdout, stderr) of every process of one run, in the order of their ids.
-
-    Args:
-      absent: ids that are not started.
-      each: id -> flags of this process alone.
-    """
-    port = free_port()
-    processes = []
-    for index in set(range(num_processes)) - set(absent):
-        argv = [config, f"--workdir={workdir}", *flags, *(each or {}).get(index, ())]
-        if num_processes > 1:
-            argv += [f"--coordinator=127.0.0.1:{port}", f"--num-processes={num_processes}"]
-            argv += [f"--process-id={index}"]
-        processes.append(start(argv, NUM_DEVICES // num_processes))
-    try:
-        return [(p.wait(), out, err) for p in processes for out, err in [p.communicate(timeout=240)]]
-    finally:
-        for process in processes:
-            process.kill()
+    return write_config(tmp_path_factory.mktemp("config"))
 
 
 def finished(config, workdir, num_processes, *flags):
@@ -147,7 +86,7 @@ def test_two_processes_see_the_same_batches_losses_and_scores_as_one(alone, two)
     assert_same_run(two[0], alone)
 
 
-def test_four_processes_continue_what_two_began(alone, four):
+def test_four_processes_continue_what_two_began(alone, four):  # pain 3
     assert_same_run(four[0], alone)
 
 
@@ -217,6 +156,18 @@ def test_damage_that_one_process_finds_is_avoided_by_all(config, alone, two, tmp
     assert_same_run(tmp_path / "run", alone)
 
 
+def test_doctor_of_two_processes_with_a_good_run_has_only_ok_lines(config, two):
+    results = launch(config, two[0], 2, command="doctor")
+    for code, out, err in results:
+        assert code == 0, out + err
+        assert all(line.startswith("ok ") for line in out.splitlines()), out
+        for said in ("processes: 2, as given", "same run: code, versions, config and workdir of 2 processes",
+                     "clocks: 2 clocks within 0.", "same data: tokenizer and 2 source(s) of 2 processes",
+                     "cpu, 2 x cpu here, 4 in all, in 2 processes", "every checksum of step 6 is right"):  # fmt: skip
+            assert said in out
+    assert "coordinator: 127.0.0.1:" in results[1][1]
+
+
 def test_only_the_first_process_writes(two):
     workdir, ((_, out, _), (_, other, _)) = two
     assert "2, as given; coordinator 127.0.0.1:" in out
@@ -225,26 +176,6 @@ def test_only_the_first_process_writes(two):
     assert [line for line in other.splitlines() if line and not any(word in line for word in gloo)] == []
     events = [event["event"] for event in read_events(workdir / "events.jsonl")]
     assert [events.count(name) for name in ("start", "step", "eval", "save", "end")] == [1, 6, 2, 3, 1]
-
-
-@pytest.mark.parametrize("absent", [0, 1])
-def test_a_process_that_does_not_come_is_named(config, tmp_path, absent):
-    ((code, out, err),) = launch(config, tmp_path / "run", 2, "--connect-timeout=2", absent=[absent])
-    said = {0: "nothing answers there", 1: "1 of 2 processes came"}[absent]
-    assert code == 2, err
-    assert f"process {1 - absent} of 2 waited 2 s at the coordinator 127.0.0.1:" in err
-    assert said in err
-    assert "--num-processes=1 trains alone" in err
-    assert len(err.splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_config_that_differs_between_processes_is_named_by_all(config, tmp_path):
-    results = launch(config, tmp_path / "run", 2, each={1: ["--config.optimizer.b2=0.9"]})
-    for code, _, err in results:
-        assert code == 2
-        assert "optimizer.b2 is 0.9 here and 0.95 in the first" in err
-    assert not (tmp_path / "run").exists()
 
 
 def test_an_error_of_the_first_process_ends_all(config, tmp_path):
@@ -275,8 +206,19 @@ def test_sigterm_to_one_process_stops_all_after_the_same_saved_step(config, tmp_
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [str(last)]
 
 
-def wait_until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+def test_two_processes_roll_back_as_one_does(config, tmp_path):
+    """A large learning rate makes spikes: all processes see it, and go back together."""
+    flags = [
+        "--config.train.spike_factor=1.0001",
+        "--config.train.max_bad_steps=1",
+        "--config.optimizer.warmup_steps=0",
+    ]
+    flags += ["--config.train.on_bad_steps=rollback", "--config.optimizer.learning_rate=1.0"]
+    flags += ["--config.checkpoint.every_steps=1"]
+    told = []
+    for num in (1, 2):
+        launch(config, tmp_path / str(num), num, *flags)
+        events = list(read_events(tmp_path / str(num) / "events.jsonl"))
+        told.append([(e["event"], e["step"]) for e in events if e["event"] in ("bad_step", "rollback")])
+    assert told[0] == told[1]
+    assert "rollback" in {name for name, _ in told[0]}

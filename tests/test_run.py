@@ -6,30 +6,12 @@ import shutil
 
 import jax
 import pytest
+from small_run import small, write_squares
 from small_tokenizers import level
 
 from jaxlm import run
 from jaxlm.report.events import read_events
 from jaxlm.types import UserError
-
-
-def small(text, **changes):
-    """A run of two steps over a file of text; keyword arguments are keys with `__` for the dot."""
-    config = run.default_config()
-    config.data.sources.mine = {"path": str(text), "on_exhausted": "repeat"}
-    keys = {
-        "data.seq_len": 16, "data.global_batch_size": 8, "data.eval_fraction": 0.1, "data.eval_split": "tail",
-        "tokenizer.kind": "char", "model.embed_dim": 16, "model.num_layers": 1, "model.num_heads": 2,
-        "model.num_kv_heads": 2, "train.num_steps": 2, "train.eval_batches": 1, "train.eval_every_steps": 2,
-        "checkpoint.every_steps": 1, "optimizer.warmup_steps": 1, "optimizer.schedule": "constant",
-    }  # fmt: skip
-    config.update_from_flattened_dict(keys | {key.replace("__", "."): v for key, v in changes.items()})
-    return run.resolve(config)
-
-
-def write_squares(path, power=2):
-    path.write_text("".join(f"{n} to the {power} is {n**power}.\n" for n in range(300)))
-    return path
 
 
 @pytest.fixture
@@ -96,7 +78,7 @@ def test_a_run_with_a_hugging_face_tokenizer_trains_continues_and_loads(text, tm
     assert run.load_run(tmp_path / "run").tokenizer.prefix_ids == (500,)
 
 
-def test_each_step_is_compiled_once_in_a_run(text, tmp_path):
+def test_each_step_is_compiled_once_in_a_run(text, tmp_path):  # pain 22
     """With evaluations in between, and checkpoints: nothing of them comes back in another form."""
     compiled = []
 

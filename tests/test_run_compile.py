@@ -228,7 +228,7 @@ class Refused:
 
 
 def refused_step(message):
-    pieces = run.Pieces(None, None, jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)), {}, None)
+    pieces = run.Pieces(None, None, None, jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)), {}, None)
     return run_compile.LoweredStep(Refused(message), pieces, {}, {"parameters": 5}, 0.0)
 
 

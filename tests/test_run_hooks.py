@@ -58,9 +58,10 @@ def logged(tmp_path, monkeypatch, device_kind):
     report = RunReport(
         tmp_path, num_steps=10, config={}, progress=Progress(10, file=screen, interactive=False)
     )
-    log = run_hooks.make_log(run_on(device_kind, 4), SimpleNamespace(stall_s=0.0), report)
+    log = run_hooks.make_log(run_on(device_kind, 4), SimpleNamespace(stall_s=0.0), report, None)
     num_tokens = 0.5 * 4 * 197e12 / flops_per_token(MODEL, T).total
     metrics = {"loss": np.float32(3.0), "num_tokens": np.float64(num_tokens), "num_bad_in_row": np.int32(0)}
+    metrics["sound_gradients"] = np.ones(3, bool)
     with report:
         log(1, None, metrics)
     return screen.getvalue(), next(read_events(tmp_path / "events.jsonl"))

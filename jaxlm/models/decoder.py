@@ -216,14 +216,16 @@ def run_stack(
             (x_BTD, carried), (index, params) = carry, xs
             for j in range(period):
                 one = params if period == 1 else jax.tree.map(lambda w, j=j: w[j], params)
-                x_BTD, carried = step(index * period + (first + j), kinds[j], one, x_BTD, carried)
+                with jax.named_scope(f"layers[{first + j}::{period}]"):  # train/first_bad.py reads this
+                    x_BTD, carried = step(index * period + (first + j), kinds[j], one, x_BTD, carried)
             return (x_BTD, carried), None
 
         (x_BTD, carried), _ = jax.lax.scan(body, (x_BTD, carried), (jnp.arange(num_scanned), periods))
     if done < L:
         rest = jax.tree.map(lambda w: w[done:], stack) if done else stack
         for i, params in enumerate(rest if apart else unstack(rest, L - done), start=done):
-            x_BTD, carried = step(first + i, kinds[i], params, x_BTD, carried)
+            with jax.named_scope(f"layers[{first + i}]"):
+                x_BTD, carried = step(first + i, kinds[i], params, x_BTD, carried)
     return x_BTD, carried
 
 

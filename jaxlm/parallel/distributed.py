@@ -108,6 +108,7 @@ def connect(cluster: Cluster = Cluster()) -> str:
     Errors: UserError when what was given is incomplete, or when not all processes came in `timeout_s`.
     """
     if processes.client() is not None:
+        processes.introduce()
         return f"{processes.state().num_processes}, connected before"
     cluster = cluster.completed(os.environ)
     if cluster.num_processes == 1:
@@ -137,6 +138,7 @@ def connect(cluster: Cluster = Cluster()) -> str:
         raise UserError(
             f"The processes could not be connected: {reason}. Give {_WAY_OUT}, or --num-processes=1."
         )
+    processes.introduce()
     state = processes.state()
     return (
         f"{state.num_processes}, {f'found by {found}' if found else 'as given'}; coordinator "

@@ -219,6 +219,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["batch"]))
 
 
+def make_constrain_batch(mesh: Mesh) -> Callable[[Batch], Batch]:
+    """A function that keeps the rows of a part of a batch spread over the mesh."""
+    if mesh.size == 1:
+        return lambda batch: batch
+    rows = batch_sharding(mesh)
+    return lambda batch: jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), batch)
+
+
 def local_rows(mesh: Mesh, global_batch_size: int) -> np.ndarray:
     """Which rows of the global batch this process's devices need, ascending int64."""
     index = batch_sharding(mesh).addressable_devices_indices_map((global_batch_size,))

@@ -11,6 +11,7 @@ REDUCE_DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 WRITERS = ("tensorboard", "wandb", "mlflow")
+ON_BAD_STEPS = ("stop", "rollback")
 TUNED = ("all", "head", "last_blocks", "lora")
 LORA_TARGETS = ("q", "k", "v", "o", "up", "gate", "down")
 QUANTIZATIONS = ("int8", "nf4")
@@ -141,13 +142,18 @@ class TrainConfig:
     loss_chunk_tokens: int = 1024
     """Logits exist for this many tokens of a device at a time: [B, T, V] is never whole in memory."""
     max_bad_steps: int = 5
-    """A step with a non-finite or spiking loss is skipped and counted; this many in a row stop the run."""
+    """A step with a non-finite or spiking loss is skipped, counted and explained; after this many in a row..."""
+    on_bad_steps: str = "stop"
+    """... `stop` the run; or `rollback`: go on behind them, with the weights of the last checkpoint before them."""
     spike_factor: float | None = None
     """A gradient norm above this many times its running mean makes a bad step; unset: only non-finite ones."""
     eval_every_steps: int = 100
     eval_batches: int = 8
     """Held-out batches per source, always the same ones; 0: no evaluation."""
     log_every_steps: int = 10
+    step_timeout_s: float | None = None
+    """End the process with exit code 75 when the loop stands still this long (the first log_every_steps, evaluations
+    and saves: an hour at least), to be started again by a supervisor; unset: only warn (see train/watchdog.py)."""
     profile_steps: str | None = None
     """`100:105`: write a profiler trace of these steps to <workdir>/profile."""
 
@@ -157,6 +163,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
         check_choice("train.reduce_dtype", self.reduce_dtype, REDUCE_DTYPES)
+        check_choice("train.on_bad_steps", self.on_bad_steps, ON_BAD_STEPS)
         if self.eval_batches < 0:
             raise UserError(
                 f"train.eval_batches={self.eval_batches} must not be negative; 0 means no evaluation."
@@ -165,6 +172,10 @@ class TrainConfig:
             raise UserError(f"train.z_loss={self.z_loss} must not be negative.")
         if self.spike_factor is not None and self.spike_factor <= 1:
             raise UserError(f"train.spike_factor={self.spike_factor} must be above 1: it multiplies a mean.")
+        if self.step_timeout_s is not None and self.step_timeout_s <= 0:
+            raise UserError(
+                f"train.step_timeout_s={self.step_timeout_s} must be positive; unset (None) only warns."
+            )
         if self.profile_steps is not None:
             start, _, stop = self.profile_steps.partition(":")
             if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import numpy as np
@@ -16,11 +16,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jaxlm.train.loop import Hook
-from jaxlm.train.step import Metrics, TrainState
+from jaxlm.train.step import SOUND, Metrics, TrainState
 from jaxlm.types import UserError
 
-__all__ = ["Evaluate", "Hook", "LogSteps", "Profile", "Report", "Save", "StopOnSignal", "Stopped",
-           "is_due", "source_scores"]  # fmt: skip
+__all__ = ["BadStep", "Evaluate", "Hook", "LogSteps", "Profile", "Report", "Save", "StopOnSignal", "Stopped",
+           "TooManyBadSteps", "is_due", "source_scores"]  # fmt: skip
 
 
 class Report(Protocol):
@@ -41,14 +41,57 @@ def is_due(step: int, every: int, num_steps: int) -> bool:
     return step % every == 0 or step == num_steps
 
 
+class TooManyBadSteps(UserError):
+    """`num` steps in a row, up to step `step`, were bad; `num_bad` since the start of the run."""
+
+    def __init__(self, row: dict[str, Any], sources: str):
+        self.step, self.num, self.num_bad = row["step"], row["num_bad_in_row"], row["num_bad"]
+        super().__init__(
+            f"{self.named} (loss {row['loss']}, "
+            f"gradient norm {row['grad_norm']}; its batch came from {sources}): their updates were skipped. Lower "
+            "optimizer.learning_rate, or look at that data (`jaxlm replay` repeats a bad step); the last checkpoint is "
+            "kept, train.max_bad_steps sets this limit, and train.on_bad_steps=rollback goes on behind them."
+        )
+
+    @property
+    def named(self) -> str:
+        """Which they are."""
+        return (
+            f"{self.num} bad steps in a row up to step {self.step}"
+            if self.num > 1
+            else f"A bad step {self.step}"
+        )
+
+
+class BadStep(NamedTuple):
+    """A step whose update was skipped."""
+
+    row: dict[str, Any]
+    """Its metrics."""
+    sound_gradients: np.ndarray
+    """bool, in the order of `optimizer.square_sums_names`."""
+    state: TrainState | None
+    """That which it began with, as far as is known: None once another step has changed the weights."""
+
+    @property
+    def step(self) -> int:
+        return self.row["step"]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the step before it was good."""
+        return self.row["num_bad_in_row"] == 1
+
+
 class LogSteps:
     """Writes every step's metrics, fetched from the device once every `every` steps.
 
     Args:
       flops_per_token: of the model; `perf/flops_per_s` and `perf/mfu` count what it counts (see plan/flops.py).
       peak_flops_per_s: of all devices together; None leaves `perf/mfu` out.
+      on_bad: told of every bad step, oldest first.
 
-    Errors: UserError when `max_bad_steps` steps in a row were bad; it names the step, its loss and its sources.
+    Errors: TooManyBadSteps when `max_bad_steps` steps in a row were bad; it names the step, its loss and its sources.
     """
 
     def __init__(
@@ -63,11 +106,13 @@ class LogSteps:
         stall_s: Callable[[], float],
         data_metrics: Callable[[int], dict[str, float]],
         sources_of: Callable[[int], str],
+        on_bad: Callable[[BadStep], None],
     ):
         self._report, self._every, self._num_steps = report, every, num_steps
         self._max_bad_steps = max_bad_steps
         self._flops_per_token, self._peak = flops_per_token, peak_flops_per_s
         self._stall_s, self._data_metrics, self._sources_of = stall_s, data_metrics, sources_of
+        self._on_bad = on_bad
         self._pending: list[tuple[int, Metrics]] = []
         self._since = (time.perf_counter(), stall_s())
 
@@ -78,13 +123,18 @@ class LogSteps:
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         self._pending.append((step, metrics))
         if step == 1 or is_due(step, self._every, self._num_steps):
-            self.flush()
+            self.flush(state)
 
-    def flush(self) -> None:
-        """Fetches and writes what is pending: waits for the device."""
+    def flush(self, state: TrainState) -> None:
+        """Fetches and writes what is pending: waits for the device.
+
+        Args:
+          state: after the last of these steps.
+        """
         if not self._pending:
             return
         values = jax.device_get([metrics for _, metrics in self._pending])
+        sound = [one.pop(SOUND) for one in values]
         rows: list[dict[str, Any]] = [
             {"step": step} | {name: value.item() for name, value in sorted(one.items())}
             for (step, _), one in zip(self._pending, values)
@@ -103,18 +153,22 @@ class LogSteps:
             extra["perf/mfu"] = extra["perf/flops_per_s"] / self._peak
         self._since = (now, stall)
         self._report.steps(rows, extra | self._data_metrics(rows[-1]["step"]))
-        for row in rows:
-            if row["num_bad_in_row"] >= self._max_bad_steps:
-                raise UserError(
-                    f"{row['num_bad_in_row']} bad steps in a row up to step {row['step']} (loss {row['loss']}, "
-                    f"gradient norm {row['grad_norm']}; its batch came from {self._sources_of(row['step'] - 1)}): "
-                    "their updates were skipped. Lower optimizer.learning_rate, or look at that data; the last "
-                    "checkpoint is kept, and train.max_bad_steps sets this limit."
-                )
+        for row, one in zip(rows, sound):
+            num = row["num_bad_in_row"]
+            if num:
+                unchanged = rows[-1]["num_bad_in_row"] == num + rows[-1]["step"] - row["step"]
+                self._on_bad(BadStep(row, one, state if unchanged else None))
+            if num >= self._max_bad_steps:
+                raise TooManyBadSteps(row, self._sources_of(row["step"] - 1))
 
 
 class Evaluate:
-    """Scores the held-out batches of every source: loss and perplexity per token, bits per byte of text."""
+    """Scores the held-out batches of every source: loss and perplexity per token, bits per byte of text.
+
+    Args:
+      stopping: asked after every batch: whether the run is to end. Then the evaluation is given up; what continues
+        the run makes up for it.
+    """
 
     def __init__(
         self,
@@ -127,22 +181,38 @@ class Evaluate:
         bytes_per_id: np.ndarray,
         place: Callable,
         skip_time: Callable[[float], None],
+        stopping: Callable[[], bool] = lambda: False,
     ):
+        self._stopping = stopping
         self._evaluate, self._sources, self._report = evaluate, sources, report
         self._every, self._num_steps = every, num_steps
         self._bytes_per_id, self._place, self._skip_time = bytes_per_id, place, skip_time
         self.last: tuple[int, dict[str, float]] | None = None
         """(step, scores) of the latest evaluation."""
 
-    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        if is_due(step, self._every, self._num_steps):
-            start = time.perf_counter()
-            self.last = (step, self.scores(state.params))
-            self._report.evaluation(*self.last)
-            self._skip_time(time.perf_counter() - start)
+    def is_due(self, step: int) -> bool:
+        """Whether a run is evaluated after this step."""
+        return is_due(step, self._every, self._num_steps)
 
-    def scores(self, params) -> dict[str, float]:
-        """`eval/<source>/loss` per source and `eval/loss` over all of them, and what `source_scores` says."""
+    def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        if self.is_due(step):
+            self.run(step, state.params)
+
+    def run(self, step: int, params) -> bool:
+        """Evaluates; False where it was given up."""
+        start = time.perf_counter()
+        scores = self.scores(params)
+        if scores is not None:
+            self.last = (step, scores)
+            self._report.evaluation(step, scores)
+        self._skip_time(time.perf_counter() - start)
+        return scores is not None
+
+    def scores(self, params) -> dict[str, float] | None:
+        """`eval/<source>/loss` per source and `eval/loss` over all of them, and what `source_scores` says.
+
+        None where it was given up.
+        """
         scores, all_sums = {}, np.zeros(2)
         for name, make_batches in self._sources.items():
             sums, texts, num_bytes, has_labels = np.zeros(2), np.zeros(2), 0.0, False
@@ -153,6 +223,8 @@ class Evaluate:
                 if one.num_texts is not None:
                     texts += np.array([one.num_texts, one.num_right or 0])
                     has_labels = one.num_right is not None
+                if self._stopping():
+                    return None
             if texts[0]:
                 scores |= text_scores(name, sums[0] / sums[1], *texts, has_labels)
             else:
@@ -232,16 +304,19 @@ class StopOnSignal:
     """Ends the run after the step in which SIGTERM (a preemption) or SIGINT (Ctrl-C) comes, and saves that step.
 
     Comes after all other hooks; works inside `with`. A second signal does what it always did. Of several
-    processes one is enough: JAX listens for SIGTERM, and names a step that all of them have yet to reach.
+    processes one is enough: JAX listens for SIGTERM, and names a call of `asked` that all of them have yet to reach.
 
     Errors: Stopped.
     """
 
-    def __init__(self, save: Callable, *, num_steps: int):
-        self._save, self._num_steps = save, num_steps
+    def __init__(self, *, num_steps: int):
+        self._num_steps = num_steps
         self._received: int | None = None
+        self._asked, self._stopping = 0, False
         self._alone = jax.process_count() == 1
         self._before: dict[int, Any] = {}
+        self._save: Callable = lambda step, state, scores: None
+        self._evaluate: Evaluate | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -259,10 +334,29 @@ class StopOnSignal:
         while self._before:
             signal.signal(*self._before.popitem())
 
+    def asked(self) -> bool:
+        """Whether the run is to end here. All processes call this equally often, after the same things."""
+        self._asked += 1
+        if self._alone:
+            self._stopping = self._received is not None
+        elif not self._stopping:
+            self._stopping = multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._stopping
+
+    def after(self, save: Callable, evaluate: Evaluate | None) -> Self:
+        """As the last of the hooks.
+
+        Args:
+          save: save(step, state, scores), which does nothing for a step that has just been saved.
+          evaluate: which may have been given up; None: there is none.
+        """
+
+        self._save, self._evaluate = save, evaluate
+        return self
+
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        stop = self._received is not None
-        if not self._alone:
-            stop = multihost_utils.reached_preemption_sync_point(step)
-        if stop and step < self._num_steps:
-            self._save(step, state, None)  # does nothing if it has just been saved
+        evaluate = self._evaluate
+        given_up = evaluate is not None and evaluate.is_due(step) and (evaluate.last or (0,))[0] != step
+        if self.asked() and (step < self._num_steps or given_up):
+            self._save(step, state, None)
             raise Stopped(step, self._received or signal.SIGTERM)

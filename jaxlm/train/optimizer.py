@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -100,6 +102,38 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def global_norm(tree: PyTree) -> jax.Array:
-    """Square root of the sum of all squares, float32."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)))
+def square_sums(tree: PyTree) -> list[jax.Array]:
+    """Sum of squares of each leaf, float32; of what is stacked over layers (`layers/...`), one for each: [L]."""
+
+    def of(path, leaf: jax.Array) -> jax.Array:
+        squares = jnp.square(leaf.astype(jnp.float32))
+        is_stack = getattr(path[0], "key", None) == "layers"
+        return jnp.sum(squares, axis=tuple(range(1, leaf.ndim)) if is_stack else None)
+
+    return [of(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def global_norm(sums: Sequence[jax.Array]) -> jax.Array:
+    """Square root of the sum of all squares, float32.
+
+    Args:
+      sums: of `square_sums`.
+    """
+    return jnp.sqrt(sum(jnp.sum(one) for one in sums))
+
+
+def square_sums_names(tree: PyTree, first_layer: int = 0) -> list[str]:
+    """What each number of `square_sums`, end to end, belongs to: `layers[3]/mlp/up`, `final_norm/scale`.
+
+    Args:
+      first_layer: of the stacks.
+    """
+    names: list[str] = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if getattr(path[0], "key", None) == "layers":
+            rest = name.removeprefix("layers/")
+            names += [f"layers[{first_layer + i}]/{rest}" for i in range(leaf.shape[0])]
+        else:
+            names.append(name)
+    return names

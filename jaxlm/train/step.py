@@ -15,12 +15,15 @@ from jaxlm.models.moe import RouterSums
 from jaxlm.objectives import Sums
 from jaxlm.parallel.sharding import batch_sharding, param_shardings, shardings_like
 from jaxlm.train.config import TrainConfig
-from jaxlm.train.optimizer import global_norm
+from jaxlm.train.optimizer import global_norm, square_sums
 from jaxlm.train.tuning import EVERYTHING, Tuning
 from jaxlm.types import Batch, Params, PyTree
 
 MODEL_KEYS = ("tokens", "targets", "weights", "segments", "positions", "labels")
 """What of a batch the model sees; `fingerprint` only goes into the metrics, `source` stays on the host."""
+
+SOUND = "sound_gradients"
+"""Of the metrics, the only one that is no number: see `make_train_step`."""
 
 NORM_MEMORY = 0.98
 """Of the running mean of the gradient norm that `spike_factor` compares with."""
@@ -179,7 +182,8 @@ def make_train_step(
         model_batch = {name: batch[name] for name in MODEL_KEYS if name in batch}
         sums, grads = sums_and_grads(state.params, model_batch, key)
         mean_loss = sums.loss / sums.weight
-        grad_norm = global_norm(grads) / sums.weight
+        squares = square_sums(grads)
+        grad_norm = global_norm(squares) / sums.weight
         # Dividing by the weight and clipping are one factor on the gradient: no pass over memory of their own.
         scale = 1.0 / sums.weight
         if clip_norm is not None:
@@ -198,6 +202,8 @@ def make_train_step(
             "num_tokens": sums.weight,
             "num_bad_in_row": new_state.num_bad_in_row,
             "num_bad": new_state.num_bad,
+            # Which gradients are sound, in the order of `square_sums_names`: names the first that is not.
+            SOUND: jnp.isfinite(jnp.concatenate([one.reshape(-1) for one in squares])),
         }
         if sums.num_right is not None and sums.num_texts is not None:
             metrics["accuracy"] = sums.num_right / sums.num_texts
@@ -236,6 +242,8 @@ class Steps(NamedTuple):
     """Where each part of the state lives."""
     frozen_shardings: PyTree
     """And the weights that are not trained."""
+    frozen: Params = {}
+    """Those weights themselves, once bound."""
 
     def bind(self, frozen: Params) -> Steps:
         """With the frozen weights, which `train` and `evaluate` need where there are any: an argument, so that they
@@ -244,6 +252,7 @@ class Steps(NamedTuple):
             return self
         train, evaluate = self.train, self.evaluate
         return self._replace(
+            frozen=frozen,
             train=lambda state, batch: train(state, batch, frozen),
             evaluate=lambda params, batch: evaluate(params, batch, frozen),
         )

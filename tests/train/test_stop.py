@@ -15,32 +15,37 @@ def saved():
 
 @pytest.fixture
 def stop(saved):
-    return StopOnSignal(lambda step, state, scores: saved.append((step, state)), num_steps=9)
+    return StopOnSignal(num_steps=9)
 
 
-def test_without_a_signal_nothing_happens(stop, saved):
+@pytest.fixture
+def hook(stop, saved):
+    return stop.after(lambda step, state, scores: saved.append((step, state)), None)
+
+
+def test_without_a_signal_nothing_happens(stop, hook, saved):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with stop:
-        stop(1, "state", {})
+        hook(1, "state", {})
     assert saved == []
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_step_is_finished_and_saved(stop, saved, number):
+def test_the_step_is_finished_and_saved(stop, hook, saved, number):
     with stop:
         os.kill(os.getpid(), number)
         assert saved == []
         with pytest.raises(Stopped, match=f"{number.name} after step 3, which is saved") as raised:
-            stop(3, "state", {})
+            hook(3, "state", {})
     assert raised.value.signal == number
     assert saved == [(3, "state")]
 
 
-def test_the_last_step_needs_no_stop(stop, saved):
+def test_the_last_step_needs_no_stop(stop, hook, saved):
     with stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        stop(9, "state", {})
+        hook(9, "state", {})
     assert saved == []
 
 
