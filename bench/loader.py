@@ -39,7 +39,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed, name in enumerate(WEIGHTS):
             make_corpus(Path(folder, name), seed, args.documents)
-        for packing, place, batch_size in itertools.product(("concat", "best_fit"), ("memory", "disk"), (8, 64)):
+        for packing, place, batch_size in itertools.product(
+            ("concat", "best_fit"), ("memory", "disk"), (8, 64)
+        ):
             resident_bytes = 0 if place == "disk" else 1 << 40
             stores = {n: TokenStore(f"{folder}/{n}", "train", resident_bytes=resident_bytes) for n in WEIGHTS}
             data = DataConfig(
