@@ -59,12 +59,8 @@ DISK_WORDS = (
 )
 
 
-<<<<<<< HEAD
-_SEAL_SHAPE = {"algorithm?": str, "files": {str: Row((int, [int]))}}
-=======
 _DTYPE = re.compile(r"bool|u?int\d{1,2}|bfloat16|(float|complex)\d{1,3}(_\w{1,16})?|key<\w{1,16}>")
-_SEAL_SHAPE = {"files": {str: Row((int, [int]))}}
->>>>>>> s7-security
+_SEAL_SHAPE = {"algorithm?": str, "files": {str: Row((int, [int]))}}
 _META_SHAPE = {
     "format": int, "step": int, "config": dict, "tokenizer_sha256": str, "corpus_sha256": {str: str}, "tokens": int,
     "epochs": {str: float}, "wall_time_s": float, "eval_loss": (float, None), "extra": dict, "version": str,
