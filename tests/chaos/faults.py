@@ -91,6 +91,10 @@ OTHERS_END_S = 150.0
 """Within this the processes that are left must notice that one is gone: by a broken connection, or a heartbeat."""
 
 
+GONE = ("another process of the run", "processes came", "nothing answers there", "does not answer")
+"""What the others say, by when they notice."""
+
+
 class Blow(NamedTuple):
     """What a stroke did."""
 
@@ -202,7 +206,7 @@ def _one_gone(launch: Launch, rng: Random, *, pause_s: float) -> Blow:
     launch.signal(signal.SIGKILL, victim)
     codes = [{2}] * len(launch.processes)
     codes[victim] = {-9}
-    return Blow(f"process {victim}", codes, ("another process of the run",))
+    return Blow(f"process {victim}", codes, GONE)
 
 
 def terminate_one(launch: Launch, rng: Random) -> Blow:
@@ -215,7 +219,7 @@ def terminate_one(launch: Launch, rng: Random) -> Blow:
     if launch.is_done:
         codes = [{0, 143, -15, 2}] * len(launch.processes)
     launch.signal(signal.SIGTERM, victim)
-    return Blow(f"process {victim}", codes, ("another process of the run",))
+    return Blow(f"process {victim}", codes, GONE)
 
 
 @dataclass(frozen=True)
