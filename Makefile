@@ -12,10 +12,13 @@ BIN := $(VENV)/bin
 PARITY := $(VENV)-parity
 PODS := $(VENV)-pods
 LOWEST := $(VENV)-lowest
-CHECKED := jaxlm tests configs parity $(wildcard bench)
+AUDIT := $(VENV)-audit
+FUZZ ?= 20
+CHECKED := .ci jaxlm tests configs parity $(wildcard bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-lowest parity golden chaos bench pods clean
+.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-lowest parity golden chaos \
+	bench pods audit fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -67,6 +70,12 @@ golden: $(PARITY)/stamp  ## renew tests/interop/golden by what transformers comp
 pods: $(PODS)/stamp  ## compile the configs of TPU pods with the real compiler; POD_CONFIGS=... for some of them
 	$(PODS)/bin/python bench/pods.py $(POD_CONFIGS)
 
+audit: $(VENV)/dev.stamp $(AUDIT)/stamp  ## secrets in tracked files, known vulnerabilities of what is installed
+	$(BIN)/python .ci/audit.py --python=$(BIN)/python --pip-audit=$(AUDIT)/bin/pip-audit
+
+fuzz: $(VENV)/dev.stamp  ## the readers of outside data with FUZZ=20 times as many damaged files as in the tests
+	JAXLM_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/fuzz $(PYTEST_FLAGS)
+
 chaos: $(VENV)/dev.stamp  ## kill, stop, starve and damage real runs a hundred times: CHAOS_OUT/report.md
 	$(BIN)/python tests/chaos/driver.py $(CHAOS_FLAGS) --out=$(CHAOS_OUT)
 
@@ -81,7 +90,7 @@ bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/finetune.py
 
 clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) $(PARITY) $(PODS) $(LOWEST) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(PARITY) $(PODS) $(LOWEST) $(AUDIT) .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -113,6 +122,13 @@ $(PODS)/stamp: pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/python -m venv $(PODS)
 	@$(PODS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'
 	@touch $@
+
+# Where it cannot be installed, the audit says so: no stamp, so that the next one tries again.
+$(AUDIT)/stamp: | $(VENV)/bin/python
+	@echo "Installing pip-audit into $(AUDIT) (once; half a minute)"
+	@$(BIN)/python -m venv $(AUDIT)
+	@if $(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10'; \
+		then touch $@; else echo "pip-audit could not be installed"; fi
 
 $(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing jaxlm and what it needs into $(VENV) (once; a minute or two)"

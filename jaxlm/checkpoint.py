@@ -32,6 +32,7 @@ from jaxlm import processes
 from jaxlm.checkpoint_integrity import DamagedCheckpoint
 from jaxlm.checkpoint_meta import ArraySpec, Meta, check_corpus, check_fit, check_tokenizer
 from jaxlm.checkpoint_orbax import import_orbax
+from jaxlm.limits import MALFORMED
 from jaxlm.paths import is_local
 from jaxlm.types import Params, PyTree, UserError
 
@@ -407,9 +408,15 @@ class Checkpoints:
                     )
                     .state
                 )
-            except Exception:
+            except Exception as error:
                 if self._policy is None and step is None and not folder.exists():
                     continue  # a reader beside a running training: the step was deleted meanwhile
+                if isinstance(error, MALFORMED) or type(error) is Exception:  # of Orbax and TensorStore
+                    reason = (str(error).splitlines() or [""])[0]
+                    raise UserError(
+                        f"{where} cannot be read, though its files are those of its seal ({type(error).__name__}: "
+                        f"{reason:.300}): it was not written by jaxlm, or was edited and sealed again. Take another."
+                    ) from error
                 raise
             named = named_arrays(arrays)
             leaves = [named[name] for name in wanted]

@@ -83,9 +83,11 @@ def parse_json(
 def _check_value(value: Any) -> None:
     """Depth and numbers, level by level: without recursion, which has a limit of its own."""
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for depth in range(MAX_DEPTH + 1):
         inner: list[Any] = []
         for one in level:
+            if depth == MAX_DEPTH and type(one) in (dict, list):
+                raise TooLarge(f"it has brackets more than {MAX_DEPTH} deep")
             if type(one) is dict:
                 inner += one.values()
             elif type(one) is list:
@@ -95,7 +97,6 @@ def _check_value(value: Any) -> None:
         if not inner:
             return
         level = inner
-    raise TooLarge(f"it has brackets more than {MAX_DEPTH} deep")
 
 
 def check(value: Any, shape: Any, where: str = "") -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epath
 
+from jaxlm.data.files import reachable
 from jaxlm.limits import read_json
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.sizes import RUN_FIELDS
@@ -56,7 +57,7 @@ def find_origin(source: str, *, weights: bool = False) -> Origin:
 
     Errors: UserError when there is nothing of the kind.
     """
-    folder = epath.Path(source)
+    folder = reachable(source)
     if (folder / CHECKPOINTS).exists() and (folder / CONFIG_FILE).exists():
         return Origin(folder, True, _model_of_run(folder))
     if (folder / CONFIG_FILE).exists():

@@ -27,7 +27,7 @@ _LOGIN = re.compile(r"(?<=://)[^\s/@'\"?#]{1,500}@")
 """user:password@ of an address. An object store has none, and a path may well hold an @."""
 _QUERY = re.compile(
     r"(?i)(?<=[?&;])((?:x-(?:amz|goog)-(?:signature|credential|security-token)|signature|sig|token|access_token"
-    r"|auth_token|api_?key|key|awsaccesskeyid|googleaccessid|policy|key-pair-id|password|secret)=)[^\s&;'\"<>)]+"
+    r"|auth_token|api_?key|key|awsaccesskeyid|googleaccessid|policy|key-pair-id|password|secret)=)(?!\(hidden\))[^\s&;'\"<>)]+"
 )
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9_])(?:"

@@ -18,6 +18,7 @@ from etils import epath
 
 from jaxlm import processes
 from jaxlm.config import flatten
+from jaxlm.data.files import reachable
 from jaxlm.models.config import HOST_MEMORY
 from jaxlm.run_data import (
     OpenData,
@@ -350,6 +351,7 @@ def _train(
     num_steps = run.plan.num_steps
     report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(run.config))
     with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
+        run.rows.notices.connect(report.event)
         state, meta, words, notes, frozen = start_state(run.config, run.pieces, checkpoints, run.data)
         run = run._replace(pieces=run.pieces._replace(steps=run.pieces.steps.bind(frozen)))
         if processes.is_first():  # and not before it is known to be that of the checkpoints
@@ -453,7 +455,7 @@ def load_weights(
 
 
 def _run_folder(workdir: str | os.PathLike) -> epath.Path:
-    folder = epath.Path(workdir)
+    folder = reachable(workdir)
     if not (folder / CONFIG_FILE).exists():
         raise UserError(
             f"--run={folder} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training."

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import math
 import os
 import traceback
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +16,7 @@ from etils import epath
 
 from jaxlm import processes
 from jaxlm.checkpoint import REPLAYED, Checkpoints
+from jaxlm.limits import check, read_json
 from jaxlm.parallel.sharding import local_rows, make_constrain_batch
 from jaxlm.report.run_report import RunReport
 from jaxlm.run import abstract_state, dropout_seed, saved_state
@@ -39,17 +38,10 @@ MAX_NAMES = 8
 MAX_RETURNS = 3
 """Without a good step in between: weights that go wrong on whatever data comes next will not get better."""
 FORMAT = 1
-DAMAGES = (
-    *JSON_ERRORS,
-    OSError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What reading a file raises that is no such file."""
+_SHAPE = {
+    "format": int, "step": int, "workdir": str, "checkpoint": (int, None), "metrics": {str: str}, "mesh": {str: int},
+    "rows": {str: [int]}, "batch_sha256": {str: str},
+}  # fmt: skip
 
 
 def search_step(run: Run, params: Any, step: int) -> str:
@@ -126,7 +118,7 @@ class Explain:
         """Writes the file; the checkpoint from which it goes on is kept as well."""
         if not processes.is_first():
             return ""
-        run, path = self._run, self._run.folder / FOLDER / f"step-{bad.step:06d}.npz"
+        run, path = self._run, self._run.folder / FOLDER / f"step-{bad.step:06d}.json"
         before = [step for step in self._checkpoints.all_steps() if step < bad.step]
         if before:
             self._checkpoints.mark(max(before), REPLAYED)
@@ -138,11 +130,10 @@ class Explain:
             "metrics": {name: float(value).hex() for name, value in bad.row.items() if name != "step"},
             "mesh": run.pieces.sizes,
             "rows": dict(rows),
+            "batch_sha256": batch_sha256(run.rows.batch(bad.step - 1)),
         }
-        content = io.BytesIO()
-        np.savez(content, info=np.array(json.dumps(info)), **run.rows.batch(bad.step - 1))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.getvalue())
+        path.write_text(json.dumps(info, indent=1))
         return str(path)
 
 
@@ -168,18 +159,17 @@ def _sentence(step: int, facts: Mapping[str, Any]) -> str:
 class Reproducer(NamedTuple):
     """A file of FOLDER."""
 
-    info: dict[str, Any]
-    batch: dict[str, np.ndarray]
-    """The global batch of the step."""
+    step: int
+    workdir: str
+    metrics: dict[str, float]
+    """What the run saw, to the bit."""
+    batch_sha256: dict[str, str]
+    """Of each array of the global batch."""
 
-    @property
-    def step(self) -> int:
-        return self.info["step"]
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        """What the run saw, to the bit."""
-        return {name: float.fromhex(value) for name, value in self.info["metrics"].items()}
+def batch_sha256(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Identifies a batch array by array."""
+    return {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in batch.items()}
 
 
 def read_reproducer(path: str | os.PathLike) -> Reproducer:
@@ -188,16 +178,16 @@ def read_reproducer(path: str | os.PathLike) -> Reproducer:
     if not file.exists():
         raise UserError(f"There is no file {file}. A run keeps bad steps in its folder, under {FOLDER}/.")
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
-            batch = {name: arrays[name] for name in arrays.files}
-        info = json.loads(str(batch.pop("info")))
-        found = Reproducer(info, batch)
-        if info["format"] == FORMAT and found.step > 0 and found.metrics and info["workdir"]:
-            return found
-        reason = f"format {info['format']}"
-    except DAMAGES as error:
-        reason = f"{type(error).__name__}: {error}"
-    raise UserError(f"{file} is no bad step kept by this version of jaxlm, or it is damaged ({reason}).")
+        info = read_json(file)
+        check(info, _SHAPE)
+        if info["format"] != FORMAT:
+            raise ValueError(f"format {info['format']}")
+        metrics = {name: float.fromhex(value) for name, value in info["metrics"].items()}
+    except (*JSON_ERRORS, OSError) as error:
+        raise UserError(
+            f"{file} is no bad step that this version of jaxlm has kept, or it is damaged: {error}."
+        ) from None
+    return Reproducer(info["step"], info["workdir"], metrics, info["batch_sha256"])
 
 
 def roll_back(

@@ -99,7 +99,9 @@ def make_hooks(
     profile = None
     if train.profile_window is not None:
         profile = Profile(train.profile_window, run.folder / "profile", report)
-    watchdog = Watchdog(run.folder, report, timeout_s=train.step_timeout_s)
+    watchdog = Watchdog(
+        run.folder, report, settle_steps=train.log_every_steps, timeout_s=train.step_timeout_s
+    )
     return Hooks(log, evaluate, save, profile, stop.after(save_state, evaluate), watchdog)
 
 
@@ -178,7 +180,7 @@ def make_log(run: Run, batches: Batches, report: RunReport, on_bad: Callable[[Ba
         flops_per_token=tuned_flops_per_token(cfg.model, cfg.data.seq_len, cfg.tune).total,
         peak_flops_per_s=run_peak_flops_per_s(run),
         stall_s=lambda: batches.stall_s,
-        data_metrics=run.plan.metrics_at,
+        data_metrics=lambda step: run.plan.metrics_at(step) | run.rows.notices.metrics(),
         sources_of=sources_of,
         on_bad=on_bad,
     )

@@ -14,7 +14,7 @@ from jaxlm.checkpoint import Checkpoints
 from jaxlm.parallel.sharding import local_rows
 from jaxlm.report.events import EVENTS, last_of_each_step, read_events
 from jaxlm.run import Run, fresh_state, prepare, saved_state
-from jaxlm.run_bad_steps import Reproducer, read_reproducer, search_step
+from jaxlm.run_bad_steps import Reproducer, batch_sha256, read_reproducer, search_step
 from jaxlm.run_hooks import make_place
 from jaxlm.runconfig import load_config
 from jaxlm.train.step import SOUND
@@ -53,7 +53,7 @@ def replay(path: str | os.PathLike, workdir: str | os.PathLike | None, say: Call
     Errors: UserError when the file, the run, its data or its checkpoint is not there or not the same.
     """
     kept = read_reproducer(path)
-    folder = epath.Path(workdir or kept.info["workdir"])
+    folder = epath.Path(workdir or kept.workdir)
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} holds no run: {CONFIG_FILE} is missing. Where is it now? Give --workdir.")
     run = prepare(load_config(folder / CONFIG_FILE), folder)
@@ -86,9 +86,9 @@ def replay(path: str | os.PathLike, workdir: str | os.PathLike | None, say: Call
 
 
 def _check_batch(run: Run, kept: Reproducer) -> None:
-    batch = run.rows.batch(kept.step - 1)
-    for name, value in kept.batch.items():
-        if name not in batch or not np.array_equal(batch[name], value, equal_nan=True):
+    found = batch_sha256(run.rows.batch(kept.step - 1))
+    for name, sha256 in kept.batch_sha256.items():
+        if found.get(name) != sha256:
             raise UserError(
                 f"The run's batch of step {kept.step} is another now: {name} differs from what was kept. Its data, "
                 "seed or batch size has changed since."

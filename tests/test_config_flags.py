@@ -71,7 +71,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_key_value_and_type(key):
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
-def test_a_typo_is_answered_with_the_key_that_was_meant(key):
+def test_a_typo_is_answered_with_the_key_that_was_meant(key):  # pain 24
     name = key.name.replace("<name>", "topics")
     section, dot, field = name.rpartition(".")
     typo = f"{section}{dot}{field[:-1]}{field[-1] * 2}"

@@ -78,7 +78,7 @@ def test_a_run_with_a_hugging_face_tokenizer_trains_continues_and_loads(text, tm
     assert run.load_run(tmp_path / "run").tokenizer.prefix_ids == (500,)
 
 
-def test_each_step_is_compiled_once_in_a_run(text, tmp_path):
+def test_each_step_is_compiled_once_in_a_run(text, tmp_path):  # pain 22
     """With evaluations in between, and checkpoints: nothing of them comes back in another form."""
     compiled = []
 

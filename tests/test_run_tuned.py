@@ -149,7 +149,7 @@ def test_a_run_starts_from_all_weights_of_a_tuned_one(mode, tuned, tune, text, t
     assert find_origin(str(tuned(mode))).model == find_origin(str(workdir)).model
 
 
-def test_merging_makes_a_run_that_computes_the_same(tuned, base, jaxlm, tmp_path):
+def test_merging_makes_a_run_that_computes_the_same(tuned, base, jaxlm, tmp_path):  # pain 25
     code, out, err = jaxlm("merge-lora", f"--run={tuned('lora')}", tmp_path / "merged")
     assert code == 0, err
     assert "step 2, merged in float32. Logits of merged and adapted weights differ by at most" in out
@@ -163,7 +163,7 @@ def test_merging_makes_a_run_that_computes_the_same(tuned, base, jaxlm, tmp_path
 
 def test_merging_refuses_what_does_not_compute_the_same_or_changes_nothing(
     tuned, tune, tmp_path, monkeypatch
-):
+):  # pain 25
     from jaxlm import run_lora
     from jaxlm.train import tuning
 

@@ -47,9 +47,9 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         raise UserError(
             f"jaxlm inspect takes no {config_argv[0].partition('=')[0]}: the run has its own config."
         )
-    from etils import epath
+    from jaxlm.data.files import reachable
 
-    facts = collect(epath.Path(args.run), args.step, verify=args.verify)
+    facts = collect(reachable(args.run), args.step, verify=args.verify)
     if args.json:
         print(json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False))
     else:
@@ -204,7 +204,7 @@ def describe(facts: dict[str, Any], *, all_arrays: bool) -> str:
     if facts["events"]:
         sections["last events"] = [
             {
-                "time": _time(event["time_s"]),
+                "time": _time(event.get("time_s")),
                 "event": event["event"],
                 "step": f"{event['step']:,}" if "step" in event else "",
                 "values": _values(event),

@@ -1,6 +1,6 @@
 """Repeat a bad step that a run has kept, and name what made its first NaN or infinity.
 
-jaxlm replay runs/mine/bad_steps/step-000120.npz
+jaxlm replay runs/mine/bad_steps/step-000120.json
 
 A step whose loss or gradients are not finite, or spike, is skipped; the run says so, and keeps a file. From the
 checkpoint before it, the steps on the way are taken once more: they have the same batches and the same losses.

@@ -6,6 +6,8 @@ One process per host, all with this command. On a TPU pod, GKE, Slurm and Open M
 jaxlm train --config=... --workdir=SHARED --coordinator=HOST:PORT --num-processes=2 --process-id=0   (and 1)
 
 SIGTERM or Ctrl-C: the step is finished and saved, and the exit code is 143 or 130; the same command continues.
+A run that no longer moves says so, with the stacks of its threads in WORKDIR/stacks; with train.step_timeout_s it also
+ends, with exit code 75. `jaxlm doctor` checks beforehand what can be checked.
 """
 
 from __future__ import annotations

@@ -81,7 +81,9 @@ def is_old_gpt2(folder: epath.PathLike) -> bool:
     if (folder / TOKENIZER_JSON).exists() or not all((folder / name).exists() for name in (VOCAB, MERGES)):
         return False
     files = {
-        name: (folder / name).read_bytes() for name in (CONFIG, "config.json") if (folder / name).exists()
+        name: read_file(folder / name, f"a {name} file", MAX_BYTES[False])
+        for name in (CONFIG, "config.json")
+        if (folder / name).exists()
     }
     named = read_object(files, CONFIG).get("tokenizer_class")
     if named is not None:

@@ -113,6 +113,11 @@ class Examination:
         self.check("cache", lambda: machine.check_writing(cache_root(cache)))
         if self.cfg is not None:
             self._examine_data(self.cfg)
+        sha256 = None if self.tokenizer is None else self.tokenizer.sha256
+        corpus = {name: found.content for name, found in self.sources.items()}
+        # Also where this process has no config: the others would wait for it.
+        self.check_together("same data", lambda: together.same_data(sha256, corpus))
+        if self.cfg is not None:
             self._examine_room(self.cfg, self.devices if fits else None)
         return self.results
 
@@ -172,8 +177,6 @@ class Examination:
                 return data.describe_source(name, found, self.latest, comparable=comparable)
 
             self.check(f"source {name}", source, SLOW_LIMIT_S)
-        corpus = {name: found.content for name, found in self.sources.items()}
-        self.check_together("same data", lambda: together.same_data(sha256, corpus))
 
     def _examine_room(self, cfg: RunConfig, devices: Devices | None) -> None:
         vocab_size, workdir = self.vocab_size, self.workdir

@@ -152,8 +152,8 @@ class TrainConfig:
     """Held-out batches per source, always the same ones; 0: no evaluation."""
     log_every_steps: int = 10
     step_timeout_s: float | None = None
-    """End the process with exit code 75 when the loop stands still this long (the first step, evaluations and saves:
-    an hour at least), so that whoever started it starts it again; unset: only warn (see train/watchdog.py)."""
+    """End the process with exit code 75 when the loop stands still this long (the first log_every_steps, evaluations
+    and saves: an hour at least), to be started again by a supervisor; unset: only warn (see train/watchdog.py)."""
     profile_steps: str | None = None
     """`100:105`: write a profiler trace of these steps to <workdir>/profile."""
 

@@ -10,7 +10,8 @@ each hook and before each step; everything else happens once a second, off the l
 A step counts as done when it is dispatched, not when the devices have computed it: `LogSteps` waits for them every
 few steps, and a step that never ends is found there. So no single step is timed, but how long the loop stands still
 at one place. The limit: LEAST_LIMIT_S, or LIMIT_FACTOR times the longest that this place took before. What compiles
-(the first step, the first evaluation) and what has not been seen to take long (saving) has FIRST_LIMIT_S.
+(the first steps, the first evaluation) and what has not been seen to take long (saving) has FIRST_LIMIT_S; but when
+another process is late, the first one, whose log is read, says so too.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class Watchdog:
     Args:
       workdir: stacks are written to <workdir>/stacks/<process>-<time>.txt.
       report: gets one warning each time; from a thread.
-      timeout_s: ends the process with EXIT_CODE when steps stand still this long (the first one and what hooks do
+      settle_steps: the first steps, after which the loop has waited for the devices once (`train.log_every_steps`):
+        until then some process may still be compiling.
+      timeout_s: ends the process with EXIT_CODE when steps stand still this long (the first ones and what hooks do
         besides logging: FIRST_LIMIT_S at least); None: only warns.
       end: how a process is ended.
     """
@@ -83,12 +86,13 @@ class Watchdog:
         workdir: epath.PathLike,
         report: Warn,
         *,
+        settle_steps: int = 1,
         timeout_s: float | None = None,
         end: Callable[[int], Any] = os._exit,
     ):
         self._folder = epath.Path(workdir) / STACKS
         self._report, self._timeout_s, self._end = report, timeout_s, end
-        self._first_step = 0
+        self._settle_steps, self._first_step = settle_steps, 0
         self._at = Place(0, STEP)
         self._longest_s: dict[str, float] = {}
         self._stop = threading.Event()
@@ -121,8 +125,7 @@ class Watchdog:
     def limit_s(self, place: Place) -> float:
         """How long the loop may be at a place before somebody is told."""
         longest_s = self._longest_s.get(place.name)
-        is_first = place.step == self._first_step
-        if longest_s is None and (is_first or place.name not in EVERY_STEP):
+        if longest_s is None and self._may_compile(place):
             return FIRST_LIMIT_S
         return max(LEAST_LIMIT_S, LIMIT_FACTOR * (longest_s or 0.0))
 
@@ -130,8 +133,15 @@ class Watchdog:
         """How long the loop may be at a place before the process is ended."""
         if self._timeout_s is None:
             return float("inf")
-        may_compile = place.name not in EVERY_STEP or place.step == self._first_step
-        return max(self._timeout_s, FIRST_LIMIT_S) if may_compile else self._timeout_s
+        return max(self._timeout_s, FIRST_LIMIT_S) if self._may_compile(place) else self._timeout_s
+
+    def _may_compile(self, place: Place) -> bool:
+        """Here, or in a process that this one waits for."""
+        return place.name not in EVERY_STEP or self._settles(place)
+
+    def _settles(self, place: Place) -> bool:
+        last = self._first_step + self._settle_steps
+        return place.step < last or (place.step == last and place.name != STEP)
 
     def _run(self) -> None:
         place, still_s, told_s, looked_at = self._at, 0.0, 0.0, time.monotonic()
@@ -147,7 +157,8 @@ class Watchdog:
                 continue
             still_s += passed_s
             ends = still_s >= self.end_s(place)
-            if ends or still_s >= max(self.limit_s(place), 2 * told_s):
+            is_late = still_s >= max(self.limit_s(place), 2 * told_s)
+            if ends or is_late or (not told_s and still_s >= LEAST_LIMIT_S and self._others_late()):
                 told_s = still_s
                 self._tell(place, still_s, ends)
                 if ends:
@@ -155,8 +166,9 @@ class Watchdog:
                     return
 
     def _learn(self, place: Place, still_s: float) -> None:
-        compiles = place.name == STEP and place.step == self._first_step
-        if not compiles and POLL_S <= still_s < self.limit_s(place):
+        if not (place.name in EVERY_STEP and self._settles(place)) and POLL_S <= still_s < self.limit_s(
+            place
+        ):
             self._longest_s[place.name] = max(still_s, self._longest_s.get(place.name, 0.0))
 
     def _tell(self, place: Place, still_s: float, ends: bool) -> None:
@@ -164,7 +176,9 @@ class Watchdog:
             timer = threading.Timer(30.0, self._end, [EXIT_CODE])
             timer.daemon = True
             timer.start()
-        limit = f"train.step_timeout_s={self._timeout_s:g}" if ends else f"limit {self.limit_s(place):.0f} s"
+        limit_s = self.limit_s(place)
+        limit = f"limit {limit_s:.0f} s" if still_s >= limit_s else "another process is late"
+        limit = f"train.step_timeout_s={self._timeout_s:g}" if ends else limit
         line = f"{place} has taken {still_s:.0f} s ({limit}); {self._dump()}"
         if not processes.is_alone():
             line += self._behind()
@@ -203,6 +217,15 @@ class Watchdog:
             return f". The other processes cannot be asked ({(str(error).splitlines() or [''])[0]})"
         late = {0: self._at} | {index: Place(*json.loads(at)) for index, at in said.items()}
         return describe_behind(late, processes.count())
+
+    def _others_late(self) -> bool:
+        """Whether the first process hears from one that is late, while it is where much time is usual."""
+        if processes.is_alone() or not processes.is_first():
+            return False
+        try:
+            return any(processes.listed(_LATE) or {})  # 0 is this one
+        except RuntimeError:  # of the store: a process is gone, and JAX says so
+            return False
 
     def _put(self) -> None:
         processes.client().key_value_set(f"{_LATE}/{processes.index()}", json.dumps(self._at), True)

@@ -35,7 +35,7 @@ def jaxlm_data(tmp_path, monkeypatch, capsys):
 
     def open_data(cfg, *, quiet=False):
         train = {name: TokenStore(tmp_path / name, "train") for name in cfg.data.sources}
-        return SimpleNamespace(tokenizer=None, train=train, eval={})
+        return SimpleNamespace(tokenizer=None, train=train, eval={}, notices=None)
 
     monkeypatch.setattr("jaxlm.run.open_data", open_data, raising=False)
 
@@ -65,7 +65,7 @@ def test_plan_that_a_source_does_not_allow_is_an_error(jaxlm_data):
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
-def test_hashes_are_the_same_for_any_number_of_processes(jaxlm_data, packing):
+def test_hashes_are_the_same_for_any_number_of_processes(jaxlm_data, packing):  # pain 3
     outputs = {
         jaxlm_data("hash", f"--config.data.packing={packing}", f"--processes={count}", "--num-steps=6")
         for count in (1, 2, 4, 8)
@@ -98,7 +98,7 @@ def test_flags_that_make_no_sense_are_one_line_of_error(jaxlm_data, flags, messa
     assert re.search(message, err)
 
 
-def test_bench_measures_the_loader_and_a_limit(jaxlm_data):
+def test_bench_measures_the_loader_and_a_limit(jaxlm_data):  # pain 20
     code, out, _ = jaxlm_data("bench", "--num-steps=20")
     assert code == 0
     found = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith("first"))

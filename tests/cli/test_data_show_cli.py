@@ -37,7 +37,7 @@ def show(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_answers_are_in_brackets_and_counts_follow(show):
+def test_answers_are_in_brackets_and_counts_follow(show):  # pain 7
     code, out, err = show([*ROWS, {"question": "q", "answer": ""}], "-n", "2")
     assert code == 0
     assert out.count("### Instruction:") == 2

@@ -101,7 +101,7 @@ def records(tmp_path):
     return write
 
 
-def test_messages_are_put_into_the_stored_template_and_its_stop_ids_end_the_answer(jaxlm, run):
+def test_messages_are_put_into_the_stored_template_and_its_stop_ids_end_the_answer(jaxlm, run):  # pain 11
     flags = ("--temperature=0", "--max-new-tokens=12", "--json")
     code, out, err = jaxlm("generate", "--chat", "--prompt=Hi", *flags)
     assert (code, err) == (0, "")

@@ -94,7 +94,7 @@ def test_every_command_explains_its_flags(capsys):
         (["config", "--config.=1"], "Unknown flag --config."),
     ],
 )
-def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(argv, message, capsys):
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(argv, message, capsys):  # pain 24
     assert cli.main(argv) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -105,7 +105,7 @@ def test_an_eval_path_is_all_that_is_held_out(tmp_path):
     assert build(jsonl(tmp_path / "c.jsonl", QUESTIONS[:1]))[0].num_documents == 1  # one record: trained on
 
 
-def test_long_records_are_cut_at_the_end_and_those_without_an_answer_left_dropped(tmp_path):
+def test_long_records_are_cut_at_the_end_and_those_without_an_answer_left_dropped(tmp_path):  # pain 4
     rows = [QUESTIONS[0], {"question": "q" * 2000, "answer": "a"}, {"question": "q", "answer": "a" * 2000}]
     path = jsonl(
         tmp_path / "a.jsonl", [*rows, {"question": "q", "answer": ""}, {"question": "", "answer": "a"}]
@@ -137,7 +137,7 @@ def test_an_answer_of_which_only_the_first_target_is_left_is_kept_and_of_none_dr
         ({"question": "q" * 3000, "answer": "a"}, "answer truncated away"),
     ],
 )  # fmt: skip
-def test_strict_refuses_a_record_with_nothing_to_learn(tmp_path, row, reason):
+def test_strict_refuses_a_record_with_nothing_to_learn(tmp_path, row, reason):  # pain 4
     path = jsonl(tmp_path / "a.jsonl", [*QUESTIONS, row])
     with pytest.raises(
         UserError, match=rf"sources.mine.path: .*a.jsonl, line 201: nothing to learn \({reason}\)"

@@ -3,16 +3,17 @@
 import pickle
 import re
 import time
+from itertools import groupby
 
 import jinja2
 import pytest
 import small_tokenizers
 from chat_cases import ENDS, LLAMA3, SPECIAL, TEMPLATES, tokenizer
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from jaxlm.data import chat_worker
-from jaxlm.data.chat import Message, open_template, save_chat, saved_chat
+from jaxlm.data.chat import ChatTemplate, Message, open_template, save_chat, saved_chat
 from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
 from jaxlm.data.tokenizer_hf import HFTokenizer
 from jaxlm.types import UserError
@@ -171,7 +172,7 @@ ALPACA_GOLDEN = """
 
 
 @pytest.mark.parametrize("family", GOLDEN)
-def test_answers_and_the_end_of_their_turn_are_trained_on_and_nothing_else(family):
+def test_answers_and_the_end_of_their_turn_are_trained_on_and_nothing_else(family):  # pain 6, 7
     template = open_template(tokenizer(family))
     assert pieces(template, TWO) == columns(GOLDEN[family])
 
@@ -492,7 +493,7 @@ def test_half_a_character_is_refused():
 @pytest.mark.parametrize("family", ["llama3", "gemma", "mistral"])
 @pytest.mark.parametrize("bos_first", [True, False])
 @pytest.mark.parametrize("name", ["chat", "alpaca", "own"])
-def test_bos_stands_in_front_once_where_the_tokenizer_has_it(tmp_path, family, bos_first, name):
+def test_bos_stands_in_front_once_where_the_tokenizer_has_it(tmp_path, family, bos_first, name):  # pain 10
     made = tokenizer(family, None, bos_first)
     if name == "own":
         name = str(tmp_path / "own.jinja")
@@ -507,7 +508,7 @@ def test_bos_stands_in_front_once_where_the_tokenizer_has_it(tmp_path, family, b
 
 
 @pytest.mark.parametrize("make", ["gpt2", "metaspace", "level", "trained", "t5"])
-def test_alpaca_works_with_any_tokenizer_that_has_eos(make):
+def test_alpaca_works_with_any_tokenizer_that_has_eos(make):  # pain 8
     if make == "trained":
         made = SentencePieceTokenizer(train_tokenizer(small_tokenizers.TEXTS, "bpe", 400))
     else:
@@ -567,3 +568,58 @@ def test_a_damaged_saved_template_is_named(tmp_path, content):
     (tmp_path / "chat.json").write_text(content)
     with pytest.raises(UserError, match=r"chat\.json is damaged, or belongs to another tokenizer"):
         saved_chat(tmp_path, tokenizer("chatml"))
+
+
+PARTS = st.sampled_from(["", " ", "\n", "\n\n", ": ", "###", "<|im_start|>", "[", "é"])
+ENDINGS = st.sampled_from(["", "\n", "<|im_end|>", "<|im_end|>\n", "{{ eos_token }}", "\n###\n"])
+
+
+@st.composite
+def any_template(draw):
+    """A template as people write them, good and bad: with and without EOS, a generation prompt, or blocks."""
+    begin, middle, end = draw(PARTS), draw(PARTS), draw(ENDINGS)
+    answer = draw(st.sampled_from(["{{ m.content }}", "{{ m.content | trim }}", "{{ m.content | upper }}"]))
+    inside, body = draw(
+        st.sampled_from([("no", answer + end)] * 3 + [("end", answer + end), ("out", answer)])
+    )
+    if inside == "end":
+        body = f"{{% generation %}}{body}{{% endgeneration %}}"
+    elif inside == "out":
+        body = f"{{% generation %}}{body}{{% endgeneration %}}{end}"
+    prompt = draw(st.sampled_from([f"{begin}assistant{middle}", f"{begin}bot{middle}", begin, ""]))
+    return (
+        draw(st.sampled_from(["", "{{ bos_token }}", "Be brief.\n"]))
+        + "{% for m in messages %}"
+        + f"{begin}{{{{ m.role }}}}{middle}{{% if m.role == 'assistant' %}}{body}"
+        + f"{{% else %}}{{{{ m.content }}}}{end}{{% endif %}}{{% endfor %}}"
+        + f"{{% if add_generation_prompt %}}{prompt}{{% endif %}}"
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@example(text=TEMPLATES["chatml"], messages=TWO)
+@example(text=GENERATION, messages=TWO)
+@given(text=any_template(), messages=dialogues(WORDS))
+def test_any_template_is_refused_or_trains_on_answers_and_nothing_that_the_user_says(
+    text, messages
+):  # pain 5
+    """Never on all tokens and never on none, whether it marks its answers or not."""
+    made = tokenizer("chatml")
+    refused, ids, trained = "", [], []
+    try:
+        ids, trained = ChatTemplate("any", text, made).example(messages)
+    except UserError as error:
+        refused = str(error)
+    if refused:
+        assert "cannot be trained with" in refused
+        assert text not in (TEMPLATES["chatml"], GENERATION)
+        return
+    assert any(trained)
+    assert not all(trained)
+    runs = [(known, [i for i, _ in run]) for known, run in groupby(zip(ids, trained), lambda one: one[1])]
+    learnt = [decoded(made, run) for known, run in runs if known]
+    answers = [m.content for m in messages if m.role == "assistant"]
+    assert len(learnt) == len(answers)
+    for found, answer in zip(learnt, answers):
+        assert answer.upper() in found.upper()
+        assert len(found) <= len(answer) + len("\n<|im_end|>\n")

@@ -77,7 +77,9 @@ def test_share_of_rows_is_exact_to_one_row_at_any_block(mixture_and_seed, block)
 
 @given(mixtures, st.integers(0, 10**9))
 @settings(max_examples=60, deadline=None)
-def test_token_share_is_within_one_percent_after_any_thousand_blocks(mixture_and_seed, first_block):
+def test_token_share_is_within_one_percent_after_any_thousand_blocks(
+    mixture_and_seed, first_block
+):  # pain 15
     """Counted from the rows themselves, each worth the mean of its source's trained tokens per row."""
     mixture, shares = make(*mixture_and_seed)
     if mixture.block_rows > 64:
@@ -248,7 +250,7 @@ def test_plan_says_tokens_and_epochs_of_each_source():
     assert "books" in planned.table()
 
 
-def test_a_second_epoch_must_be_asked_for():
+def test_a_second_epoch_must_be_asked_for():  # pain 16
     plan(50, books={"on_exhausted": None})
     with pytest.raises(
         UserError, match=r"data.sources.books.*52 steps.*1\.040 times.*repeat .*stop .*error "

@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
+from chat_cases import TEMPLATES, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_examples import MemoryExamples
 from memory_store import MemoryStore
 
+from jaxlm.data.chat import Message, open_template
 from jaxlm.data.config import DataConfig, SourceConfig
 from jaxlm.data.packing import BestFitPacking, ExampleReader
 from jaxlm.data.padding import Labelled, PadPacking, group_by_length, row_widths
-from jaxlm.data.pipeline import Rows, batch_hash, make_record_eval_batches
+from jaxlm.data.pipeline import Rows, batch_hash, make_iterator, make_record_eval_batches
 from jaxlm.types import UserError
 
 SPAM = Labelled("last", ("ham", "spam"))
@@ -21,7 +23,7 @@ def test_examples_are_told_from_documents():
     assert not isinstance(MemoryStore([[1, 2]]), ExampleReader)
 
 
-def test_a_dialogue_in_a_row_of_its_own():
+def test_a_dialogue_in_a_row_of_its_own():  # pain 6
     store = MemoryExamples([[1, 5, 6, 7, 2], [1, 8, 2]], trained=[[0, 0, 0, 1, 1], [0, 1, 1]])
     rows = PadPacking(store, 8).rows(np.array([0, 1]), width=6)
     #                             prompt  answer end
@@ -70,6 +72,41 @@ def test_packed_or_padded_every_trained_target_comes_once(lengths, random):
         rows = packing.rows(np.arange(packing.num_rows))
         assert sorted(rows["targets"][rows["weights"] > 0].tolist()) == expected
         assert packing.num_tokens_per_epoch == len(expected) == rows["weights"].sum()
+
+
+@pytest.mark.parametrize("options", [{}, {"train_on": "last_answer"}, {"train_on_prompt": True}], ids=str)
+@pytest.mark.parametrize("family", [*TEMPLATES, "alpaca"])
+def test_a_dialogue_has_the_mask_of_its_template_packed_or_alone(family, options):  # pain 9
+    """Every option, every template, both ways into rows, and the batches that a run reads."""
+    template = open_template(
+        tokenizer("chatml" if family == "alpaca" else family), "alpaca" if family == "alpaca" else "chat"
+    )
+    turns = [Message(role, word) for role, word in (("user", "Add"), ("assistant", "Hello"))]
+    asked = [[*turns * n, Message("user", "Hi" * n), Message("assistant", "Bye" * n)] for n in range(6)]
+    examples = [template.example(messages, **options) for messages in asked[1:]]
+    store = MemoryExamples(*zip(*examples))
+    seq_len = max(len(ids) for ids, _ in examples)
+    expected = sorted((ids[:-1], ids[1:], known[1:]) for ids, known in examples)
+    assert len({sum(known) for _, _, known in expected}) > 1
+
+    def found(rows):
+        return [
+            tuple(
+                rows[key][row][rows["segments"][row] == segment].tolist()
+                for key in ("tokens", "targets", "weights")
+            )
+            for row in range(len(rows["tokens"]))
+            for segment in range(1, rows["segments"][row].max() + 1)
+        ]
+
+    for packing in (BestFitPacking(store, seq_len), PadPacking(store, seq_len)):
+        assert sorted(found(packing.rows(np.arange(packing.num_rows)))) == expected
+    for name in ("best_fit", "pad"):
+        cfg = config(packing=name, seq_len=seq_len, global_batch_size=1)
+        rows = Rows(cfg, {"sms": store}, seed=0)
+        num_steps = rows.mixture.sizes[0].num_rows
+        with make_iterator(rows, num_steps=num_steps) as batches:
+            assert sorted(one for batch in batches for one in found(batch)) == expected
 
 
 def test_widths_are_few_and_end_with_the_longest_row():

@@ -74,7 +74,7 @@ def gemma_style():
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=300, deadline=None)
 @given(text=TEXTS)
-def test_decode_undoes_encode_for_every_unicode_string(kind, text):
+def test_decode_undoes_encode_for_every_unicode_string(kind, text):  # pain 26
     tokenizer = trained(kind)
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -220,7 +220,7 @@ def test_unk_is_text_for_a_model_that_has_bytes_and_a_token_for_one_that_has_non
 
 
 @pytest.mark.parametrize("make", [lambda: trained("bpe"), t5_style, llama_style, gemma_style])
-def test_a_document_has_exactly_one_bos_and_eos_where_the_model_has_them(make):
+def test_a_document_has_exactly_one_bos_and_eos_where_the_model_has_them(make):  # pain 10
     tokenizer = make()
     for text in ("the lion", "<s>the lion</s>", ""):
         ids = tokenizer.document(text)

@@ -9,7 +9,6 @@ import copy
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import textwrap
@@ -138,11 +137,14 @@ def refused(*also):
 def child(code, *, memory_mb=1500, seconds=60, cwd=None):
     """Runs code in a process with limits; returns (exit code, output). It has `Path`, `UserError` and this module."""
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-    head = "from pathlib import Path\nfrom jaxlm.types import UserError\nfrom hostile import *\n"
+    head = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_AS, ({memory_mb} << 20, {memory_mb} << 20))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+from pathlib import Path
+from jaxlm.types import UserError
+from hostile import *
+"""
     root = Path(__file__).parents[2]
     environment = {
         **os.environ,
@@ -150,7 +152,7 @@ def child(code, *, memory_mb=1500, seconds=60, cwd=None):
     }
     done = subprocess.run(
         [sys.executable, "-c", head + textwrap.dedent(code)],
-        preexec_fn=limit, capture_output=True, text=True, timeout=seconds, cwd=cwd, env=environment,
+        capture_output=True, text=True, timeout=seconds, cwd=cwd, env=environment,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 

@@ -152,6 +152,38 @@ def read_damaged_model(folder: Path, rng: random.Random) -> None:
     tokenizer_json(tokenizer)
 
 
+@functools.cache
+def checkpoint(folder: Path):
+    """(abstract state, folder of a good step)."""
+    from checkpoint_states import abstract, save_steps
+
+    states = save_steps(folder / "good", [1])
+    return abstract(states[1]), folder / "good"
+
+
+def read_damaged_checkpoint(folder: Path, rng: random.Random) -> None:
+    """Its arrays, which TensorStore reads, under a seal that fits again."""
+    import shutil
+
+    from checkpoint_states import KEEP_ALL
+
+    from jaxlm import checkpoint_integrity as integrity
+    from jaxlm.checkpoint import Checkpoints
+
+    wanted, good = checkpoint(folder)
+    shutil.rmtree(folder / "bad", ignore_errors=True)
+    shutil.copytree(good, folder / "bad")
+    step = folder / "bad" / "1"
+    path = rng.choice(
+        sorted(path for path in (step / "state").rglob("*") if path.is_file() and path.stat().st_size)
+    )
+    path.write_bytes(random_damage(rng, path.read_bytes()))
+    (step / integrity.SEAL).unlink()
+    integrity.seal(step)
+    with Checkpoints(folder / "bad", KEEP_ALL) as checkpoints:
+        checkpoints.restore(wanted)
+
+
 def use(tokenizer) -> None:
     """What is done with a tokenizer."""
     for text in ("the quick brown", "a\u2581b é 😀", "", "x" * 500, "<s>\0"):

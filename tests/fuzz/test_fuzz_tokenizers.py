@@ -13,7 +13,7 @@ from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.types import UserError
 
 
-@pytest.mark.parametrize(("kind", "count"), [("model", 250), ("hf", 150)])
+@pytest.mark.parametrize(("kind", "count"), [("model", 100), ("hf", 120)])
 def test_damaged_tokenizers_are_read_or_refused_and_crash_nothing(kind, count, tmp_path):
     """In a process of its own, which tells how far it came: a crash there is a failure here."""
     code, output = child(

@@ -20,7 +20,11 @@ rules:
   - {name: c, json_schema: {type: object, required: [x]}}
 """
 MIXTURE = "budget_tokens: 9e9\nrounding: {weight: 0.5, tokens: 1e8}\nsources:\n  - {name: a, tokens: 4e9, weight: 70}\n"
-PRICES = "prices:\n  - {chip: v5e, region: us, usd_per_chip_hour: 1.2, date: 2026-11-01, source: 'https://a.b/c'}\n"
+PRICES = """\
+prices:
+  - {chip: v5p, usd: 2.94, provider: Google Cloud, region: us-east5, commitment: reserved-1y, date: 2026-11-01,
+     url: "https://a.b/c"}
+"""
 FILES = {"rules": (RULES, read_rules), "mixture": (MIXTURE, read_mixture), "prices": (PRICES, prices.load)}
 
 
@@ -102,7 +106,7 @@ BOMBS = {
     "a key of a list": ("rules: {[a]: 1}", "is not YAML: found unhashable key"),
     "two documents": ("rules: []\n---\nrules: []\n", "is not YAML: but found another document"),
     "twice": ("rules: []\nrules: []\n", "'rules' stands twice in the mapping of line 1"),
-    "keys": ("{" + ", ".join(f"k{i}: 1" for i in range(20_000)) + "}", "must be|key"),
+    "keys": ("{" + ", ".join(f"k{i}: 1" for i in range(5_000)) + "}", "must be|key"),
 }
 
 
@@ -155,10 +159,15 @@ def test_a_schema_whose_pattern_would_take_for_ever_is_given_up(name, tmp_path):
     assert rule.failures(answer) == [message]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # by which jsonschema tells that it fetches
 @pytest.mark.parametrize(
-    "ref", ["'#'", "'http://localhost:1/schema.json'", "'file:///etc/passwd'", "'#/nowhere'", "5"]
+    "ref", ["'#'", "'http://localhost:1/schema.json'", "'file://TMP/list.json'", "'#/nowhere'", "5"]
 )
 def test_a_schema_that_refers_to_itself_or_elsewhere_is_refused_and_fetches_nothing(ref, tmp_path):
+    (tmp_path / "list.json").write_text(
+        '{"type": "array"}'
+    )  # were it fetched, the answer would only be wrong
+    ref = ref.replace("TMP", str(tmp_path))
     (tmp_path / "rules.yaml").write_text(f"rules:\n  - {{name: it, json_schema: {{$ref: {ref}}}}}\n")
     with pytest.raises(UserError, match="json_schema"):
         read_rules(tmp_path / "rules.yaml")[0].failures("{}")

@@ -61,7 +61,7 @@ def test_a_turn_sees_all_turns_before_it_and_reset_forgets_them():
     assert template.prompts[-1] == "[s:be][u:three]="
 
 
-def test_no_other_id_than_those_of_the_template_ends_an_answer():
+def test_no_other_id_than_those_of_the_template_ends_an_answer():  # pain 11
     eq, o, k = TOKENIZER.encode("=ok")
     conversation, _ = talk([eq, o, 1, k, END])  # EOS of the tokenizer in the middle
     assert conversation.ask("x", silent).text == "ok"

@@ -35,7 +35,7 @@ def alone(classifier, text):
     return text_logits(classifier, text_ids(classifier, [text]))[0]
 
 
-def test_a_text_gets_the_same_logits_alone_and_in_any_batch(classifier):
+def test_a_text_gets_the_same_logits_alone_and_in_any_batch(classifier):  # pain 13
     rows = text_ids(classifier, TEXTS)
     expected = np.stack([alone(classifier, text) for text in TEXTS])
     assert expected.std(axis=0).min() > 0.1  # else nothing is compared

@@ -97,7 +97,7 @@ def test_a_character_cut_off_by_the_end_is_left_out():
     assert made.text == "a"
 
 
-def test_a_prompt_starts_with_exactly_one_bos_and_has_no_eos():
+def test_a_prompt_starts_with_exactly_one_bos_and_has_no_eos():  # pain 10
     tokenizer = ByteTokenizer(WORDS)
     assert encode_prompt(tokenizer, "") == [0]
     assert encode_prompt(tokenizer, "the zoo") == [0, 2 + 256 + 2, 2 + 256]

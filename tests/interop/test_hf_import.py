@@ -356,7 +356,7 @@ print(read, peak_bytes() - before, sum(leaf.nbytes for leaf in leaves))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells peak memory")
-def test_peak_memory_is_the_params_and_little_more_than_one_tensor(tmp_path):
+def test_peak_memory_is_the_params_and_little_more_than_one_tensor(tmp_path):  # pain 19
     model = ModelConfig(
         vocab_size=16384, embed_dim=1024, num_layers=4, num_heads=8, mlp_dim=2048, tie_embeddings=True
     )

@@ -97,7 +97,7 @@ def test_the_future_does_not_change_past_logits(name, kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", TINY)
-def test_documents_in_a_row_and_rows_in_a_batch_never_see_each_other(name, kernel):
+def test_documents_in_a_row_and_rows_in_a_batch_never_see_each_other(name, kernel):  # pain 12
     """Changing a document, or a whole other row, leaves the logits of the rest equal to the bit."""
     logits, params = compiled(name, attention=kernel)
     batch = packed_batch()
@@ -121,7 +121,7 @@ def test_padding_is_inert(name, kernel):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_packed_document_equals_the_same_document_alone(name):
+def test_a_packed_document_equals_the_same_document_alone(name):  # pain 12
     """Alone: in a row of its own length, without segments and positions."""
     packed, params = compiled(name, attention="chunked")
     alone, _ = compiled(name, attention="dense")

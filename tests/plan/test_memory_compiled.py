@@ -91,7 +91,7 @@ def compiled_bytes():
 )  # fmt: skip
 def test_the_estimate_is_what_the_compiler_allots(
     compiled_bytes, model, mesh, rows, seq_len, optimizer, train
-):
+):  # pain 23
     cfg = make_config(model, mesh, rows, seq_len, optimizer, train)
     estimate = memory.predict(cfg, run.resolve_mesh(cfg, 8), 8, platform="cpu")
     compiled = compiled_bytes(cfg)

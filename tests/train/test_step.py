@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -32,6 +33,38 @@ def test_mesh_and_accumulation_do_not_change_training(sizes, num_microbatches):
 
 def test_four_microbatches_equal_one():  # pain 1: sums, divided once, also with uneven weights
     np.testing.assert_allclose(tiny.losses(5, num_microbatches=4), expected(), rtol=1e-5)
+
+
+SHALLOW = dataclasses.replace(tiny.MODEL, num_layers=1, layer_pattern="g", sliding_window=None)
+
+
+@functools.cache
+def first_state():
+    steps, _ = tiny.make(model=SHALLOW)
+    return jax.device_get(steps.init(jax.random.key(0)))
+
+
+@functools.cache
+def gradients(num_microbatches, num_devices):
+    """Of the mean loss of a batch, clipped, as the optimizer gets them: Adam's first mean is a tenth of them."""
+    steps, mesh = tiny.make(sizes={"data": num_devices}, num_microbatches=num_microbatches, model=SHALLOW)
+    state, _ = steps.train(first_state(), place_batch(tiny.batch(0), mesh, tiny.B))
+    return jax.tree.map(np.asarray, optax.tree_utils.tree_get(state.opt_state, "mu"))
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+@pytest.mark.parametrize("num_microbatches", [1, 2, 4])
+def test_gradients_are_the_same_however_a_batch_of_random_masks_is_cut(
+    num_microbatches, num_devices
+):  # pain 1
+    weights = tiny.batch(0)["weights"]
+    parts = np.stack([weights[part::4].sum() for part in range(4)])
+    assert parts.max() > 1.3 * parts.min()  # a mean of means would show
+
+    def assert_close(found, whole):
+        assert np.linalg.norm(found - whole) <= 1e-6 * np.linalg.norm(whole)
+
+    jax.tree.map(assert_close, gradients(num_microbatches, num_devices), gradients(1, 1))
 
 
 def test_first_loss_is_that_of_a_uniform_guess():

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from jaxlm import processes
+from jaxlm.train import hooks
 from jaxlm.train import watchdog as module
 from jaxlm.train.watchdog import FIRST_LIMIT_S, LEAST_LIMIT_S, Place, Watchdog, describe_behind
 
@@ -44,9 +45,9 @@ def fast(monkeypatch):
     monkeypatch.setattr(module, "FIRST_LIMIT_S", 0.6)
 
 
-def loop(watchdog, hooks, num_steps=4, first_step=0, step_s=0.0):
+def loop(watchdog, its_hooks, num_steps=4, first_step=0, step_s=0.0):
     with watchdog:
-        watched = watchdog.watch(hooks, first_step)
+        watched = watchdog.watch(its_hooks, first_step)
         for step in range(first_step + 1, num_steps + 1):
             time.sleep(step_s)
             for hook in watched:
@@ -93,15 +94,28 @@ def test_a_resumed_run_compiles_in_its_first_step_too(fast, tmp_path):
     assert report.lines == []
 
 
+def test_until_the_devices_were_waited_for_once_another_process_may_be_compiling():
+    one = Watchdog("unused", Report(), settle_steps=10, timeout_s=60.0)
+    one.watch([], 25)
+    for place, settles in (((26, "LogSteps"), True), ((34, "step"), True), ((35, "LogSteps"), True),
+                           ((35, "step"), False), ((36, "LogSteps"), False)):  # fmt: skip
+        assert (one.limit_s(Place(*place)) == FIRST_LIMIT_S) is settles
+        assert (one.end_s(Place(*place)) == FIRST_LIMIT_S) is settles
+
+
 def test_words_come_at_growing_intervals(fast, tmp_path):
     report = Report()
     loop(Watchdog(tmp_path, report), [LogSteps({3: 0.55})])
     assert len(report.lines) == 3  # at 0.1, 0.2 and 0.4 s
 
 
+def test_the_hook_that_waits_for_the_devices_is_known_by_its_name():
+    assert hooks.LogSteps.__name__ in module.EVERY_STEP
+
+
 def test_the_limit_follows_what_is_usual():
     one = Watchdog("unused", Report())
-    assert one.limit_s(Place(0, "step")) == FIRST_LIMIT_S
+    assert one.limit_s(Place(0, "step")) == one.limit_s(Place(1, "LogSteps")) == FIRST_LIMIT_S
     assert one.limit_s(Place(1, "step")) == LEAST_LIMIT_S
     assert one.limit_s(Place(0, "Save")) == one.limit_s(Place(9, "Save")) == FIRST_LIMIT_S
     one._learn(Place(0, "step"), 900.0)  # compiled
