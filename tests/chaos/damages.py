@@ -247,5 +247,3 @@ DAMAGES: dict[str, Damage] = {
     "compiled step: truncated": in_cache("compiled/*-cache", truncate),
     "compiled steps deleted": cold_compile_cache,
 }
-NOT_YET = ("packing index: a bit flipped", "corpus offsets: a bit flipped", "cached tokenizer: a bit flipped")
-"""Of these the cache has no checksums: left out of the plan until it has."""
