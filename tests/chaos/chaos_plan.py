@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from chaos_runs import Layout
-from damages import DAMAGES, NOT_YET
+from damages import DAMAGES
 from faults import ALONE, ON_SMALL_DISK, SEVERAL, Stroke
 
 EXACT_LAYOUTS = (Layout(1, 8), Layout(2, 4, "data=2"))
@@ -54,7 +54,7 @@ def make_plan(num_faults: int, seed: int, *, small_disk: bool) -> list[Suite]:
     """Three quarters of the faults on one layout (most of them on one process), a quarter on changing ones."""
     rng = Random(seed)
     alone = deal(ALONE + (ON_SMALL_DISK if small_disk else []), rng)
-    several, damages = deal(SEVERAL, rng), deal(sorted(DAMAGES.keys() - set(NOT_YET)), rng)
+    several, damages = deal(SEVERAL, rng), deal(sorted(DAMAGES), rng)
     first, second = EXACT_LAYOUTS
     shares = ((Suite(f"exact {first}", True, first), 0.62), (Suite(f"exact {second}", True, second), 0.13),
               (Suite("elastic", False, first), 0.25))  # fmt: skip

@@ -44,6 +44,8 @@ def get_config():
 """
 """Float32, dropout, three sources in whole documents; `squares` is read several times over."""
 LONGEST_RUN_S = 240
+CONNECT_S = 45
+"""How long processes wait for one that has not come."""
 POLL_S = 0.002
 
 
@@ -164,7 +166,7 @@ class Launch:
         argv += self.layout.flags
         if self.layout.num_processes > 1:
             argv += [f"--coordinator=127.0.0.1:{port}", f"--num-processes={self.layout.num_processes}"]
-            argv += [f"--process-id={index}"]
+            argv += [f"--process-id={index}", f"--connect-timeout={CONNECT_S}"]
         # Through pipes: a limit on the size of files would strike what is printed, too.
         process = subprocess.Popen(
             argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.site.folder

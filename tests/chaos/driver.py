@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -29,7 +29,7 @@ from chaos_plan import Start, Suite, make_plan  # noqa: E402
 from chaos_report import Record, listing, table  # noqa: E402
 from chaos_runs import Launch, Layout, Site  # noqa: E402
 from damages import DAMAGES, Wound  # noqa: E402
-from faults import BALLAST, MOMENTS, OTHERS_END_S, Blow, Stroke  # noqa: E402
+from faults import ABORTED, BALLAST, MOMENTS, OTHERS_END_S, Blow, Stroke  # noqa: E402
 from verdict import Differences, Outcome, outcome  # noqa: E402
 
 NUM_STEPS, WORDS_BYTES, DISK_MB = 80, 5_000_000, 32
@@ -107,9 +107,8 @@ class Chaos:
         """Returns the strokes that did not hit."""
         if strokes and strokes[0].moment == "corpus build":
             self.site.forget_corpora()
-            self._wounds = [
-                (w, r) for w, r in self._wounds if not str(w.named).startswith(str(self.site.cache))
-            ]
+            self._keep_wounds(lambda wound: not self._in_cache(wound))
+        self._keep_wounds(lambda wound: wound.path is None or wound.path.exists())
         workdir = self._workdir = self._workdir or self._new_run()
         launch = self._launch(workdir, layout)
         blows: list[tuple[Blow, Record]] = []
@@ -150,31 +149,15 @@ class Chaos:
             problems.append(f"a traceback: {text[text.index(TRACEBACK) :][:3000]}")
         if left := launch.left_running():
             problems.append(f"still running: {left}")
-        allowed = blow.codes if blow is not None and blow.ends else [{0}] * len(codes)
-        if refused:
-            allowed = [codes_of | {2} for codes_of in allowed]
-        for index, (code, codes_of) in enumerate(zip(codes, allowed)):
-            if code not in codes_of:
-                said = (launch.errors(index) or launch.output(index))[-1500:]
-                problems.append(f"process {index} ended with {code}, not {sorted(codes_of)}: {said}")
-            elif code == 2 and not refused and not any(word in launch.errors(index) for word in blow.says):
-                problems.append(f"process {index} did not say why it ended: {launch.errors(index)[-1500:]}")
-        promised = blow is not None and blow.saves and set(codes) & {143, 130}
-        if promised and launch.steps() and launch.steps()[-1] not in launch.steps_on_disk():
-            problems.append(
-                f"step {launch.steps()[-1]} was not saved before the end; {launch.steps_on_disk()} are"
-            )
+        problems += _wrong_codes(launch, codes, blow, refused)
         if record is not None and blow.ends:
-            record.outcome = "ended with " + " ".join(sorted({str(code) for code in codes}))
-            record.outcome += f", {launch.steps_on_disk()[-1:] or 'nothing'} saved".replace(
-                "[", "step "
-            ).replace("]", "")
+            saved = launch.steps_on_disk()[-1:]
+            record.outcome = f"ended with {' '.join(sorted({str(code) for code in codes}))}"
+            record.outcome += f", step {saved[0]} saved" if saved else ", nothing saved"
+        label = (
+            f"fault {record.number}, {record.kind} at {record.hit}" if record else "a start that nothing hit"
+        )
         for problem in problems:
-            label = (
-                f"fault {record.number}, {record.kind} at {record.hit}"
-                if record
-                else "a start that nothing hit"
-            )
             self._problem(f"{label}: {problem}", record)
         if problems:
             self._give_up(launch)
@@ -224,8 +207,17 @@ class Chaos:
         self._put_away(workdir, keep=bool(found))
 
     def _new_run(self) -> Path:
-        self._wounds = [(w, r) for w, r in self._wounds if str(w.named).startswith(str(self.site.cache))]
+        self._keep_wounds(self._in_cache)
         return self.site.new_workdir()
+
+    def _in_cache(self, wound: Wound) -> bool:
+        return wound.named.startswith(str(self.site.cache))
+
+    def _keep_wounds(self, wanted: Callable[[Wound], bool]) -> None:
+        for wound, record in self._wounds:
+            if not wanted(wound):
+                record.outcome = record.outcome or "overtaken by another fault"
+        self._wounds = [(wound, record) for wound, record in self._wounds if wanted(wound)]
 
     def _give_up(self, launch: Launch) -> None:
         """After a failure: what follows should not suffer from it."""
@@ -262,6 +254,23 @@ class Chaos:
         if record is not None:
             record.outcome += " FAILED"
         self._say(f"     FAILED: {text}")
+
+
+def _wrong_codes(launch: Launch, codes: Sequence[int | None], blow: Blow | None, refused: bool) -> list[str]:
+    """Exit codes that were not to come, or not without a word, or not without a save."""
+    found = []
+    allowed = blow.codes if blow is not None and blow.ends else [{0}] * len(codes)
+    for index, (code, good) in enumerate(zip(codes, allowed)):
+        errors = launch.errors(index)
+        if code not in (good | {2} if refused else good):
+            said = (errors or launch.output(index))[-1500:]
+            found.append(f"process {index} ended with {code}, not {sorted(good)}: {said}")
+        elif code in (2, ABORTED) and not refused and not any(word in errors for word in blow.says):
+            found.append(f"process {index} did not say why it ended: {errors[-1500:]}")
+    promised = blow is not None and blow.saves and set(codes) & {143, 130}
+    if promised and launch.steps() and launch.steps()[-1] not in (there := launch.steps_on_disk()):
+        found.append(f"step {launch.steps()[-1]} was not saved before the end; {there} are")
+    return found
 
 
 TRACEBACK = "Traceback (most recent call last)"

@@ -1,12 +1,6 @@
 """A dozen faults: a run that is killed, damaged and moved ends as one that nobody touched. More: `make chaos`."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from chaos_plan import Start, Suite, make_plan
 from chaos_runs import Layout
 from damages import DAMAGES
