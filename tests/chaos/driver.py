@@ -336,11 +336,16 @@ def run(
                 f"plan: {suite.name}: {start.layout}: {'; '.join([*map(str, start.strokes), *start.damages])}"
             )
     chaos = Chaos(Site(folder, num_steps=num_steps, words_bytes=words_bytes, disk=disk), seed, say)
-    for suite in plan:
-        chaos.carry_out(suite)
-    said = summary(chaos, time.monotonic() - began)
-    (folder / "report.md").write_text(f"{said}\n\n{table(chaos.records)}\n\n{listing(chaos.records)}\n")
-    say(f"{table(chaos.records)}\n\n{said}")
+    try:
+        for suite in plan:
+            chaos.carry_out(suite)
+    except BaseException as error:
+        chaos.problems.append(f"the chaos itself ended early: {error!r}")
+        raise
+    finally:
+        said = summary(chaos, time.monotonic() - began)
+        (folder / "report.md").write_text(f"{said}\n\n{table(chaos.records)}\n\n{listing(chaos.records)}\n")
+        say(f"{table(chaos.records)}\n\n{said}")
     return chaos
 
 
