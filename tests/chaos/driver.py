@@ -52,8 +52,8 @@ class Chaos:
         self.num_launches = self.num_runs = 0
         self._references: dict[Layout, Outcome] = {}
         self._wounds: list[tuple[Wound, Record]] = []
+        self._postponed: list[str] = []
         self._workdir: Path | None = None
-        self._failed = False
 
     # Undisturbed.
 
@@ -100,7 +100,8 @@ class Chaos:
                 break
         else:
             self._problem(f"{strokes[0]}: its moment did not come in {PATIENCE} starts")
-        for name in start.damages:
+        names, self._postponed = [*self._postponed, *start.damages], []
+        for name in names:
             self._damage(name, start.layout)
 
     def _attempt(self, layout: Layout, strokes: list[Stroke]) -> list[Stroke]:
@@ -236,7 +237,7 @@ class Chaos:
         workdir = self._workdir
         wound = DAMAGES[name](self.site, workdir, self._rng()) if workdir is not None else None
         if wound is None:
-            self._say(f"     {name}: nothing there to harm")
+            self._postponed.append(name)  # there is nothing to harm as yet
             return
         self._wounds.append((wound, self._record(name, wound.words, layout)))
 
@@ -336,11 +337,16 @@ def run(
                 f"plan: {suite.name}: {start.layout}: {'; '.join([*map(str, start.strokes), *start.damages])}"
             )
     chaos = Chaos(Site(folder, num_steps=num_steps, words_bytes=words_bytes, disk=disk), seed, say)
-    for suite in plan:
-        chaos.carry_out(suite)
-    said = summary(chaos, time.monotonic() - began)
-    (folder / "report.md").write_text(f"{said}\n\n{table(chaos.records)}\n\n{listing(chaos.records)}\n")
-    say(f"{table(chaos.records)}\n\n{said}")
+    try:
+        for suite in plan:
+            chaos.carry_out(suite)
+    except BaseException as error:
+        chaos.problems.append(f"the chaos itself ended early: {error!r}")
+        raise
+    finally:
+        said = summary(chaos, time.monotonic() - began)
+        (folder / "report.md").write_text(f"{said}\n\n{table(chaos.records)}\n\n{listing(chaos.records)}\n")
+        say(f"{table(chaos.records)}\n\n{said}")
     return chaos
 
 

@@ -256,7 +256,9 @@ ALONE = [
 ]
 ON_SMALL_DISK = _strokes("full disk", full_disk, "step", "save", "save")
 SEVERAL = [
-    *_strokes("SIGKILL of one process", kill_one, "start-up", "first step", "step", "evaluation", "save"),
+    *_strokes(
+        "SIGKILL of one process", kill_one, "start-up", "first step", "step", "evaluation", "save", "commit"
+    ),
     *_strokes("SIGSTOP of one, then SIGKILL", pause_and_kill_one, "step", "save"),
     *_strokes("SIGTERM of one process", terminate_one, "first step", "step", "save"),
     *_strokes("SIGTERM", send(signal.SIGTERM), "step", "save"),
