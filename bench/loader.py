@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxlm.data.config import PACKINGS, DataConfig, SourceConfig
+from jaxlm.data.config import DataConfig, SourceConfig
 from jaxlm.data.pipeline import Rows
 from jaxlm.data.shards import TokenStore, write_corpus
 from jaxlm.data.speed import measure_loader
@@ -39,7 +39,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed, name in enumerate(WEIGHTS):
             make_corpus(Path(folder, name), seed, args.documents)
-        for packing, place, batch_size in itertools.product(PACKINGS, ("memory", "disk"), (8, 64)):
+        for packing, place, batch_size in itertools.product(
+            ("concat", "best_fit"), ("memory", "disk"), (8, 64)
+        ):
             resident_bytes = 0 if place == "disk" else 1 << 40
             stores = {n: TokenStore(f"{folder}/{n}", "train", resident_bytes=resident_bytes) for n in WEIGHTS}
             data = DataConfig(

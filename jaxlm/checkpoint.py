@@ -96,6 +96,16 @@ def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def _discard(folder: epath.Path) -> None:
+    """Deletes what a failed save has written; other threads may still be at it, so this is tried for a while."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            if not folder.exists():
+                return
+            folder.rmtree()
+        time.sleep(0.05)
+
+
 class Checkpoints:
     """The checkpoints of one run. Every process makes one and calls the same methods in the same order.
 
@@ -248,10 +258,9 @@ class Checkpoints:
             self._orbax.close()
         self._orbax = None
         partial = self.directory / f"{step}{integrity.UNFINISHED}"
-        if not processes.is_alone():
-            self._interrupted.append(partial)  # other hosts may still be writing there
-        elif partial.exists():
-            partial.rmtree()
+        if processes.is_alone():
+            _discard(partial)
+        self._interrupted.append(partial)  # others may still be writing there: hosts, or threads of Orbax
 
     def _join(self) -> None:
         if self._saving is not None:

@@ -63,14 +63,11 @@ __all__ = [
 
 def use_compile_cache() -> str:
     """Keeps compiled steps on disk ($JAXLM_CACHE or ~/.cache/jaxlm), so that a second start is quick."""
-    import jax
-
+    from jaxlm import compile_cache
     from jaxlm.data.files import cache_root
 
     folder = os.path.join(os.fspath(cache_root(None)), "compiled")
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    compile_cache.use(folder)
     return folder
 
 
@@ -354,6 +351,7 @@ def _train(
     num_steps = run.plan.num_steps
     report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(run.config))
     with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
+        run.rows.notices.connect(report.event)
         state, meta, words, notes, frozen = start_state(run.config, run.pieces, checkpoints, run.data)
         run = run._replace(pieces=run.pieces._replace(steps=run.pieces.steps.bind(frozen)))
         if processes.is_first():  # and not before it is known to be that of the checkpoints

@@ -15,6 +15,7 @@ from jaxlm.types import UserError
 if TYPE_CHECKING:
     from jaxlm.data.chat import ChatTemplate
     from jaxlm.data.examples import ExampleStore
+    from jaxlm.data.notices import Notices
     from jaxlm.data.padding import Labelled
     from jaxlm.data.pipeline import Rows
     from jaxlm.data.tokenizer import Tokenizer
@@ -36,6 +37,8 @@ class OpenData(NamedTuple):
     """How dialogues are written, where the objective is to follow instructions."""
     labels: tuple[str, ...] | None = None
     """Of a classifier, in the order of its outputs; none for a regression."""
+    notices: Notices | None = None
+    """Of the stores: what happens while they read."""
 
     @property
     def corpus_sha256(self) -> dict[str, str]:
@@ -65,22 +68,24 @@ def run_tokenizer_config(cfg: RunConfig, workdir: str | os.PathLike | None):
 def open_texts(cfg: RunConfig, workdir: str | os.PathLike | None, say: Say) -> OpenData:
     """The documents of a pretraining."""
     from jaxlm.corpus.sources import check_sources, ensure_corpus, ensure_tokenizer
+    from jaxlm.data.notices import Notices
     from jaxlm.data.shards import TokenStore
 
     check_sources(cfg.data, say=say)
-    tokenizer = ensure_tokenizer(run_tokenizer_config(cfg, workdir), cfg.data, say=say)
-    train, held_out = {}, {}
+    train, held_out, notices = {}, {}, Notices()
+    tokenizer = ensure_tokenizer(run_tokenizer_config(cfg, workdir), cfg.data, say=say, notices=notices)
+    options: dict[str, Any] = {"expected_tokenizer_sha256": tokenizer.sha256, "notices": notices}
     for name, source in cfg.data.sources.items():
         data = cfg.data if source.eval_path is None else dataclasses.replace(cfg.data, eval_fraction=0.0)
-        folder, split = ensure_corpus(source, data, tokenizer, say=say), "eval"
+        folder, split = ensure_corpus(source, data, tokenizer, say=say, notices=notices), "eval"
         if source.weight_tokens > 0:
-            train[name] = TokenStore(folder, "train", expected_tokenizer_sha256=tokenizer.sha256)
+            train[name] = TokenStore(folder, "train", **options)
         if source.eval_path is not None:
             apart = dataclasses.replace(source, path=source.eval_path, eval_path=None)
-            folder, split = ensure_corpus(apart, data, tokenizer, say=say), "train"
+            folder, split = ensure_corpus(apart, data, tokenizer, say=say, notices=notices), "train"
         elif cfg.data.eval_fraction == 0:
             continue
-        store = TokenStore(folder, split, expected_tokenizer_sha256=tokenizer.sha256)
+        store = TokenStore(folder, split, **options)
         if store.num_tokens > 1:
             held_out[name] = store
         elif cfg.train.eval_batches:
@@ -88,22 +93,23 @@ def open_texts(cfg: RunConfig, workdir: str | os.PathLike | None, say: Say) -> O
                 f"note: data.sources.{name} has no held-out text and is not evaluated: {folder} was built "
                 "without (see `jaxlm corpus build --eval-fraction`)."
             )
-    return OpenData(tokenizer, train, held_out)
+    return OpenData(tokenizer, train, held_out, notices=notices)
 
 
 def open_records(cfg: RunConfig, workdir: str | os.PathLike | None, say: Say) -> OpenData:
     """The dialogues, or the texts with labels, of a fine-tuning."""
     from jaxlm.corpus.examples import ensure_examples
     from jaxlm.data.examples import ExampleStore
+    from jaxlm.data.notices import Notices
 
     tokenizer = records_tokenizer(cfg, workdir, say)
     chat = run_chat(cfg, tokenizer, workdir) if cfg.objective == "instruct" else None
-    train, held_out = {}, {}
+    train, held_out, notices = {}, {}, Notices()
 
     def build(name: str, split: str) -> ExampleStore:
         source = cfg.data.sources[name]
-        folder = ensure_examples(name, source, cfg, cfg.objective, tokenizer, chat, split, say)
-        return ExampleStore(folder, expected_tokenizer_sha256=tokenizer.sha256)
+        folder = ensure_examples(name, source, cfg, cfg.objective, tokenizer, chat, split, say, notices)
+        return ExampleStore(folder, expected_tokenizer_sha256=tokenizer.sha256, notices=notices)
 
     for name, source in cfg.data.sources.items():
         if source.weight_tokens > 0:
@@ -119,7 +125,7 @@ def open_records(cfg: RunConfig, workdir: str | os.PathLike | None, say: Say) ->
                 f"{cfg.data.eval_fraction}, or give data.sources.{name}.eval_path."
             )
     labels = run_labels(cfg, train) if cfg.objective == "classify" else None
-    return OpenData(tokenizer, train, held_out, chat, labels)
+    return OpenData(tokenizer, train, held_out, chat, labels, notices)
 
 
 def records_tokenizer(cfg: RunConfig, workdir: str | os.PathLike | None, say: Say) -> Tokenizer:
@@ -264,4 +270,4 @@ def make_rows(cfg: RunConfig, data: OpenData) -> Rows:
     """The rows of a run."""
     from jaxlm.data.pipeline import Rows
 
-    return Rows(cfg.data, data.train, cfg.seed, labelled(cfg, data))
+    return Rows(cfg.data, data.train, cfg.seed, labelled(cfg, data), data.notices)

@@ -180,7 +180,7 @@ def make_log(run: Run, batches: Batches, report: RunReport, on_bad: Callable[[Ba
         flops_per_token=tuned_flops_per_token(cfg.model, cfg.data.seq_len, cfg.tune).total,
         peak_flops_per_s=run_peak_flops_per_s(run),
         stall_s=lambda: batches.stall_s,
-        data_metrics=run.plan.metrics_at,
+        data_metrics=lambda step: run.plan.metrics_at(step) | run.rows.notices.metrics(),
         sources_of=sources_of,
         on_bad=on_bad,
     )

@@ -1,5 +1,7 @@
 """Promises of jaxlm/checkpoint.py under kills, full disks and damage: the last good step is found and used."""
 
+import contextlib
+import errno
 import logging
 import os
 import random
@@ -9,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -285,6 +288,29 @@ def test_a_full_disk(tmp_path, warnings):
             assert_same_bits(checkpoints.restore(abstract(state)).state, state)
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_save_that_failed_is_deleted_though_its_threads_still_write(tmp_path, warnings):
+    checkpoints = Checkpoints(tmp_path, KEEP_ALL, warn=warnings.append)
+    folder = tmp_path / f"1{integrity.UNFINISHED}" / "state"
+    writing = threading.Event()
+
+    def write():
+        for number in range(3000):
+            with contextlib.suppress(FileNotFoundError):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / str(number)).write_text("x")
+            writing.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    writing.wait()
+    checkpoints._fail(1, OSError(errno.ENOSPC, "No space left on device"))
+    thread.join()
+    checkpoints.save(make_state(), Meta(2))
+    checkpoints.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+    assert "Checkpoint 1 could not be saved" in warnings[0]
 
 
 def test_a_bug_while_saving_is_raised_and_not_taken_for_a_full_disk(tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ LAYERS = (
         "checkpoint_meta",
         "checkpoint_orbax",
         "collective",
+        "compile_cache",
         "config",
         "config_flags",
         "huge_pages",

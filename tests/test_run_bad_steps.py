@@ -190,7 +190,9 @@ def test_without_a_checkpoint_there_is_nothing_to_roll_back_to(text, tmp_path, m
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(text, tmp_path, monkeypatch, step):  # pain 21, 28
+def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(
+    text, tmp_path, monkeypatch, step
+):  # pain 21, 28
     """In the middle of a run, and after its last step; the second time it is done."""
     config = small(text, train__num_steps=4, train__eval_batches=3)
     run.train(config, tmp_path / "whole")

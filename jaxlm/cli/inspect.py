@@ -204,7 +204,7 @@ def describe(facts: dict[str, Any], *, all_arrays: bool) -> str:
     if facts["events"]:
         sections["last events"] = [
             {
-                "time": _time(event["time_s"]),
+                "time": _time(event.get("time_s")),
                 "event": event["event"],
                 "step": f"{event['step']:,}" if "step" in event else "",
                 "values": _values(event),

@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -37,8 +37,8 @@ from jaxlm.corpus.readers import read_documents
 from jaxlm.corpus.split import Split, plan_split
 from jaxlm.corpus.text import ReadOptions, Tally
 from jaxlm.data.files import cache_root, disk_error, exclusive, make_folder, write_atomic
-from jaxlm.data.manifest import is_corpus, make_manifest, offsets_file, read_manifest, write_manifest
-from jaxlm.data.shards import CHUNK_TOKENS, join_shards
+from jaxlm.data.manifest import is_corpus, make_manifest, read_manifest, shard_files, write_manifest
+from jaxlm.data.shards import CHUNK_TOKENS, TokenStore, join_shards
 from jaxlm.data.tokenizer import TOKENIZER_FILE, TOKENIZER_FOLDER, Tokenizer
 from jaxlm.limits import read_json
 from jaxlm.paths import is_local
@@ -65,6 +65,7 @@ def build_corpus(
     workers: int | None = None,
     progress: bool | None = None,
     found: Found | None = None,
+    rebuild: Callable[[UserError], None] | None = None,
 ) -> dict[str, Any]:
     """Builds a corpus; returns its manifest. The same call again continues, or finds it finished.
 
@@ -76,6 +77,7 @@ def build_corpus(
       workers: processes; None: as many as there are processors and work for.
       progress: False: say nothing.
       found: the input, where the caller has looked at it already.
+      rebuild: for a folder of the cache: a finished corpus that is damaged is told of, removed and built again.
     """
     options = ReadOptions(text_key, document, invalid_utf8)
     inputs, tally, content = found or _find(paths)
@@ -89,6 +91,7 @@ def build_corpus(
     try:
         with _folders(output, staging):
             with exclusive(os.path.join(staging, _LOCK)):
+                promised = _clear_damaged(output, rebuild) if rebuild is not None else None
                 if is_corpus(output):
                     manifest = _check_finished(output, key)
                 else:
@@ -100,6 +103,7 @@ def build_corpus(
                         _check_unchanged(inputs, staging)
                         source = _source(paths, content, options, split)
                         manifest = _assemble(staging, jobs, tokenizer, tally, key, source)
+                        _check_same(output, manifest, promised)
                         _publish(staging, output, manifest, tokenizer)
             shutil.rmtree(os.path.join(staging, _BUILD), ignore_errors=True)
     except OSError as error:
@@ -159,6 +163,41 @@ def _check_finished(output: str, key: str) -> dict[str, Any]:
             "--output, or delete the folder to build it anew."
         )
     return manifest
+
+
+def _clear_damaged(output: str, rebuild: Callable[[UserError], None]) -> str | None:
+    """Removes a finished corpus whose files are not what was built; returns the hash it had, if that can be read.
+
+    All is looked at but for the tokens of a split that is too large to be held in memory: they are compared as they are
+    read.
+    """
+    unfinished = not is_local(output) or os.path.exists(os.path.join(output, _BUILD, _PLAN))
+    if not is_corpus(output) and (unfinished or not any(epath.Path(output).glob("*.offsets.npy"))):
+        return None
+    promised = None
+    try:
+        promised = str(read_manifest(output)["sha256"])
+        for name in units.SPLITS:
+            store = TokenStore(output, name)
+            if store.has_checksums:  # else it is read whole when it is used, and once is enough
+                store.check() if store.is_resident else store.check_files()
+    except UserError as error:
+        rebuild(error)
+        for path in epath.Path(output).iterdir():
+            if path.name != _LOCK:
+                path.rmtree() if path.is_dir() else path.unlink()
+        return promised
+    return None
+
+
+def _check_same(output: str, manifest: Mapping[str, Any], promised: str | None) -> None:
+    """UserError if what was built again is not what was there before: a run that was interrupted must not go on."""
+    if promised not in (None, manifest["sha256"]):
+        raise UserError(
+            f"{output} was damaged and was built again, but came out otherwise ({manifest['sha256'][:12]} instead of "
+            f"{promised[:12]}, SHA-256 of its tokens): another version of jaxlm or of the tokenizer's library made it. "
+            "Run again to use it, with another --workdir; to go on with a run, use the versions it began with."
+        )
 
 
 @contextlib.contextmanager
@@ -362,7 +401,7 @@ def _publish(staging: str, output: str, manifest: dict[str, Any], tokenizer: Tok
         for shard in itertools.chain.from_iterable(
             manifest["splits"][name]["shards"] for name in units.SPLITS
         ):
-            names += [shard["file"], offsets_file(shard["file"])]
+            names += shard_files(shard["file"])
         for name in names:
             epath.Path(staging, name).copy(epath.Path(output) / name, overwrite=True)
     write_manifest(output, manifest)

@@ -18,22 +18,26 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from etils import epath
 
 from jaxlm.corpus.columns import ColumnMap, Dropped, dialogue, labelled, open_columns
+from jaxlm.corpus.growing_array import GrowingArray
 from jaxlm.corpus.inputs import InputFile, check_unchanged
 from jaxlm.corpus.records import Record, find_records, read_records
 from jaxlm.corpus.sources import remembered_fingerprint
 from jaxlm.corpus.split import hash_of, plan_split
 from jaxlm.corpus.text import Tally
 from jaxlm.data.chat import ChatTemplate, Message
+from jaxlm.data.checked_array import file_checksums
+from jaxlm.data.checksums import npy, sealed, sha256
 from jaxlm.data.config import ClassifyConfig, DataConfig, InstructConfig, SourceConfig
-from jaxlm.data.examples import EXAMPLES, FORMAT, ExampleStore
-from jaxlm.data.files import cache_root, disk_error, exclusive, make_folder, write_atomic, write_npy_header
-from jaxlm.data.manifest import token_dtype
+from jaxlm.data.examples import CHECKSUMS, EXAMPLES, FORMAT, DamagedExamples, ExampleStore, read_manifest
+from jaxlm.data.files import cache_root, disk_error, exclusive, make_folder, write_atomic
+from jaxlm.data.manifest import check_tokenizer, token_dtype
+from jaxlm.data.notices import Notices
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.paths import is_local
 from jaxlm.types import UserError
@@ -74,6 +78,7 @@ def ensure_examples(
     chat: ChatTemplate | None,
     split: str,
     say: Callable[[str], None] = print,
+    notices: Notices | None = None,
 ) -> str:
     """The folder of a source's examples (see data/examples.py), in the cache or built into it now.
 
@@ -117,16 +122,18 @@ def ensure_examples(
         make_folder(epath.Path(root) / "examples")
         begin = time.monotonic()
         with exclusive(f"{folder}.lock"):
-            known = (epath.Path(folder) / EXAMPLES).exists()
+            known, promised = _check_known(folder, notices or Notices())
             if not known:
                 build = _Build(files, source, cfg, objective, tokenizer, chat, tally)
                 wanted = None if own or not fraction else (split, fraction)
                 nothing = split == "eval" and not own and not fraction
                 made = iter(()) if nothing else build.examples(wanted)
                 _write(folder, made, build, {"settings": settings, "split": split, "content": content})
+                _check_same(folder, promised)
     except UserError as error:
         raise UserError(f"{key_name}: {error}") from None
-    manifest = ExampleStore(folder, expected_tokenizer_sha256=tokenizer.sha256).manifest
+    manifest = read_manifest(folder)
+    check_tokenizer(folder, manifest, tokenizer.sha256)
     if not manifest["num_examples"] and (own or split == "train"):
         raise UserError(
             f"{key_name}: {path} has no example to {'evaluate' if own else 'train on'}{_remarks(manifest)}: give more "
@@ -141,6 +148,34 @@ def ensure_examples(
     if chat is not None and chat.note and split == "train":
         say(f"note: {chat.note}")
     return folder
+
+
+def _check_known(folder: str, notices: Notices) -> tuple[bool, str | None]:
+    """(whether the folder holds all that was built, what its manifest says is the hash of it if it can be read).
+
+    A folder that is damaged is to be built again.
+    """
+    if not (epath.Path(folder) / EXAMPLES).exists():
+        return False, None
+    promised = None
+    try:
+        promised = read_manifest(folder)["sha256"]
+        ExampleStore(folder, notices=notices)
+    except DamagedExamples as error:
+        notices("data_rebuilt", file=folder, reason=str(error).removeprefix(f"{folder} is damaged: "))
+        return False, promised
+    return True, promised
+
+
+def _check_same(folder: str, promised: str | None) -> None:
+    """UserError if what was built again is not what was there before: a run that was interrupted must not go on."""
+    found = read_manifest(folder)["sha256"]
+    if promised not in (None, found):
+        raise UserError(
+            f"{folder} was damaged and was built again, but came out otherwise ({found[:12]} instead of "
+            f"{promised[:12]}, SHA-256 of its examples): another version of jaxlm or of the tokenizer's library made "
+            "it. Start new runs with it in another --workdir; to go on with one, use the versions it began with."
+        )
 
 
 def _settings(
@@ -262,36 +297,6 @@ def _text_of(parsed: Any) -> str:
     return parsed[0] if isinstance(parsed, tuple) else json.dumps(parsed, ensure_ascii=False)
 
 
-class _Growing:
-    """A .npy file that is written row by row."""
-
-    def __init__(self, path: str, dtype: Any, width: tuple[int, ...] = ()):
-        self._file: IO[bytes] = open(path, "w+b")
-        self._dtype, self._width, self._rows = np.dtype(dtype), width, 0
-        self.sha = hashlib.sha256()
-        write_npy_header(self._file, self._dtype, self.shape)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """So far."""
-        return (self._rows, *self._width)
-
-    def add(self, rows: Any) -> None:
-        """Appends rows."""
-        array = np.asarray(rows, self._dtype).reshape(-1, *self._width)
-        self._rows += len(array)
-        self.sha.update(content := array.tobytes())
-        self._file.write(content)
-
-    def close(self) -> None:
-        """Writes the final shape."""
-        self._file.seek(0)
-        write_npy_header(self._file, self._dtype, self.shape)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-
 def _write(folder: str, examples: Iterable[_Example], build: _Build, told: Mapping[str, Any]) -> None:
     """Writes a folder of examples: under another name first, so that nobody sees half of one."""
     local = is_local(folder)
@@ -326,7 +331,7 @@ def _write_arrays(
         "labels": ("<f4" if is_number else "<i4", ()),
         "label_ends": ("<i8", ()),
     }
-    arrays = {name: _Growing(os.path.join(staging, f"{name}.npy"), *kind) for name, kind in kinds.items()}
+    arrays = {name: GrowingArray(os.path.join(staging, f"{name}.npy"), *kind) for name, kind in kinds.items()}
     files: dict[tuple[str, str], int] = {}
     names: dict[str, int] = {}
     flat: list[float] = []
@@ -355,6 +360,9 @@ def _write_arrays(
         array.close()
         content.update(f"\n{name} {array.sha.hexdigest()}".encode())
     content.update(json.dumps(ordered).encode())
+    checked = {name: file_checksums(os.path.join(staging, f"{name}.npy")) for name in arrays}
+    checksums = npy(np.concatenate([crcs for _, crcs in checked.values()]))
+    write_atomic(os.path.join(staging, f"{CHECKSUMS}.npy"), checksums)
     manifest = {
         "format": FORMAT,
         "sha256": content.hexdigest(),
@@ -371,15 +379,18 @@ def _write_arrays(
         "columns": build.columns._asdict() if build.columns else None,
         "template": build.chat.name if build.chat else None,
         "files": list(files),
-        "shapes": {name: array.shape for name, array in arrays.items()},
+        "shapes": {name: list(array.shape) for name, array in arrays.items()},
+        "file_bytes": {name: size for name, (size, _) in checked.items()},
+        "crc32_sha256": sha256(checksums),
         "split": told["split"],
         "settings": told["settings"],
         "source": [{"name": n, "num_bytes": b, "sha256": h} for n, b, h in told["content"][:1000]],
     }
     write_atomic(
-        os.path.join(staging, EXAMPLES), (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+        os.path.join(staging, EXAMPLES),
+        (json.dumps(sealed(manifest), indent=1, ensure_ascii=False) + "\n").encode(),
     )
-    return [*(f"{name}.npy" for name in arrays), EXAMPLES]
+    return [*(f"{name}.npy" for name in (*arrays, CHECKSUMS)), EXAMPLES]
 
 
 def sort_labels(names: Iterable[str]) -> list[str]:

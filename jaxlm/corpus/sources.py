@@ -26,9 +26,11 @@ from jaxlm.corpus.inputs import InputFile, find_inputs, fingerprint, plan_units,
 from jaxlm.corpus.readers import read_documents
 from jaxlm.corpus.split import note_on_split, plan_split
 from jaxlm.corpus.text import ReadOptions, Tally
+from jaxlm.data.checksums import sha256
 from jaxlm.data.config import DataConfig, SourceConfig, TokenizerConfig
 from jaxlm.data.files import cache_root, exclusive, make_folder, reachable, write_atomic
 from jaxlm.data.manifest import check_tokenizer, is_corpus, read_manifest
+from jaxlm.data.notices import Notices
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, saved_tokenizer, train_tokenizer
 from jaxlm.limits import Row, check, read_json
 from jaxlm.paths import is_local
@@ -83,7 +85,14 @@ def _is_file(path: str) -> bool:
 
 def is_tokenised(source: SourceConfig) -> bool:
     """Whether its path is a folder made by `jaxlm corpus build`; else it is text, tokenised into the cache."""
-    return not embedded.is_embedded(source.path) and is_corpus(reachable(source.path))
+    if embedded.is_embedded(source.path):
+        return False
+    folder = reachable(source.path)
+    if is_corpus(folder):
+        return True
+    if any(folder.glob("*.offsets.npy")) and any(folder.glob("*.arrayrecord")):
+        read_manifest(folder)  # tokens are no text: it says that the manifest is missing
+    return False
 
 
 def _options(source: SourceConfig, data: DataConfig) -> ReadOptions:
@@ -98,6 +107,7 @@ def ensure_corpus(
     workers: int | None = None,
     progress: bool | None = None,
     say: Callable[[str], None] = print,
+    notices: Notices | None = None,
 ) -> str:
     """The folder of a source's tokens: the source itself, the cache's, or one built into the cache now.
 
@@ -117,6 +127,7 @@ def ensure_corpus(
         [source.path], folder, tokenizer, text_key=source.text_key, document=source.document,
         eval_fraction=data.eval_fraction, eval_split=data.eval_split, invalid_utf8=data.invalid_utf8,
         workers=workers, progress=progress, found=(inputs, tally, content),
+        rebuild=lambda error: (notices or Notices())("data_rebuilt", file=folder, reason=str(error)),
     )  # fmt: skip
     splits = manifest["splits"]
     how = "in the cache" if known else f"tokenised in {time.monotonic() - begin:.1f} s"
@@ -220,7 +231,11 @@ def _read_unit(unit: Sequence[Any], options: ReadOptions) -> Iterator[str]:
 
 
 def ensure_tokenizer(
-    config: TokenizerConfig, data: DataConfig, *, say: Callable[[str], None] = print
+    config: TokenizerConfig,
+    data: DataConfig,
+    *,
+    say: Callable[[str], None] = print,
+    notices: Notices | None = None,
 ) -> Tokenizer:
     """The run's tokenizer: the one it names, that of its tokenised sources, or one trained on them, once.
 
@@ -252,18 +267,51 @@ def ensure_tokenizer(
     make_folder(folder)
     path = folder / f"{config.kind}-{key[:16]}.model"
     with exclusive(f"{os.fspath(path)}.lock"):
-        if path.exists():
-            with contextlib.suppress(UserError):  # damaged: it is trained again
-                tokenizer = load_tokenizer(path)
-                say(f"tokenizer: {path} (in the cache)")
-                return tokenizer
+        known, promised = _cached_tokenizer(path, notices or Notices())
+        if known is not None:
+            say(f"tokenizer: {path} (in the cache)")
+            return known
         begin = time.monotonic()
         texts = (text for name in sorted(sources) for text in iter_texts(sources[name], data, budgets[name]))
-        write_atomic(path, train_tokenizer(texts, config.kind, config.vocab_size))
+        model = train_tokenizer(texts, config.kind, config.vocab_size)
+        if promised and sha256(model) not in promised:
+            raise UserError(
+                f"{path} was damaged, and the tokenizer that is trained again is another one: another version of "
+                "sentencepiece made it. Remove it to start new runs; to go on with one, set tokenizer.path to its "
+                "--workdir."
+            )
+        write_atomic(path, model)
+        write_atomic(_checksum_of(path), sha256(model).encode())
         tokenizer = load_tokenizer(path)
         seconds = time.monotonic() - begin
         say(f"tokenizer: trained {config.kind}, {tokenizer.vocab_size:,} pieces, in {seconds:.1f} s: {path}")
         return tokenizer
+
+
+def _checksum_of(path: epath.Path) -> epath.Path:
+    """The file that holds the SHA-256 of a tokenizer of the cache."""
+    return path.with_name(path.name + ".sha256")
+
+
+def _cached_tokenizer(path: epath.Path, notices: Notices) -> tuple[Tokenizer | None, set[str]]:
+    """(the tokenizer of the cache, if it is there and whole; the hashes of which one trained again must have one).
+
+    Of a file and its hash that do not agree either may be damaged. An older file without a hash gets one now.
+    """
+    if not path.exists():
+        return None, set()
+    model, beside = path.read_bytes(), _checksum_of(path)
+    found = sha256(model)
+    promised = beside.read_bytes().decode(errors="replace") if beside.exists() else found
+    if promised == found:
+        with contextlib.suppress(UserError):
+            tokenizer = load_tokenizer(path)
+            if not beside.exists():
+                write_atomic(beside, found.encode())
+            return tokenizer, set()
+        promised = ""  # older than its hash, and damaged before it had one
+    notices("data_rebuilt", file=os.fspath(path), reason="it is not what was trained")
+    return None, {promised, found} if promised else set()
 
 
 def _budgets(sources: Mapping[str, SourceConfig], sizes: Mapping[str, int]) -> dict[str, int | None]:

@@ -54,8 +54,11 @@ def finished(folder: str) -> dict[str, Any] | None:
     try:
         result = read_json(os.path.join(folder, RESULT))
         check(result, _SHAPE)
-        return result
-    except (FileNotFoundError, NotADirectoryError, *JSON_ERRORS):  # damaged, so to be made again
+        shards = [shard for name in SPLITS for shard in result["shards"][name]]
+        return (
+            result if all("crc32_sha256" in shard for shard in shards) else None
+        )  # else by an older version
+    except (FileNotFoundError, NotADirectoryError, KeyError, *JSON_ERRORS):  # damaged, so to be made again
         return None
 
 

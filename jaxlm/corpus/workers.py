@@ -6,6 +6,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -34,21 +35,46 @@ def run(jobs: Sequence[units.Job], tokenizer: Tokenizer, workers: int | None, ba
             workers = num_processors() if enough else 1
         if workers < 1:
             raise UserError(f"workers={workers} must be at least 1.")
-        if min(workers, len(waiting)) <= 1:
-            for job in waiting:
-                units.tokenise(job, tokenizer, lambda tokens: bar.add(0, tokens))
-                bar.add(job.num_bytes, 0)
-        else:
-            _run_parallel(waiting, tokenizer, min(workers, len(waiting)), bar)
+        pool = None
+        if min(workers, len(waiting)) > 1:
+            pool = _open_pool(tokenizer, min(workers, len(waiting)))
+        if pool is not None:
+            _run_parallel(waiting, *pool, bar)
+            return
+        for job in waiting:
+            units.tokenise(job, tokenizer, lambda tokens: bar.add(0, tokens))
+            bar.add(job.num_bytes, 0)
 
 
-def _run_parallel(jobs: Sequence[units.Job], tokenizer: Tokenizer, workers: int, bar: Progress) -> None:
+def _open_pool(
+    tokenizer: Tokenizer, workers: int
+) -> tuple[concurrent.futures.ProcessPoolExecutor, Any] | None:
+    """(worker processes, the event that stops them); None where this machine lets no processes share a semaphore.
+
+    Nothing else of jaxlm needs /dev/shm: it may be full, or, in a container, not there at all.
+    """
     # Spawned, not forked: the parent may hold JAX's threads, which a fork would break.
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(tokenizer, stop)
-    ) as pool:
+    try:
+        stop = context.Event()
+        pool = concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_worker, initargs=(tokenizer, stop)
+        )
+    except (OSError, ImportError) as error:  # ImportError: Python was built without semaphores
+        reason = getattr(error, "strerror", None) or error
+        print(
+            f"jaxlm: warning: worker processes cannot share anything, since /dev/shm is full or missing ({reason}): "
+            "the text is read by one process, which takes longer and gives the same tokens.",
+            file=sys.stderr,
+        )
+        return None
+    return pool, stop
+
+
+def _run_parallel(
+    jobs: Sequence[units.Job], pool: concurrent.futures.ProcessPoolExecutor, stop: Any, bar: Progress
+) -> None:
+    with pool:
         futures = {pool.submit(_work, job): job for job in jobs}
         try:
             for future in concurrent.futures.as_completed(futures):

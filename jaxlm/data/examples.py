@@ -7,6 +7,10 @@ FOLDER/examples.json    what it holds, written last
        places.npy       int64 [N, 2]: index of the file, line or row in it
        labels.npy       int32 or float32: index of a name in the manifest, or a number; of all examples end to end
        label_ends.npy   int64 [N]: those of example i are labels [label_ends[i - 1], label_ends[i])
+       crc32.npy        uint32: the checksums of all blocks of 4,096 bytes of these files, in this order
+
+Every block is compared with its checksum when it is read. The checksums are covered by `examples.json`, which has a
+seal of its own (`checksums.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +22,16 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jaxlm.data.checked_array import BLOCK_BYTES, CheckedArray, check_blocks
+from jaxlm.data.checksums import SEAL, seal_is_broken, sha256
 from jaxlm.data.manifest import check_tokenizer
-from jaxlm.data.npy import read_npy
-from jaxlm.limits import Row, check, read_json
+from jaxlm.data.notices import Notices
+from jaxlm.data.npy import parse_npy
+from jaxlm.limits import Row, check, parse_json, read_bytes
+from jaxlm.paths import is_local
 from jaxlm.types import JSON_ERRORS, UserError
 
-FORMAT = 1
+FORMAT = 2
 EXAMPLES = "examples.json"
 ARRAYS = ("tokens", "trained", "ends", "places", "labels", "label_ends")
 _KINDS = {"tokens": "u", "trained": "b", "ends": "i", "places": "i", "labels": "if", "label_ends": "i"}
@@ -32,22 +40,49 @@ _LASTS = {"ends": "tokens", "label_ends": "labels"}
 _SHAPE = {
     "tokenizer_sha256": str, "num_examples": int, "num_tokens": int, "num_trained": int, "task": (str, None),
     "labels": [str], "files": [Row((str, str))], "shapes": dict.fromkeys(ARRAYS, [int]),
+    "file_bytes": dict.fromkeys(ARRAYS, int), "crc32_sha256": str,
 }  # fmt: skip
+LONG_ARRAYS = ("tokens", "trained", "places")
+"""Those of which rows are read where needed, unless they are small; the others are held in memory."""
+CHECKSUMS = "crc32"
+RESIDENT_BYTES = 64 << 20
+"""Arrays of which there is no more than this in all are held in memory."""
+
+
+class DamagedExamples(UserError):
+    """A folder of examples that is not what was built. In the cache it can be built again."""
 
 
 class ExampleStore:
-    """One split of a source's examples, through memory maps. Thread-safe; pickled as the name of its folder.
+    """One split of a source's examples. Thread-safe; pickled as the name of its folder.
 
     Args:
       directory: made by `corpus.examples.ensure_examples`.
       expected_tokenizer_sha256: the run's tokenizer; another one made these ids -> UserError.
+      resident_bytes: examples up to this size are held in memory, and so are remote ones.
+      notices: hears of reads that were tried again; None: of its own.
+
+    Errors: DamagedExamples, also later, when rows are read.
     """
 
-    def __init__(self, directory: epath.PathLike, *, expected_tokenizer_sha256: str | None = None):
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        expected_tokenizer_sha256: str | None = None,
+        resident_bytes: int = RESIDENT_BYTES,
+        notices: Notices | None = None,
+    ):
         self.directory = os.fspath(directory)
-        self.manifest = _read_manifest(self.directory)
+        self.notices = notices or Notices()
+        self.manifest = read_manifest(self.directory, self.notices)
         check_tokenizer(self.directory, self.manifest, expected_tokenizer_sha256)
-        arrays = {name: self._open(name) for name in ARRAYS}
+        sizes: dict[str, int] = self.manifest["file_bytes"]
+        self._resident = sum(sizes.values()) <= resident_bytes or not is_local(self.directory)
+        crcs = self._checksums()
+        cuts = np.cumsum([-(-sizes[name] // BLOCK_BYTES) for name in ARRAYS])
+        parts = dict(zip(ARRAYS, np.split(crcs, cuts)))
+        arrays = {name: self._open(name, sizes[name], parts[name]) for name in ARRAYS}
         self._tokens, self._trained, self._places = arrays["tokens"], arrays["trained"], arrays["places"]
         self._labels, self._label_ends = arrays["labels"], arrays["label_ends"]
         self._check_indices()
@@ -61,16 +96,45 @@ class ExampleStore:
     def __reduce__(self):
         return ExampleStore, (self.directory,)
 
-    def _open(self, name: str) -> np.ndarray:
+    def _checksums(self) -> np.ndarray:
+        content = self._content(CHECKSUMS)
+        if sha256(content) != self.manifest["crc32_sha256"]:
+            raise self._damaged(f"{CHECKSUMS}.npy is not what was built")
+        return parse_npy(content)
+
+    def _content(self, name: str) -> bytes:
         path = epath.Path(self.directory) / f"{name}.npy"
         try:
-            array = read_npy(path, mapped=True)
-        except (OSError, ValueError) as error:
-            raise self._damaged(f"{name}.npy ({error})") from None
+            return self.notices.retrying(path.read_bytes, path)
+        except OSError as error:
+            raise self._damaged(f"{name}.npy ({error.strerror or error})") from None
+
+    def _open(self, name: str, num_bytes: int, crcs: np.ndarray) -> Any:
+        """The array; or, where it is long, something that is sliced like it."""
+        if not self._resident and name in LONG_ARRAYS:
+            path = os.path.join(self.directory, f"{name}.npy")
+            try:
+                array = CheckedArray(path, crcs, num_bytes, self.notices, self._damaged)
+            except (OSError, ValueError) as error:
+                raise self._damaged(f"{name}.npy ({getattr(error, 'strerror', None) or error})") from None
+        else:
+            array = self._whole(name, num_bytes, crcs)
         if list(array.shape) != self.manifest["shapes"][name]:
             raise self._damaged(f"{name}.npy has the shape {array.shape}")
         if array.dtype.kind not in _KINDS[name]:
             raise self._damaged(f"{name}.npy has numbers of the type {array.dtype}")
+        return array
+
+    def _whole(self, name: str, num_bytes: int, crcs: np.ndarray) -> np.ndarray:
+        content = self._content(name)
+        if len(content) != num_bytes:
+            raise self._damaged(f"{name}.npy has {len(content):,} bytes instead of {num_bytes:,}")
+        if (block := check_blocks(content, crcs.tolist())) is not None:
+            raise self._damaged(f"{name}.npy, block {block:,} is not what was built")
+        try:
+            array = parse_npy(content)
+        except ValueError as error:
+            raise self._damaged(f"{name}.npy ({error})") from None
         if (
             name in _LASTS
             and len(array)
@@ -80,8 +144,10 @@ class ExampleStore:
         return array
 
     def _check_indices(self) -> None:
-        """What points into the manifest points at something."""
-        pointers = [("places", self._places[:, 0], "files")]
+        """What points into the manifest points at something. Of an array that is read where needed, its reader sees."""
+        pointers = []
+        if isinstance(self._places, np.ndarray):
+            pointers.append(("places", self._places[:, 0], "files"))
         if self.manifest["task"] != "regression":
             pointers.append(("labels", self._labels, "labels"))
         for name, found, names in pointers:
@@ -92,7 +158,7 @@ class ExampleStore:
         return self.manifest["shapes"][name][0]
 
     def _damaged(self, what: str) -> UserError:
-        return UserError(f"{self.directory} is damaged: {what}. Delete the folder: it is built again.")
+        return DamagedExamples(f"{self.directory} is damaged: {what}. Delete the folder: it is built again.")
 
     def read_rows(self, starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         """int32 ids of the stretches [start, start + length)."""
@@ -145,31 +211,36 @@ class ExampleStore:
         return rows
 
 
-def _read_manifest(directory: str) -> dict[str, Any]:
+def read_manifest(directory: str, notices: Notices | None = None) -> dict[str, Any]:
+    """What a folder of examples says about itself. Errors: DamagedExamples."""
     path = epath.Path(directory) / EXAMPLES
     try:
-        manifest = read_json(path)
+        manifest = parse_json((notices or Notices()).retrying(lambda: read_bytes(path), path))
     except FileNotFoundError:
-        raise UserError(
+        raise DamagedExamples(
             f"{directory} holds no examples: it has no {EXAMPLES}, which a build writes last."
         ) from None
     except JSON_ERRORS as error:
-        raise UserError(
+        raise DamagedExamples(
             f"{path} is not valid JSON ({error}). Delete the folder: it is built again."
         ) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} has another format than {FORMAT}. Delete the folder: it is built again.")
+        raise DamagedExamples(
+            f"{path} has another format than {FORMAT}. Delete the folder: it is built again."
+        )
+    if SEAL not in manifest or seal_is_broken(manifest):
+        raise DamagedExamples(f"{path} was changed after the build. Delete the folder: it is built again.")
     try:
         check(manifest, _SHAPE)
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}. Delete the folder: it is built again.") from None
+        raise DamagedExamples(f"{path} is damaged: {error}. Delete the folder: it is built again.") from None
     N, tokens = manifest["num_examples"], manifest["num_tokens"]
     labels = manifest["shapes"]["labels"]
     expected = {"tokens": [tokens], "trained": [tokens], "ends": [N], "places": [N, 2], "labels": labels[:1],
                 "label_ends": [N]}  # fmt: skip
     for name, shape in expected.items():
         if manifest["shapes"][name] != shape or not shape:
-            raise UserError(
+            raise DamagedExamples(
                 f"{path} is damaged: shapes.{name} is {manifest['shapes'][name]}, and the counts beside it say "
                 f"{shape}. Delete the folder: it is built again."
             )

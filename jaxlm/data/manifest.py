@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jaxlm.data.checksums import SEAL, crc_file, seal_is_broken, sealed
 from jaxlm.data.files import write_atomic
-from jaxlm.limits import check, is_inside, read_json, short
+from jaxlm.data.notices import Notices
+from jaxlm.limits import check, is_inside, parse_json, read_bytes, read_json, short
 from jaxlm.paths import is_local
 from jaxlm.types import JSON_ERRORS, UserError
 
@@ -38,6 +40,11 @@ def offsets_file(name: str) -> str:
     return name.removesuffix(".arrayrecord") + ".offsets.npy"
 
 
+def shard_files(name: str) -> tuple[str, str, str]:
+    """All files of a shard: tokens, document ends, checksums."""
+    return name, offsets_file(name), crc_file(name)
+
+
 def make_manifest(
     *,
     tokenizer_sha256: str,
@@ -54,7 +61,7 @@ def make_manifest(
     for split in sorted(splits):
         for shard in splits[split]:
             content.update(f"\n{split} {shard['sha256']}".encode())
-    return {
+    manifest = {
         "format": FORMAT,
         "tokenizer_sha256": tokenizer_sha256,
         "vocab_size": vocab_size,
@@ -69,6 +76,7 @@ def make_manifest(
         "sha256": content.hexdigest(),
         **extra,
     }
+    return sealed(manifest)
 
 
 def write_manifest(directory: epath.PathLike, manifest: Mapping[str, Any]) -> None:
@@ -89,15 +97,16 @@ def is_corpus(directory: epath.PathLike) -> bool:
             return False
         raise UserError(f"{path} cannot be read ({error.strerror or error}): allow it.") from None
     except JSON_ERRORS:
-        return any(epath.Path(directory).glob("*.offsets.npy"))
-    return isinstance(manifest, dict) and "tokenizer_sha256" in manifest
+        manifest = None
+    named = isinstance(manifest, dict) and "tokenizer_sha256" in manifest
+    return named or any(epath.Path(directory).glob("*.offsets.npy"))
 
 
-def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
+def read_manifest(directory: epath.PathLike, notices: Notices | None = None) -> dict[str, Any]:
     """The manifest of a finished corpus; a UserError says what is wrong with any other folder."""
     path = epath.Path(directory) / MANIFEST
     try:
-        manifest = read_json(path)
+        manifest = parse_json((notices or Notices()).retrying(lambda: read_bytes(path), path))
     except FileNotFoundError:
         raise UserError(
             f"{directory} is not a tokenised corpus: it has no {MANIFEST}, which a build writes last. "
@@ -117,6 +126,11 @@ def read_manifest(directory: epath.PathLike) -> dict[str, Any]:
         raise UserError(
             f"{path} is damaged: it has no {', '.join(missing)}. Copy it again, or delete the folder and build it "
             "again with `jaxlm corpus build`."
+        )
+    if seal_is_broken(manifest):
+        raise UserError(
+            f"{path} was changed after the build: it no longer agrees with its own {SEAL}. Copy it again, or delete "
+            "the folder and build it again with `jaxlm corpus build`."
         )
     try:
         check(manifest, _SHAPE)

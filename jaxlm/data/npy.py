@@ -27,7 +27,7 @@ def read_npy(path: epath.PathLike, *, mapped: bool = False) -> np.ndarray:
     """
     path = epath.Path(path)
     with path.open("rb") as file:
-        dtype, shape, place = _header(file)
+        dtype, shape, place = read_header(file)
         size = path.stat().length
         if place + math.prod(shape) * dtype.itemsize != size:
             raise ValueError(f"{size:,} bytes, but its header says {list(shape)} of {dtype}")
@@ -36,7 +36,15 @@ def read_npy(path: epath.PathLike, *, mapped: bool = False) -> np.ndarray:
     return np.memmap(os.fspath(path), dtype, "r", place, shape)
 
 
-def _header(file: Any) -> tuple[np.dtype, tuple[int, ...], int]:
+def parse_npy(content: bytes) -> np.ndarray:
+    """The array of a .npy file that was read already, read-only. Errors: ValueError, as `read_npy`."""
+    dtype, shape, place = read_header(io.BytesIO(content))
+    if place + math.prod(shape) * dtype.itemsize != len(content):
+        raise ValueError(f"{len(content):,} bytes, but its header says {list(shape)} of {dtype}")
+    return np.frombuffer(content, dtype, offset=place).reshape(shape)
+
+
+def read_header(file: Any) -> tuple[np.dtype, tuple[int, ...], int]:
     """(dtype, shape, where the numbers begin) of an open file."""
     start = io.BytesIO(file.read(1 << 14))
     try:

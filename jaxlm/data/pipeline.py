@@ -12,8 +12,10 @@ position of a run is its step. Grain is given one element per batch and brings t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +34,7 @@ from jaxlm.data.mixture import (
     permute,
     seed_key,
 )
+from jaxlm.data.notices import Notices
 from jaxlm.data.packing import ConcatPacking, ExampleReader, TokenReader, open_packing
 from jaxlm.data.padding import Labelled, PadPacking, group_by_length
 from jaxlm.data.weights import normalise_weights
@@ -59,17 +62,24 @@ class Rows:
       stores: the training split of every source with a positive weight, by name; others are not touched.
       seed: of the run.
       labelled: of texts with labels.
+      notices: hears of an index that was made again, and of slow reads; share it with the stores.
     """
 
     def __init__(
-        self, data: DataConfig, stores: Mapping[str, TokenReader], seed: int, labelled: Labelled | None = None
+        self,
+        data: DataConfig,
+        stores: Mapping[str, TokenReader],
+        seed: int,
+        labelled: Labelled | None = None,
+        notices: Notices | None = None,
     ):
         self.data = data
         self.seed = seed
+        self.notices = notices or Notices()
         shares, _ = normalise_weights({name: source.weight_tokens for name, source in data.sources.items()})
         kind, folder = data.packing or "concat", index_folder(data)
         self._packings = tuple(
-            open_packing(kind, stores[name], data.seq_len, name=name, cache=folder)
+            open_packing(kind, stores[name], data.seq_len, name=name, cache=folder, notices=self.notices)
             for name in (shares if kind != "pad" else ())
         )
         self._padding = tuple(
@@ -162,11 +172,15 @@ class Batches(Iterator[Batch]):
         import grain
 
         self.rows = rows
+        self._watch = contextlib.ExitStack()
+        self._watch.enter_context(rows.notices.watching())
         self.step = steps.start
         """The step whose batch comes next: all there is to save."""
         self.stall_s = 0.0
         """Seconds that `next` has waited, in all."""
-        dataset = grain.MapDataset.source(_Steps(rows, steps, row_ids)).to_iter_dataset(options)
+        self._unwanted = threading.Event()
+        source = _Steps(rows, steps, row_ids, self._unwanted)
+        dataset = grain.MapDataset.source(source).to_iter_dataset(options)
         batches = iter(dataset)
         batches.start_prefetch()
         self._batches: grain.DatasetIterator | None = batches
@@ -187,6 +201,8 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """Stops reading ahead; no more batches come. Harmless when called again."""
         batches, self._batches = self._batches, None
+        self._unwanted.set()
+        self._watch.close()
         if batches is not None:
             batches.close()
 
@@ -200,14 +216,16 @@ class Batches(Iterator[Batch]):
 class _Steps:
     """What Grain reads from: element i is this process's part of the batch of step `steps[i]`."""
 
-    def __init__(self, rows: Rows, steps: range, row_ids: np.ndarray | None):
-        self._rows, self._steps, self._row_ids = rows, steps, row_ids
+    def __init__(self, rows: Rows, steps: range, row_ids: np.ndarray | None, unwanted: threading.Event):
+        self._rows, self._steps, self._row_ids, self._unwanted = rows, steps, row_ids, unwanted
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __getitem__(self, index: int) -> Batch:
-        return self._rows.batch(self._steps[int(index)], self._row_ids)
+        step = self._steps[int(index)]
+        with self._rows.notices.at_step(step, self._unwanted):
+            return self._rows.batch(step, self._row_ids)
 
 
 def make_iterator(

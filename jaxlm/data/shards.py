@@ -4,6 +4,7 @@
 DIR/manifest.json                       what is here, written last: without it the folder is not a corpus
 DIR/train-00000.arrayrecord             a stream of tokens: documents end to end, each with its BOS and EOS
 DIR/train-00000.offsets.npy             int64: where each document ends in that stream (exclusive)
+DIR/train-00000.crc32.npy               uint32: the checksum of each record, compared whenever it is read
 DIR/eval-00000.arrayrecord ...
 ```
 
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 import threading
 import uuid
@@ -25,21 +25,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
+from jaxlm.data.checksums import crc32s, crc_file, npy, sha256
 from jaxlm.data.files import disk_error, sync_folder, write_atomic
 from jaxlm.data.manifest import (
-    MANIFEST,
     check_tokenizer,
     make_manifest,
     offsets_file,
     read_manifest,
+    shard_files,
     token_dtype,
     write_manifest,
 )
-from jaxlm.data.npy import read_npy
-from jaxlm.paths import is_local
+from jaxlm.data.notices import Notices
+from jaxlm.data.shard_reader import ShardReader, damaged
 from jaxlm.types import UserError
 
 CHUNK_TOKENS = 2048
@@ -48,7 +49,7 @@ RESIDENT_BYTES = 64 << 20
 
 
 class ShardWriter:
-    """Writes one shard: documents in, two files out; they get their names when `close` succeeds.
+    """Writes one shard: documents in, three files out; they get their names when `close` succeeds.
 
     Args:
       directory: an existing local folder.
@@ -67,6 +68,7 @@ class ShardWriter:
         self._buffer: list[np.ndarray] = []
         self._buffered = 0
         self._ends: list[np.ndarray] = []
+        self._crcs: list[np.ndarray] = []
         self._hash = hashlib.sha256()
         self.num_tokens = 0
         self.num_documents = 0
@@ -97,9 +99,13 @@ class ShardWriter:
     def _flush(self, final: bool) -> None:
         stream = np.concatenate(self._buffer) if self._buffer else np.empty(0, self._dtype)
         stop = len(stream) if final else len(stream) - len(stream) % self._chunk_tokens
-        for start in range(0, stop, self._chunk_tokens):
-            record = stream[start : min(start + self._chunk_tokens, stop)].tobytes()
+        records = [
+            stream[start : min(start + self._chunk_tokens, stop)].tobytes()
+            for start in range(0, stop, self._chunk_tokens)
+        ]
+        for record in records:
             self._guard(lambda record=record: self._writer.write(record))
+        self._crcs.append(crc32s(records))
         self._buffer = [stream[stop:]]
         self._buffered = len(stream) - stop
 
@@ -111,26 +117,28 @@ class ShardWriter:
             raise disk_error(self._base, error) or error from None
 
     def close(self) -> dict[str, Any]:
-        """Finishes both files and gives them their names; returns the shard's entry of the manifest."""
+        """Finishes the files and gives them their names; returns the shard's entry of the manifest."""
         self._flush(final=True)
         self._guard(self._writer.close)
         ends = np.concatenate(self._ends) if self._ends else np.empty(0, np.int64)
         self._hash.update(ends.astype("<i8").tobytes())
-        content = io.BytesIO()
-        np.save(content, ends.astype("<i8"))
-        self._guard(lambda: self._publish(content.getvalue()))
+        offsets, crcs = npy(ends.astype("<i8")), npy(np.concatenate(self._crcs))
+        self._guard(lambda: self._publish(offsets, crcs))
         return {
             "file": os.path.basename(self._base) + ".arrayrecord",
             "num_tokens": self.num_tokens,
             "num_documents": self.num_documents,
             "num_bytes": self.num_bytes,
             "sha256": self._hash.hexdigest(),
+            "offsets_sha256": sha256(offsets),
+            "crc32_sha256": sha256(crcs),
         }
 
-    def _publish(self, offsets: bytes) -> None:
+    def _publish(self, offsets: bytes, crcs: bytes) -> None:
         with open(self._partial, "rb+") as file:
             os.fsync(file.fileno())
-        write_atomic(self._base + ".offsets.npy", offsets)
+        write_atomic(offsets_file(self._base), offsets)
+        write_atomic(crc_file(self._base), crcs)
         os.replace(self._partial, self._base + ".arrayrecord")
         sync_folder(os.path.dirname(self._base))
 
@@ -165,18 +173,19 @@ def join_shards(
     target = os.path.join(os.fspath(directory), name) + ".arrayrecord"
     if len(pieces) == 1:
         folder, entry = pieces[0]
-        for source, final in ((entry["file"], target), (offsets_file(entry["file"]), offsets_file(target))):
+        for source, final in zip(shard_files(entry["file"]), shard_files(target)):
             if os.path.exists(os.path.join(folder, source)) or not os.path.exists(final):
                 os.replace(os.path.join(folder, source), final)
         return {**entry, "file": os.path.basename(target)}
     with ShardWriter(directory, name, vocab_size, chunk_tokens) as writer:
         for folder, entry in pieces:
-            path = os.path.join(folder, entry["file"])
-            reader = ArrayRecordReader(path)
-            tokens = np.frombuffer(b"".join(reader.read_all()), token_dtype(vocab_size))
-            reader.close()
-            ends = read_npy(offsets_file(path))
-            writer.add_batch(tokens, np.diff(ends, prepend=0), entry["num_bytes"])
+            num_records = -(-entry["num_tokens"] // chunk_tokens)
+            piece = ShardReader(
+                os.path.join(folder, entry["file"]), entry, token_dtype(vocab_size), num_records, Notices()
+            )
+            tokens = np.frombuffer(b"".join(piece.read(range(num_records))), token_dtype(vocab_size))
+            writer.add_batch(tokens, np.diff(piece.document_ends(), prepend=0), entry["num_bytes"])
+            piece.close()
         return writer.close()
 
 
@@ -218,6 +227,12 @@ def write_corpus(
     return manifest
 
 
+_OLD = (
+    "{split}: built by an older version, without checksums: it is read whole at first and compared with its manifest; "
+    "`jaxlm corpus build` makes it anew"
+)
+
+
 class TokenStore:
     """One split of a corpus as one long array of tokens, read where needed.
 
@@ -228,6 +243,7 @@ class TokenStore:
       split: "train" or "eval".
       expected_tokenizer_sha256: the run's tokenizer; another one made these ids -> UserError.
       resident_bytes: a split up to this size is read into memory whole, on first use.
+      notices: hears of reads that were tried again; None: of its own.
     """
 
     def __init__(
@@ -237,10 +253,12 @@ class TokenStore:
         *,
         expected_tokenizer_sha256: str | None = None,
         resident_bytes: int = RESIDENT_BYTES,
+        notices: Notices | None = None,
     ):
         self.directory = os.fspath(directory)
         self.split = split
-        self.manifest = read_manifest(directory)
+        self.notices = notices or Notices()
+        self.manifest = read_manifest(directory, self.notices)
         check_tokenizer(self.directory, self.manifest, expected_tokenizer_sha256)
         if split not in self.manifest["splits"]:
             raise UserError(f"{directory} has no split {split!r}, only {', '.join(self.manifest['splits'])}.")
@@ -250,23 +268,27 @@ class TokenStore:
         self.num_documents: int = entry["num_documents"]
         self.dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
         self._chunk = int(self.manifest["chunk_tokens"])
-        self._files = [os.fspath(epath.Path(directory) / shard["file"]) for shard in entry["shards"]]
         sizes = np.array([shard["num_tokens"] for shard in entry["shards"]], np.int64)
         self._num_records = -(-sizes // self._chunk)
         self._token_base = np.concatenate([[0], np.cumsum(sizes)])
         self._record_base = np.concatenate([[0], np.cumsum(self._num_records)])
-        self._resident = self.num_tokens * self.dtype.itemsize <= resident_bytes
+        self.is_resident = self.num_tokens * self.dtype.itemsize <= resident_bytes
         self._open()
 
     def _open(self) -> None:
         self._lock = threading.Lock()
-        self._readers: dict[int, Any] = {}
-        self._locks = [threading.Lock() for _ in self._files]
+        entries = self.manifest["splits"][self.split]["shards"]
+        self._shards = [
+            ShardReader(
+                os.fspath(epath.Path(self.directory) / entry["file"]), entry, self.dtype, num, self.notices
+            )
+            for entry, num in zip(entries, self._num_records.tolist())
+        ]
         self._tokens: np.ndarray | None = None
         self._ends: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        hidden = ("_lock", "_readers", "_locks", "_tokens", "_ends")
+        hidden = ("_lock", "_shards", "_tokens", "_ends")
         return {key: value for key, value in self.__dict__.items() if key not in hidden}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -278,71 +300,45 @@ class TokenStore:
         """int64 [num_documents], ascending: document d is tokens [ends[d - 1], ends[d]) of the split."""
         with self._lock:
             if self._ends is None:
-                parts = [self._read_ends(shard) for shard in range(len(self._files))]
+                if not self.has_checksums:
+                    self.notices("data_verified", file=self.directory, reason=_OLD.format(split=self.split))
+                parts = [
+                    shard.document_ends() + base
+                    for shard, base in zip(self._shards, self._token_base.tolist())
+                ]
                 self._ends = np.concatenate(parts) if parts else np.empty(0, np.int64)
                 self._ends.setflags(write=False)
             return self._ends
-
-    def _read_ends(self, shard: int) -> np.ndarray:
-        path = epath.Path(offsets_file(self._files[shard]))
-        entry = self.manifest["splits"][self.split]["shards"][shard]
-        try:
-            ends = read_npy(path)
-        except (OSError, ValueError) as error:
-            raise self._damaged(path, str(error)) from None
-        if ends.shape != (entry["num_documents"],) or (len(ends) and ends[-1] != entry["num_tokens"]):
-            raise self._damaged(path, "its documents are not those of the manifest")
-        if ends.dtype.kind not in "iu" or (len(ends) and (ends[0] < 0 or (np.diff(ends) < 0).any())):
-            raise self._damaged(path, "its documents do not follow each other")
-        return ends.astype(np.int64) + self._token_base[shard]
-
-    def _damaged(self, path: epath.PathLike, reason: str) -> UserError:
-        name = os.path.basename(os.fspath(path))
-        return UserError(
-            f"{os.fspath(path)} is missing or damaged ({reason}); {MANIFEST} promises {name} whole. Copy it "
-            "again, or delete the folder and run `jaxlm corpus build`."
-        )
-
-    def _reader(self, shard: int) -> Any:
-        reader = self._readers.get(shard)
-        if reader is not None:
-            return reader
-        path = self._files[shard]
-        if is_local(path) and not os.path.exists(path):
-            raise self._damaged(path, "no such file")
-        # Local reads are faster without the reader's thread pool; remote ones hide their latency in it.
-        options = "readahead_buffer_size:0" + (",max_parallelism:0" if is_local(path) else "")
-        try:
-            reader = ArrayRecordReader(path, options=options, file_reader_buffer_size=4096)
-            found = reader.num_records()
-        except (RuntimeError, OSError) as error:
-            raise self._damaged(path, str(error)) from None
-        if found != self._num_records[shard]:
-            raise self._damaged(path, f"{found} records, not {self._num_records[shard]}: perhaps truncated")
-        self._readers[shard] = reader
-        return reader
 
     def _read_records(self, records: np.ndarray, num_tokens: int) -> np.ndarray:
         """The `num_tokens` tokens of these records (numbered over the split, ascending), end to end."""
         cuts = np.searchsorted(records, self._record_base)
         pieces: list[bytes] = []
         for shard in np.flatnonzero(np.diff(cuts)).tolist():
-            wanted = (records[cuts[shard] : cuts[shard + 1]] - self._record_base[shard]).tolist()
-            with self._locks[shard]:
-                reader = self._reader(shard)
-                try:
-                    if is_local(self._files[shard]):
-                        for record in wanted:
-                            reader.seek(record)
-                            pieces.append(reader.read())
-                    else:
-                        pieces.extend(reader.read(wanted))
-                except (RuntimeError, IndexError, ValueError) as error:
-                    raise self._damaged(self._files[shard], str(error)) from None
+            wanted = records[cuts[shard] : cuts[shard + 1]] - self._record_base[shard]
+            pieces += self._shards[shard].read(wanted.tolist())
         tokens = np.frombuffer(b"".join(pieces), self.dtype)
         if len(tokens) != num_tokens:
-            raise self._damaged(self.directory, f"{len(tokens)} tokens where {num_tokens} should be")
+            raise damaged(self.directory, f"{len(tokens)} tokens where {num_tokens} should be")
         return tokens
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether the build wrote some; else everything is read at first, and compared with the manifest."""
+        return all(shard.has_checksums for shard in self._shards)
+
+    def check_files(self) -> None:
+        """Looks at every file, and reads the small ones. Errors: UserError that names one that is not as built."""
+        _ = self.document_ends
+        for shard in self._shards:
+            shard.check_file()
+
+    def check(self) -> None:
+        """Reads everything once. Errors: UserError that names a file that is not what the build wrote."""
+        self.check_files()
+        for shard, num_records in zip(self._shards, self._num_records.tolist()):
+            for start in range(0, num_records, 1024):
+                shard.read(range(start, min(start + 1024, num_records)))
 
     def _locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each token of the split: its record, and the first token of that record."""
@@ -360,7 +356,7 @@ class TokenStore:
             raise IndexError(
                 f"rows must lie within the {self.num_tokens} tokens of {self.directory} {self.split}"
             )
-        if self._resident:
+        if self.is_resident:
             with self._lock:
                 if self._tokens is None:
                     self._tokens = self._read_records(np.arange(self._record_base[-1]), self.num_tokens)
@@ -400,8 +396,5 @@ class TokenStore:
 
     def close(self) -> None:
         """Closes the open files; a later read opens them again."""
-        for shard, lock in enumerate(self._locks):
-            with lock:
-                reader = self._readers.pop(shard, None)
-                if reader is not None:
-                    reader.close()
+        for shard in self._shards:
+            shard.close()

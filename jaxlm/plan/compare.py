@@ -154,7 +154,7 @@ def _planned(name: str, plan: Event, mfu: float | None) -> Account:
     sources = {source: _drawn_of(name, source, one) for source, one in plan["sources"].items()}
     num_steps, total = int(_number(name, plan, "num_steps")), _number(name, plan, "flops")
     step_time_s = chip_hours = None
-    if mfu is not None and plan.get("peak_flops_per_s"):
+    if mfu is not None and num_steps and plan.get("peak_flops_per_s"):
         step_time_s = total / num_steps / (mfu * _number(name, plan, "peak_flops_per_s"))
         chip_hours = num_steps * step_time_s * _number(name, plan, "num_chips") / 3600
     return Account(

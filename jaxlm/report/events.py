@@ -220,7 +220,7 @@ def _parse_event(line: bytes) -> dict[str, Any]:
         event = parse_json(line)
     except JSON_ERRORS as error:
         raise ValueError(error) from None
-    check(event, {"event": str, "time_s": float, "step?": int, "nonfinite?": {str: str}})
+    check(event, {"event": str, "time_s?": float, "step?": int, "nonfinite?": {str: str}})
     try:
         return _restore_nonfinite(event)
     except (LookupError, TypeError, ValueError):

@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -25,9 +27,10 @@ from jaxlm import run
 
 def get_config():
     cfg = run.default_config()
-    cfg.data.sources.licences = dict(path="embedded:licences", weight_tokens=0.5, on_exhausted="repeat")
-    cfg.data.sources.squares = dict(path="FOLDER/squares.txt", weight_tokens=0.3, on_exhausted="repeat", document="line")
-    cfg.data.sources.words = dict(path="FOLDER/words.txt", weight_tokens=0.2, on_exhausted="repeat", document="line")
+    again = dict(on_exhausted="repeat")
+    cfg.data.sources.licences = dict(path="embedded:licences", weight_tokens=0.5, **again)
+    cfg.data.sources.squares = dict(path="FOLDER/squares.txt", weight_tokens=0.3, document="line", **again)
+    cfg.data.sources.words = dict(path="FOLDER/words.txt", weight_tokens=0.2, document="line", **again)
     cfg.data.seq_len, cfg.data.global_batch_size, cfg.data.packing = 32, 8, "best_fit"
     cfg.data.eval_split, cfg.data.eval_fraction = "tail", 0.1
     cfg.tokenizer.kind = "char"
@@ -41,6 +44,8 @@ def get_config():
 """
 """Float32, dropout, three sources in whole documents; `squares` is read several times over."""
 LONGEST_RUN_S = 240
+CONNECT_S = 45
+"""How long processes wait for one that has not come."""
 POLL_S = 0.002
 
 
@@ -132,9 +137,12 @@ class Launch:
         self.steps_before = self.steps_on_disk()
         self.unfinished_before = self.folders(integrity.UNFINISHED)
         self._descendants: dict[int, psutil.Process] = {}
+        self._copies: list[threading.Thread] = []
         port = free_port()
         number = next(site.launches)
-        self._files = [site.folder / "logs" / f"{number:03d}-{index}" for index in range(layout.num_processes)]
+        self._files = [
+            site.folder / "logs" / f"{number:03d}-{index}" for index in range(layout.num_processes)
+        ]
         self.processes = [self._start(index, port) for index in range(layout.num_processes)]
 
     def _start(self, index: int, port: int) -> subprocess.Popen:
@@ -147,14 +155,29 @@ class Launch:
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "XLA_FLAGS": f"{xla} --xla_cpu_enable_concurrency_optimized_scheduler=false",
         }
-        argv = [sys.executable, "-m", "jaxlm", "train", f"--config={self.site.config}", f"--workdir={self.workdir}"]
+        argv = [
+            sys.executable,
+            "-m",
+            "jaxlm",
+            "train",
+            f"--config={self.site.config}",
+            f"--workdir={self.workdir}",
+        ]
         argv += self.layout.flags
         if self.layout.num_processes > 1:
             argv += [f"--coordinator=127.0.0.1:{port}", f"--num-processes={self.layout.num_processes}"]
-            argv += [f"--process-id={index}"]
-        file = self._files[index]
-        with open(f"{file}.out", "wb") as out, open(f"{file}.err", "wb") as err:
-            return subprocess.Popen(argv, env=environ, stdout=out, stderr=err, cwd=self.site.folder)
+            argv += [f"--process-id={index}", f"--connect-timeout={CONNECT_S}"]
+        # Through pipes: a limit on the size of files would strike what is printed, too.
+        process = subprocess.Popen(
+            argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.site.folder
+        )
+        for stream, suffix in ((process.stdout, "out"), (process.stderr, "err")):
+            thread = threading.Thread(
+                target=_copy, args=(stream, Path(f"{self._files[index]}.{suffix}")), daemon=True
+            )
+            thread.start()
+            self._copies.append(thread)
+        return process
 
     # What is going on.
 
@@ -258,6 +281,8 @@ class Launch:
         self.signal(signal.SIGKILL)
         for process in self.processes:
             process.wait()
+        for thread in self._copies:
+            thread.join(5.0)  # a child that lives on would hold its pipe open
         self.poll()
         return codes
 
@@ -284,6 +309,13 @@ class Launch:
                 names.append(" ".join(process.cmdline())[:120])
                 process.kill()
         return names
+
+
+def _copy(stream: IO[bytes], path: Path) -> None:
+    with stream, open(path, "wb") as file:
+        while content := stream.read1(1 << 16):
+            file.write(content)
+            file.flush()
 
 
 def _runs(process: psutil.Process) -> bool:

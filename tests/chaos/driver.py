@@ -18,105 +18,23 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
 
+from chaos_plan import Start, Suite, make_plan  # noqa: E402
+from chaos_report import Record, listing, table  # noqa: E402
 from chaos_runs import Launch, Layout, Site  # noqa: E402
-from damages import DAMAGES, NOT_YET, Wound  # noqa: E402
-from faults import ALONE, BALLAST, MOMENTS, ON_SMALL_DISK, OTHERS_END_S, SEVERAL, Blow, Stroke  # noqa: E402
+from damages import DAMAGES, Wound  # noqa: E402
+from faults import ABORTED, BALLAST, MOMENTS, OTHERS_END_S, Blow, Stroke  # noqa: E402
 from verdict import Differences, Outcome, outcome  # noqa: E402
 
-EXACT_LAYOUTS = (Layout(1, 8), Layout(2, 4, "data=2"))
-ELASTIC_LAYOUTS = (
-    Layout(1, 8), Layout(2, 4), Layout(4, 2), Layout(1, 4), Layout(1, 8, "fsdp=4 tensor=2"), Layout(2, 2, "data=2"),
-    Layout(2, 4, "data=4 tensor=2"), Layout(1, 1), Layout(8, 1),
-)  # fmt: skip
 NUM_STEPS, WORDS_BYTES, DISK_MB = 80, 5_000_000, 32
 STARTS_PER_RUN = 10
 PATIENCE = 4
-
-
-@dataclass(frozen=True)
-class Start:
-    """One planned start: on which layout, what hits it, what is harmed once it has ended."""
-
-    layout: Layout
-    strokes: tuple[Stroke, ...]
-    damages: tuple[str, ...]
-
-    @property
-    def num_faults(self) -> int:
-        return len(self.strokes) + len(self.damages)
-
-
-@dataclass
-class Suite:
-    """Starts whose runs are compared with one undisturbed run."""
-
-    name: str
-    exact: bool
-    reference: Layout
-    starts: list[Start] = field(default_factory=list)
-
-    @property
-    def num_faults(self) -> int:
-        return sum(start.num_faults for start in self.starts)
-
-
-def deal(deck: Sequence, rng: Random) -> Iterator:
-    """Cards in random order; none comes again before all have come."""
-    while True:
-        cards = list(deck)
-        rng.shuffle(cards)
-        yield from cards
-
-
-def make_plan(num_faults: int, seed: int, *, small_disk: bool) -> list[Suite]:
-    """Three quarters of the faults on one layout (most of them on one process), a quarter on changing ones."""
-    rng = Random(seed)
-    alone = deal(ALONE + (ON_SMALL_DISK if small_disk else []), rng)
-    several, damages = deal(SEVERAL, rng), deal(sorted(DAMAGES.keys() - set(NOT_YET)), rng)
-    first, second = EXACT_LAYOUTS
-    shares = ((Suite(f"exact {first}", True, first), 0.62), (Suite(f"exact {second}", True, second), 0.13),
-              (Suite("elastic", False, first), 0.25))  # fmt: skip
-    layouts = deal(ELASTIC_LAYOUTS[:-1], rng)
-    left = num_faults
-    for suite, share in shares:
-        wanted = left if suite is shares[-1][0] else round(num_faults * share)
-        left -= wanted
-        while suite.num_faults < wanted:
-            layout = suite.reference if suite.exact else next(layouts)
-            cards = several if layout.num_processes > 1 else alone
-            strokes = [next(cards)]
-            while strokes[-1].name in LASTING:
-                strokes.append(next(cards))
-            room = wanted - suite.num_faults - len(strokes)
-            names = [next(damages) for _ in range(min(max(room, 0), rng.choice([0, 1, 1, 2])))]
-            suite.starts.append(Start(layout, tuple(strokes[: room + len(strokes)]), tuple(names)))
-    return [suite for suite, _ in shares if suite.starts]
-
-
-LASTING = ("SIGSTOP, then SIGCONT", "second run in the workdir")
-"""After these a launch goes on."""
-
-
-@dataclass
-class Record:
-    """What was injected, when in fact, and what happened."""
-
-    number: int
-    suite: str
-    layout: str
-    kind: str
-    hit: str
-    outcome: str
-    seconds: float
 
 
 class Chaos:
@@ -146,7 +64,9 @@ class Chaos:
             launch = self._launch(workdir, layout)
             codes = launch.wait()
             if set(codes) != {0}:
-                raise SystemExit(f"The undisturbed run on {layout} ended with {codes}:\n{launch.printed()[-3000:]}")
+                raise SystemExit(
+                    f"The undisturbed run on {layout} ended with {codes}:\n{launch.printed()[-3000:]}"
+                )
             self._references[layout] = outcome(workdir, self.site.num_steps)
             self._say(f"undisturbed run on {layout}: {time.monotonic() - launch.began:.1f} s")
         return self._references[layout]
@@ -187,7 +107,8 @@ class Chaos:
         """Returns the strokes that did not hit."""
         if strokes and strokes[0].moment == "corpus build":
             self.site.forget_corpora()
-            self._wounds = [(w, r) for w, r in self._wounds if not str(w.named).startswith(str(self.site.cache))]
+            self._keep_wounds(lambda wound: not self._in_cache(wound))
+        self._keep_wounds(lambda wound: wound.path is None or wound.path.exists())
         workdir = self._workdir = self._workdir or self._new_run()
         launch = self._launch(workdir, layout)
         blows: list[tuple[Blow, Record]] = []
@@ -198,7 +119,6 @@ class Chaos:
             hit = launch.phase()
             if launch.steps():
                 hit += f", step {launch.steps()[-1]}"
-            began = time.monotonic()
             blow = stroke.strike(launch, rng)
             record = self._record(str(stroke), f"{hit}{f' ({blow.words})' if blow.words else ''}", layout)
             blows.append((blow, record))
@@ -225,27 +145,19 @@ class Chaos:
                 text += f"\n{event}"
         refused = self._tell_wounds(launch, codes, text)
         problems = self._differences.of_events(launch.events)[:5]
-        if "Traceback (most recent call last)" in text:
-            problems.append(f"a traceback: {text[text.index('Traceback (most') :][:3000]}")
+        if TRACEBACK in text and not _is_of_python_itself(text, record):
+            problems.append(f"a traceback: {text[text.index(TRACEBACK) :][:3000]}")
         if left := launch.left_running():
             problems.append(f"still running: {left}")
-        allowed = blow.codes if blow is not None and blow.ends else [{0}] * len(codes)
-        if refused:
-            allowed = [codes_of | {2} for codes_of in allowed]
-        for index, (code, codes_of) in enumerate(zip(codes, allowed)):
-            if code not in codes_of:
-                said = (launch.errors(index) or launch.output(index))[-1500:]
-                problems.append(f"process {index} ended with {code}, not {sorted(codes_of)}: {said}")
-            elif code == 2 and not refused and not any(word in launch.errors(index) for word in blow.says):
-                problems.append(f"process {index} did not say why it ended: {launch.errors(index)[-1500:]}")
-        promised = blow is not None and blow.saves and set(codes) & {143, 130}
-        if promised and launch.steps() and launch.steps()[-1] not in launch.steps_on_disk():
-            problems.append(f"step {launch.steps()[-1]} was not saved before the end; {launch.steps_on_disk()} are")
+        problems += _wrong_codes(launch, codes, blow, refused)
         if record is not None and blow.ends:
-            record.outcome = "ended with " + " ".join(sorted({str(code) for code in codes}))
-            record.outcome += f", {launch.steps_on_disk()[-1:] or 'nothing'} saved".replace("[", "step ").replace("]", "")
+            saved = launch.steps_on_disk()[-1:]
+            record.outcome = f"ended with {' '.join(sorted({str(code) for code in codes}))}"
+            record.outcome += f", step {saved[0]} saved" if saved else ", nothing saved"
+        label = (
+            f"fault {record.number}, {record.kind} at {record.hit}" if record else "a start that nothing hit"
+        )
         for problem in problems:
-            label = f"fault {record.number}, {record.kind} at {record.hit}" if record else "a start that nothing hit"
             self._problem(f"{label}: {problem}", record)
         if problems:
             self._give_up(launch)
@@ -256,19 +168,22 @@ class Chaos:
         """What became of earlier damage; mends that for which the start was refused. Returns whether one was."""
         refused, left = False, []
         errors = "".join(line for line in text.splitlines(keepends=True) if "jaxlm: error" in line)
-        for wound, record in self._wounds:
+        for wound, record in reversed(self._wounds):  # so that the oldest copy of a file is put back last
             if 2 in codes and wound.named in errors:
                 wound.mend()
                 record.outcome, refused = "refused by name; mended", True
             elif wound.named in text:
                 record.outcome = "named; went on"
-            elif launch.steps():
-                record.outcome = "no difference"
-                if wound.must_be_told:
-                    self._problem(f"fault {record.number}, {record.kind}: {wound.words} was not told of", record)
             else:
-                left.append((wound, record))
-        self._wounds = left
+                if launch.steps():
+                    record.outcome = "no difference"
+                    if wound.must_be_told:
+                        self._problem(
+                            f"fault {record.number}, {record.kind}: {wound.words} was not told of", record
+                        )
+                        continue
+                left.append((wound, record))  # what is read later, at an evaluation, is noticed later
+        self._wounds = left[::-1]
         return refused
 
     def finish(self, layout: Layout) -> None:
@@ -292,8 +207,17 @@ class Chaos:
         self._put_away(workdir, keep=bool(found))
 
     def _new_run(self) -> Path:
-        self._wounds = [(w, r) for w, r in self._wounds if str(w.named).startswith(str(self.site.cache))]
+        self._keep_wounds(self._in_cache)
         return self.site.new_workdir()
+
+    def _in_cache(self, wound: Wound) -> bool:
+        return wound.named.startswith(str(self.site.cache))
+
+    def _keep_wounds(self, wanted: Callable[[Wound], bool]) -> None:
+        for wound, record in self._wounds:
+            if not wanted(wound):
+                record.outcome = record.outcome or "overtaken by another fault"
+        self._wounds = [(wound, record) for wound, record in self._wounds if wanted(wound)]
 
     def _give_up(self, launch: Launch) -> None:
         """After a failure: what follows should not suffer from it."""
@@ -332,28 +256,32 @@ class Chaos:
         self._say(f"     FAILED: {text}")
 
 
-def table(chaos: Chaos) -> str:
-    """Markdown: kinds by count and outcome."""
-    kinds: dict[str, list[Record]] = {}
-    for record in chaos.records:
-        kinds.setdefault(record.kind.partition(" / ")[0], []).append(record)
-    lines = ["| fault | times | hit while | what happened |", "|---|---|---|---|"]
-    for kind in sorted(kinds):
-        records = kinds[kind]
-        phases = Counter(r.hit.partition(" (")[0].partition(",")[0] for r in records if " / " in r.kind)
-        ends = Counter(r.outcome.partition(",")[0] for r in records)
-        hit, ended = (", ".join(f"{name} {n}" for name, n in c.most_common()) for c in (phases, ends))
-        lines.append(f"| {kind} | {len(records)} | {hit or 'stopped'} | {ended} |")
-    return "\n".join(lines)
+def _wrong_codes(launch: Launch, codes: Sequence[int | None], blow: Blow | None, refused: bool) -> list[str]:
+    """Exit codes that were not to come, or not without a word, or not without a save."""
+    found = []
+    allowed = blow.codes if blow is not None and blow.ends else [{0}] * len(codes)
+    for index, (code, good) in enumerate(zip(codes, allowed)):
+        errors = launch.errors(index)
+        if code not in (good | {2} if refused else good):
+            said = (errors or launch.output(index))[-1500:]
+            found.append(f"process {index} ended with {code}, not {sorted(good)}: {said}")
+        elif code in (2, ABORTED) and not refused and not any(word in errors for word in blow.says):
+            found.append(f"process {index} did not say why it ended: {errors[-1500:]}")
+    promised = blow is not None and blow.saves and set(codes) & {143, 130}
+    if promised and launch.steps() and launch.steps()[-1] not in (there := launch.steps_on_disk()):
+        found.append(f"step {launch.steps()[-1]} was not saved before the end; {there} are")
+    return found
 
 
-def listing(chaos: Chaos) -> str:
-    """Markdown: every fault."""
-    lines = ["| no. | suite | layout | fault | hit | outcome | seconds |", "|---|---|---|---|---|---|---|"]
-    for r in chaos.records:
-        seconds = f"{r.seconds:.1f}" if r.seconds else ""
-        lines.append(f"| {r.number} | {r.suite} | {r.layout} | {r.kind} | {r.hit} | {r.outcome} | {seconds} |")
-    return "\n".join(lines)
+TRACEBACK = "Traceback (most recent call last)"
+
+
+def _is_of_python_itself(text: str, record: Record | None) -> bool:
+    """Whether Ctrl-C came before Python had come to any line of ours."""
+    interrupted = (
+        record is not None and record.kind.startswith("SIGINT") and record.hit.startswith("start-up")
+    )
+    return interrupted and "jaxlm" not in text[text.index(TRACEBACK) :]
 
 
 def summary(chaos: Chaos, seconds: float) -> str:
@@ -370,7 +298,9 @@ def summary(chaos: Chaos, seconds: float) -> str:
                 f"{name}: losses at most {differences.loss_rtol:.1e} apart (relative), final weights at most "
                 f"{differences.params_atol:.1e} (absolute); batch hashes compared bit for bit."
             )
-    return "\n".join([*lines, *(f"FAILED: {problem}" for problem in chaos.problems), "" if chaos.problems else "Passed."])
+    return "\n".join(
+        [*lines, *(f"FAILED: {problem}" for problem in chaos.problems), "" if chaos.problems else "Passed."]
+    )
 
 
 @contextlib.contextmanager
@@ -402,22 +332,26 @@ def run(
     began = time.monotonic()
     for suite in plan:
         for start in suite.starts:
-            say(f"plan: {suite.name}: {start.layout}: {'; '.join([*map(str, start.strokes), *start.damages])}")
+            say(
+                f"plan: {suite.name}: {start.layout}: {'; '.join([*map(str, start.strokes), *start.damages])}"
+            )
     chaos = Chaos(Site(folder, num_steps=num_steps, words_bytes=words_bytes, disk=disk), seed, say)
     for suite in plan:
         chaos.carry_out(suite)
     said = summary(chaos, time.monotonic() - began)
-    (folder / "report.md").write_text(f"{said}\n\n{table(chaos)}\n\n{listing(chaos)}\n")
-    say(f"{table(chaos)}\n\n{said}")
+    (folder / "report.md").write_text(f"{said}\n\n{table(chaos.records)}\n\n{listing(chaos.records)}\n")
+    say(f"{table(chaos.records)}\n\n{said}")
     return chaos
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="an empty or new folder")
-    parser.add_argument("--suite", default="", help="only suites whose name begins so: exact, elastic")
+    parser.add_argument("--suite", default="", help="only suites whose names begin so: exact,elastic")
     args = parser.parse_args(argv)
     if args.out.exists() and any(args.out.iterdir()):
         parser.error(f"--out={args.out} is not empty")
@@ -426,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.out.resolve()
     with small_disk(folder) as disk:
         plan = make_plan(args.faults, args.seed, small_disk=disk is not None)
-        plan = [suite for suite in plan if suite.name.startswith(args.suite)]
+        plan = [suite for suite in plan if suite.name.startswith(tuple(args.suite.split(",")))]
         return 1 if run(folder, plan, args.seed, disk=disk).problems else 0
 
 

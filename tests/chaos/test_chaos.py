@@ -1,15 +1,10 @@
-"""A dozen faults: a run that is killed, stopped, damaged and moved ends as one that nobody touched. `make chaos`: more."""
-
-import sys
-from pathlib import Path
+"""A dozen faults: a run that is killed, damaged and moved ends as one that nobody touched. More: `make chaos`."""
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
+from chaos_plan import Start, Suite, make_plan
 from chaos_runs import Layout
 from damages import DAMAGES
-from driver import Start, Suite, make_plan, run
+from driver import run
 from faults import ALONE, SEVERAL
 
 pytestmark = pytest.mark.slow

@@ -46,7 +46,9 @@ def outcome(workdir: Path, num_steps: int) -> Outcome:
         inner[last] = jax.ShapeDtypeStruct(spec.shape, spec.dtype)
     state, meta = checkpoints.restore(abstract, step=num_steps)
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    arrays = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves
+    }
     checkpoints.close()
     return Outcome(last_of_each_step(events), last_of_each_step(events, "eval"), arrays, meta)
 

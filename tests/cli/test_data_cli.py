@@ -35,7 +35,7 @@ def jaxlm_data(tmp_path, monkeypatch, capsys):
 
     def open_data(cfg, *, quiet=False):
         train = {name: TokenStore(tmp_path / name, "train") for name in cfg.data.sources}
-        return SimpleNamespace(tokenizer=None, train=train, eval={})
+        return SimpleNamespace(tokenizer=None, train=train, eval={}, notices=None)
 
     monkeypatch.setattr("jaxlm.run.open_data", open_data, raising=False)
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -177,3 +178,23 @@ def test_commands_are_found_without_importing_them(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "main.py"))
     assert json.dumps(cli.commands()) == '{"next-token": "Look."}'
+
+
+AT = {
+    "while modules are imported": """
+        class Finder:
+            def find_spec(self, name, *args):
+                if name == "jaxlm.cli":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Finder())
+    """,
+    "while the interpreter goes": "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))",
+}
+
+
+@pytest.mark.parametrize("moment", AT)
+def test_an_interrupt_shows_no_traceback(moment):
+    code = "import atexit, os, signal, sys\n" + textwrap.dedent(AT[moment])
+    code += "\nfrom jaxlm.__main__ import start\nsys.exit(start())"
+    result = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, "")

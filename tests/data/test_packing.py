@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_store import MemoryStore
 
-from jaxlm.data import packing
-from jaxlm.data.packing import BestFitPacking, ConcatPacking, best_fit_decreasing, open_packing
+from jaxlm.data import packing_index
+from jaxlm.data.packing import BestFitPacking, ConcatPacking, open_packing
+from jaxlm.data.packing_index import best_fit_decreasing
 from jaxlm.types import UserError
 
 PACKINGS = [ConcatPacking, BestFitPacking]
@@ -156,7 +157,7 @@ def test_best_fit_cuts_no_document_that_fits_and_wastes_little():
 def test_a_million_documents_are_packed_in_seconds():
     lengths = np.maximum(2, np.random.default_rng(0).lognormal(5.0, 1.2, 1_000_000)).astype(np.int64)
     start = time.perf_counter()
-    rows = sum(len(row_ends) for _, _, row_ends in packing._index_blocks(np.cumsum(lengths), 1024))
+    rows = sum(len(row_ends) for _, _, row_ends in packing_index.index_blocks(np.cumsum(lengths), 1024))
     assert time.perf_counter() - start < 10  # measured: 0.3 s
     assert (lengths - 1).sum() / (rows * 1024) > 0.999
 
@@ -166,7 +167,7 @@ def test_a_million_documents_are_packed_in_seconds():
 def test_blocks_of_the_index_lose_nothing(lengths, seq_len, block):
     store = MemoryStore(lengths=lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "BLOCK_PIECES", block)
+        patch.setattr(packing_index, "BLOCK_PIECES", block)
         batch = epoch(BestFitPacking(store, seq_len)) if store.num_tokens > store.num_documents else None
     if batch is not None:
         expected = np.setdiff1d(store.tokens, store.tokens[store.document_ends - lengths])
@@ -177,7 +178,7 @@ def test_a_cached_index_equals_one_in_memory_and_is_not_built_twice(tmp_path, mo
     store = MemoryStore(lengths=[30, 5, 12, 7, 100, 3] * 50)
     in_memory = epoch(BestFitPacking(store, 16))
     built = epoch(BestFitPacking(store, 16, tmp_path))
-    monkeypatch.setattr(packing, "_build_index", None)
+    monkeypatch.setattr(packing_index, "_build_index", None)
     loaded = epoch(BestFitPacking(store, 16, tmp_path))
     for key in packing_fields():
         np.testing.assert_array_equal(built[key], in_memory[key])
@@ -213,7 +214,7 @@ def test_a_build_that_dies_leaves_nothing_half_written(tmp_path, monkeypatch):
         yield from ()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packing, "_index_blocks", blocks)
+    monkeypatch.setattr(packing_index, "index_blocks", blocks)
     with pytest.raises(KeyboardInterrupt):
         BestFitPacking(MemoryStore(lengths=[30, 5]), 16, tmp_path)
     assert list(tmp_path.iterdir()) == []

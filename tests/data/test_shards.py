@@ -152,7 +152,9 @@ def test_joined_shards_are_the_shards_end_to_end(tmp_path):
     one = shards.join_shards(pieces[:1], tmp_path / "out", "train-00007", 500, 32)
     assert one == {**parts[0], "file": "train-00007.arrayrecord"}
     assert shards.join_shards(pieces[:1], tmp_path / "out", "train-00007", 500, 32) == one
-    assert names(tmp_path / "out")[2:] == ["train-00007.arrayrecord", "train-00007.offsets.npy"]
+    assert names(tmp_path / "out")[3:] == [
+        f"train-00007.{end}" for end in ("arrayrecord", "crc32.npy", "offsets.npy")
+    ]
 
 
 def test_another_tokenizer_is_refused_with_both_hashes_and_a_way_out(corpus):

@@ -55,6 +55,8 @@ def test_a_planned_time_needs_an_mfu_and_a_known_chip():
     found = compared(log(), mfu=0.4).planned
     assert found.step_time_s == 1e15 / (0.4 * 1e15)
     assert found.chip_hours == 4 * 2.5 * 4 / 3600
+    none = [event | {"num_steps": 0.5} if event["event"] == "plan" else event for event in log()]  # edited
+    assert compared(none, mfu=0.4).planned.step_time_s is None
     cpu = [event | {"peak_flops_per_s": None} if event["event"] == "plan" else event for event in log()]
     assert compared(cpu, mfu=0.4).planned.step_time_s is None
 
