@@ -1,6 +1,7 @@
 """A plain `pip install jaxlm` brings all that its modules import, in versions that are said.
 
-That it installs into an empty environment, CI shows, which makes one (`make quickstart`, `make test`).
+That it installs into an empty environment and trains there, `make quickstart` shows, and `make test-lowest` with the
+oldest versions: tests have no network.
 """
 
 import ast

@@ -172,7 +172,7 @@ ALPACA_GOLDEN = """
 
 
 @pytest.mark.parametrize("family", GOLDEN)
-def test_answers_and_the_end_of_their_turn_are_trained_on_and_nothing_else(family):  # pain 6, 7
+def test_answers_and_the_end_of_their_turn_are_trained_on_and_nothing_else(family):  # pain 6, 7, 30
     template = open_template(tokenizer(family))
     assert pieces(template, TWO) == columns(GOLDEN[family])
 
