@@ -35,7 +35,7 @@ WITHIN_A_TENTH = (
     "llama-none-replicated", "llama-attention-lion-replicated", "llama-dots-replicated", "gpt-full-4-parts-fsdp8",
     "llama-none-muon-2-parts-fsdp8", "qwen-none-data2-fsdp2-tensor2",
 )  # fmt: skip
-"""Configs that are nearer than the 12 % of all: replicated and split, three optimizers, three kinds of remat."""
+"""Configs that are nearer than the 12 % of all: replicated and split, three optimizers, four kinds of remat."""
 
 WIDE = dict(embed_dim=512, num_layers=6, num_heads=8, vocab_size=8192)
 SLIM = dict(embed_dim=256, num_layers=8, num_heads=4, vocab_size=8192)
