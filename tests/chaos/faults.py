@@ -252,7 +252,7 @@ ALONE = [
     *_strokes("SIGINT twice", two_interrupts, "step", "save"),
     *_strokes("SIGSTOP, then SIGCONT", pause, "start-up", "step", "save"),
     *_strokes("second run in the workdir", second_run, "first step", "step"),
-    *_strokes("file size limit", file_size_limit, "step", "save"),
+    *(_strokes("file size limit", file_size_limit, "step", "save") if hasattr(resource, "prlimit") else []),
 ]
 ON_SMALL_DISK = _strokes("full disk", full_disk, "step", "save", "save")
 SEVERAL = [
