@@ -18,7 +18,8 @@ ONE = Layout(1, 4)
 
 def start(layout, *faults):
     """A planned start of named faults."""
-    return Start(layout, tuple(ALL[f] for f in faults if f in ALL), tuple(f for f in faults if f in DAMAGES))
+    strokes = tuple(ALL[fault] for fault in faults if fault not in DAMAGES)
+    return Start(layout, strokes, tuple(fault for fault in faults if fault in DAMAGES))
 
 
 @pytest.mark.slow
@@ -30,7 +31,7 @@ def test_a_dozen_faults_change_no_bit_of_a_run(tmp_path):
         start(ONE, "second run in the workdir / step", "SIGKILL / evaluation", "event log: torn line"),
     ]
     elastic = [
-        start(Layout(1, 4, "fsdp=2 tensor=2"), "SIGINT / commit"),
+        start(Layout(1, 4, "fsdp=2 tensor=2"), "SIGTERM / commit"),
         start(Layout(2, 2), "SIGKILL of one process / commit", "checkpoint: a file truncated"),
     ]
     plan = [Suite("exact", True, ONE, exact), Suite("elastic", False, ONE, elastic)]
