@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+from traceback import extract_tb
 from types import TracebackType
 from typing import Any
 
@@ -36,7 +37,11 @@ def _not_a_write_of_orbax(record: logging.LogRecord) -> bool:
 
     They are tasks, futures of their chunks, and what gathers those: `Task`, `Future`, `_GatheringFuture`.
     """
-    return not ("exception was never retrieved" in record.msg and "orbax" in record.msg)
+    if "exception was never retrieved" not in record.msg:
+        return True
+    trace = record.exc_info[2] if record.exc_info else None
+    places = [frame.filename for frame in extract_tb(trace)]
+    return not any("orbax" in text for text in (record.msg, *places))
 
 
 def _of_a_write_given_up(error: BaseException | None, traceback: TracebackType | None) -> bool:

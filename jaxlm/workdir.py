@@ -19,6 +19,8 @@ CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
 FROZEN = "frozen"
 """The weights that a run does not train, where there are any; in the form of checkpoint 0."""
 LOCK_FILE = "run.lock"
+PARTIAL = f"*.{'[0-9a-f]' * 8}.partial"
+"""A file of a run before it gets its name; see `data.files.write_atomic`."""
 
 
 @contextlib.contextmanager
@@ -30,6 +32,8 @@ def claim(workdir: Any, cfg: RunConfig) -> Iterator[bool]:
     check_kind(workdir)
     make_folder(workdir)
     with _locked(workdir):
+        for partial in reachable(workdir).glob(PARTIAL):  # of a process that was killed while it wrote
+            partial.unlink(missing_ok=True)
         yield _open(workdir, cfg)
 
 
@@ -44,7 +48,7 @@ def check_kind(workdir: Any) -> None:
     others = [
         path.name
         for path in folder.iterdir()
-        if path.name != LOCK_FILE and not (path.name.startswith(CONFIG_FILE) and path.suffix == ".partial")
+        if path.name != LOCK_FILE and not (path.name.startswith(CONFIG_FILE) and path.match(PARTIAL))
     ]
     if others:
         raise UserError(

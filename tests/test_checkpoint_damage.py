@@ -257,6 +257,14 @@ def test_a_save_that_fails_leaves_no_tracebacks_of_its_other_arrays(tmp_path, fi
     for name in ("Future", "_GatheringFuture"):  # of the chunks of one array
         future = f"{name} finished exception=ValueError('... {tmp_path}/1.orbax-checkpoint-tmp/state: File too large')"
         logging.getLogger("asyncio").error(lost.format(name, future))
+    try:
+        exec(
+            compile(
+                "raise OSError(28, 'No space left on device')", "site-packages/orbax/async_path.py", "exec"
+            )
+        )
+    except OSError as error:  # told of by its traceback alone
+        logging.getLogger("asyncio").error(lost.format("Future", error), exc_info=error)
     assert capfd.readouterr().err == ""
     assert caplog.text == ""
     logging.getLogger("asyncio").error(lost.format("Task", task.format("mine")))

@@ -71,6 +71,16 @@ def test_a_run_that_was_killed_while_it_began_can_begin_again(tmp_path, cfg):
     (tmp_path / f"{CONFIG_FILE}.1a2b3c4d.partial").write_text("{")
     with claim(tmp_path, cfg) as resuming:
         assert not resuming
+        assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_FILE, LOCK_FILE]
+
+
+def test_files_that_a_killed_run_was_writing_are_cleared_away_and_no_others(tmp_path, cfg):
+    with claim(tmp_path, cfg):
+        pass
+    for name in ("tokenizer.model.0f1e2d3c.partial", "config.json.1a2b3c4d.partial", "mine.partial"):
+        (tmp_path / name).touch()
+    with claim(tmp_path, cfg):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_FILE, "mine.partial", LOCK_FILE]
 
 
 def test_other_files_are_left_alone(tmp_path, cfg):

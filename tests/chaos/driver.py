@@ -344,6 +344,8 @@ def run(
         chaos.problems.append(f"the chaos itself ended early: {error!r}")
         raise
     finally:
+        for record in chaos.records:
+            record.outcome = record.outcome or "not read any more"
         said = summary(chaos, time.monotonic() - began)
         (folder / "report.md").write_text(f"{said}\n\n{table(chaos.records)}\n\n{listing(chaos.records)}\n")
         say(f"{table(chaos.records)}\n\n{said}")

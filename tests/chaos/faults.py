@@ -92,7 +92,7 @@ OTHERS_END_S = 150.0
 
 
 ABORTED = -6
-GONE = ("another process of the run", "processes came", "nothing answers there", "does not answer",
+GONE = ("another process of the run", "processes came", "have not come", "nothing answers there", "does not answer",
         "JAX distributed service detected fatal errors")  # fmt: skip
 """What the others say, by when they notice. The last is JAX's own: without its process 0, or a heartbeat, it logs that
 line with a stack of C++ and aborts, whatever the main thread is about to say; of Python it takes no other way (a
@@ -252,7 +252,7 @@ ALONE = [
     *_strokes("SIGINT twice", two_interrupts, "step", "save"),
     *_strokes("SIGSTOP, then SIGCONT", pause, "start-up", "step", "save"),
     *_strokes("second run in the workdir", second_run, "first step", "step"),
-    *_strokes("file size limit", file_size_limit, "step", "save"),
+    *(_strokes("file size limit", file_size_limit, "step", "save") if hasattr(resource, "prlimit") else []),
 ]
 ON_SMALL_DISK = _strokes("full disk", full_disk, "step", "save", "save")
 SEVERAL = [
