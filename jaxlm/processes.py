@@ -169,10 +169,19 @@ class _Wait:
         Errors: UserError that names who has not come by the time limit.
         """
         limit_ms = int(1000 * (_longest_wait_s + 60))
-        asked = Asked(lambda: client().blocking_key_value_get(f"{self._key}/{name}", limit_ms))
+        return json.loads(
+            self._until(lambda: client().blocking_key_value_get(f"{self._key}/{name}", limit_ms))
+        )
+
+    def put(self, name: str | int, value: Any) -> None:
+        """A JSON value under the key of the round: where the first process was stopped, this waits, too."""
+        self._until(lambda: client().key_value_set(f"{self._key}/{name}", json.dumps(value)))
+
+    def _until(self, call: Callable[[], Any]) -> Any:
+        asked = Asked(call)
         while not asked.wait(max(0.0, min(_longest_wait_s, self._next_word_s) - self._waited_s)):
             self._look()
-        return json.loads(asked.answer())
+        return asked.answer()
 
     @property
     def _waited_s(self) -> float:
@@ -223,8 +232,8 @@ def from_all(mine: Any, what: str = "what each has") -> list[Any]:
     if is_alone():
         return [mine]
     key = f"jaxlm/{next(_rounds)}"
-    client().key_value_set(f"{key}/{index()}", json.dumps(mine))
     wait = _Wait(key, what, for_all=True)
+    wait.put(index(), mine)
     return _published(key, lambda: [mine, *(wait.get(other) for other in range(1, count()))], wait)
 
 

@@ -113,21 +113,32 @@ def test_doctor_names_a_process_that_does_not_come(config, tmp_path):  # pain 17
 
 
 STOP = """
-import os, signal
+import os, signal, time
 from jaxlm import processes, run_data
 processes.FIRST_WORD_S, processes.ANSWER_S = 1.0, 1.0
 def stop(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGSTOP)
 if sys.argv[-1] == "--process-id=STOPPED":
     run_data.open_data = stop
+LATE = processes.from_all
+def late(*args):
+    time.sleep(3)
+    return LATE(*args)
+if ARE_LATE:
+    processes.from_all = late
 """
 
 
-@pytest.mark.parametrize("stopped", [0, 1, 2])
-def test_a_process_that_is_stopped_is_named_by_those_that_wait(config, tmp_path, stopped):  # pain 17
-    """Stopped as a whole when it would read the data: it closes no connection, and answers nothing."""
+@pytest.mark.parametrize(("stopped", "are_late"), [(0, False), (0, True), (1, False), (2, False)])
+def test_a_process_that_is_stopped_is_named_by_those_that_wait(
+    config, tmp_path, stopped, are_late
+):  # pain 17
+    """Stopped as a whole when it would read the data: it closes no connection, and answers nothing.
+
+    Late are those who come to the store when the first process no longer answers.
+    """
     argv = [config, f"--workdir={tmp_path / 'run'}", f"--coordinator=127.0.0.1:{free_port()}"]
-    before = STOP.replace("STOPPED", str(stopped))
+    before = STOP.replace("STOPPED", str(stopped)).replace("ARE_LATE", str(are_late))
     processes = [
         start([*argv, "--num-processes=3", f"--process-id={index}"], 1, before=before) for index in range(3)
     ]
