@@ -183,7 +183,7 @@ def read_reproducer(path: str | os.PathLike) -> Reproducer:
         if info["format"] != FORMAT:
             raise ValueError(f"format {info['format']}")
         metrics = {name: float.fromhex(value) for name, value in info["metrics"].items()}
-    except (*JSON_ERRORS, OSError) as error:
+    except (*JSON_ERRORS, OSError, OverflowError) as error:
         raise UserError(
             f"{file} is no bad step that this version of jaxlm has kept, or it is damaged: {error}."
         ) from None

@@ -82,7 +82,7 @@ def launch(config, workdir, num_processes, *flags, absent=(), each=None, command
             process.kill()
 
 
-def wait_until(condition, seconds=30):
+def wait_until(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -199,7 +199,7 @@ def test_a_damaged_newer_step_never_displaces_the_last_good_one(tmp_path, warnin
 # What does not belong.
 
 
-def test_another_tokenizer_is_refused_with_both_hashes(tmp_path):
+def test_another_tokenizer_is_refused_with_both_hashes(tmp_path):  # pain 27
     states = save_steps(tmp_path, [1])
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError) as error:
         checkpoints.restore(abstract(states[1]), tokenizer_sha256="b" * 64)

@@ -212,7 +212,7 @@ def test_first_losses_are_those_of_the_weights_and_not_of_random_ones(hugging_fa
     assert loss == pytest.approx(np.log(416), rel=1e-5)
 
 
-def test_another_tokenizer_than_that_of_the_weights_is_refused(hugging_face, imported, tmp_path):
+def test_another_tokenizer_than_that_of_the_weights_is_refused(hugging_face, imported, tmp_path):  # pain 27
     other = tmp_path / "other"
     other.mkdir()
     for name, content in t5().items():

@@ -178,7 +178,7 @@ def hanging(config, workdir, step, *flags):
         if flags:
             _, err = processes[0].communicate(timeout=120)
             assert processes[0].returncode == 75, err
-        wait_until(warnings, 120)
+        wait_until(warnings)
     finally:
         for process in processes:
             process.kill()

@@ -6,10 +6,12 @@ import shutil
 
 import jax
 import pytest
+from small_classifier import make_run
 from small_run import small, write_squares
 from small_tokenizers import level
 
 from jaxlm import run
+from jaxlm.data.tokenizer_hf import HFTokenizer
 from jaxlm.report.events import read_events
 from jaxlm.types import UserError
 
@@ -95,3 +97,41 @@ def test_each_step_is_compiled_once_in_a_run(text, tmp_path):  # pain 22
         logger.removeHandler(listener)
     assert compiled.count("step") == 1, compiled
     assert compiled.count("evaluate") == 1, compiled
+
+
+def test_a_run_keeps_all_it_compiles_in_the_cache(tmp_path, monkeypatch):  # pain 22
+    """However quickly it was compiled and however small it is; the next start reads it."""
+    keys = ["jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
+            "jax_persistent_cache_min_entry_size_bytes"]  # fmt: skip
+    before = {key: getattr(jax.config, key) for key in keys}
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
+    try:
+        folder = run.use_compile_cache()
+        assert folder == str(tmp_path / "cache" / "compiled")
+        assert [getattr(jax.config, key) for key in keys] == [folder, 0.0, 0]
+    finally:
+        for key, value in before.items():
+            jax.config.update(key, value)
+
+
+def test_epochs_and_the_share_of_waiting_are_logged(text, tmp_path):  # pain 16, 20
+    """A source that begins anew is seen in the log at that step; so is a loader that the devices wait for."""
+    steps = 30
+    config = small(text, train__num_steps=steps, train__eval_batches=0, train__log_every_steps=10,
+                   checkpoint__every_steps=steps, data__seq_len=128)  # fmt: skip
+    run.train(config, tmp_path / "run")
+    events = [event for event in read_events(tmp_path / "run" / "events.jsonl") if event["event"] == "step"]
+    logged = {event["step"]: event for event in events if "data/mine/epochs" in event}
+    assert list(logged) == [1, 10, 20, 30]
+    epochs = [event["data/mine/epochs"] for event in logged.values()]
+    assert epochs == sorted(epochs)
+    assert epochs[0] < 1 < epochs[-1]
+    assert all(0 <= event["perf/stall_share"] <= 1 for event in logged.values())
+
+
+def test_a_run_whose_tokenizer_was_exchanged_is_not_loaded(tmp_path):  # pain 27
+    folder = make_run(tmp_path / "run")
+    assert run.load_run(folder).step == 3
+    HFTokenizer(level(bos=False)).save(folder)
+    with pytest.raises(UserError, match="tokenizer"):
+        run.load_run(folder)

@@ -9,6 +9,7 @@ import pytest
 
 from jaxlm import run, run_hooks
 from jaxlm.data.config import DataConfig
+from jaxlm.data.notices import Notices
 from jaxlm.models import sizes
 from jaxlm.plan.flops import flops_per_token
 from jaxlm.report.events import read_events
@@ -32,6 +33,7 @@ def run_on(device_kind, num_devices, num_cores=None):
     return SimpleNamespace(
         config=RunConfig(model=MODEL, data=DataConfig(seq_len=T, global_batch_size=8)),
         pieces=SimpleNamespace(mesh=mesh, sizes=axes),
+        rows=SimpleNamespace(notices=Notices()),
         plan=SimpleNamespace(num_steps=10, metrics_at=lambda step: {}, sources=SOURCES),
     )
 

@@ -1,6 +1,7 @@
 """jaxlm/runconfig.py: the rules that cross sections."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,35 @@ def test_the_names_of_objectives_are_those_of_the_table():
 
 def test_the_number_of_keys_stays_small():
     assert len(list(iterate_keys(RunConfig))) <= 112
+
+
+UNITS = r"num_\w+|\w+_(steps|tokens|s|batches|epochs|len|dim|size|blocks)"
+"""What a count or quantity ends with (or begins, where what is counted has a name): steps, tokens, seconds, ..."""
+PURE_NUMBERS = {
+    "seed", "balance_loss", "router_z_loss", "norm_eps", "rope_theta", "rope_local_theta", "rope_scaling_factor",
+    "attention_softcap", "logits_softcap", "dropout", "eval_fraction", "label_smoothing", "lora_rank", "lora_alpha",
+    "lora_dropout", "learning_rate", "final_lr_fraction", "b1", "b2", "eps", "weight_decay", "clip_norm", "z_loss",
+    "spike_factor",
+}  # fmt: skip
+"""Shares, factors and coefficients."""
+COUNTS = {"sliding_window", "keep_last", *AXES}
+"""Of keys a query sees, of checkpoints, and of devices."""
+
+
+def test_the_name_of_every_quantity_says_its_unit():  # pain 15, 24
+    """So that nobody takes steps for batches, or a share of tokens for one of documents."""
+    numbers = [
+        key.name.rpartition(".")[2] for key in iterate_keys(RunConfig) if key.spec.type in (int, float)
+    ]
+    assert {"warmup_steps", "weight_tokens", "step_timeout_s"} <= set(numbers)
+    assert [n for n in numbers if not re.fullmatch(UNITS, n) and n not in PURE_NUMBERS | COUNTS] == []
+    assert set(numbers) >= PURE_NUMBERS | COUNTS  # no others are excused
+
+
+def test_a_prompt_is_not_trained_on_unless_that_is_asked_for():  # pain 30
+    cfg = default_config()
+    cfg.objective, cfg.data.sources.mine = "instruct", {"path": "x"}
+    assert not resolve(cfg).instruct.train_on_prompt
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from jaxlm.limits import parse_json
 from jaxlm.types import JSON_ERRORS, UserError
 
 BLOCK_BYTES = 1 << 20
-BATCH_ROWS, BATCH_BYTES = 1024, 256 << 20
+BATCH_ROWS, LEAST_ROWS, BATCH_BYTES = 1024, 8, 256 << 20
 MAX_LINE_BYTES = 64 << 20
 """Of a line of JSON or CSV, decompressed."""
 MAX_TEXT_BYTES = 1 << 30
@@ -170,7 +170,7 @@ def _read_parquet(part: Part, options: ReadOptions, tally: Tally) -> Iterator[st
                     text = decode(raw, options, tally, where)
                     if text is not None and (text := clean(text, options, tally, where)) is not None:
                         yield text
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise damaged(path, f"after row {row}", error) from None
 
 
@@ -183,7 +183,7 @@ def open_parquet(file: InputFile) -> Iterator[Any]:
     with epath.Path(file.path).open("rb") as stream:
         try:
             parquet = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise damaged(file.path, "at its footer", error) from None
         yield parquet
 
@@ -193,17 +193,15 @@ def parquet_batches(
 ) -> Iterator[Any]:
     """The rows of these row groups, so many at a time that they fit into BATCH_BYTES.
 
-    A value that stands in a dictionary once may be a million rows: each of them may be as large as all its column.
+    A value that stands in a dictionary once may be a million rows: each of them may be as large as all its group.
     """
     import pyarrow as pa
 
     size = 0
     for group in groups:
-        about = parquet.metadata.row_group(group)
-        chunks = [about.column(i) for i in range(about.num_columns)]
-        chunks = [c for c in chunks if columns is None or c.path_in_schema.split(".")[0] in columns]
-        largest = sum(c.total_uncompressed_size for c in chunks if c.has_dictionary_page)
-        num_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, largest)))
+        # Of the whole group: what Arrow says of single columns ends the process where a file is damaged.
+        largest = max(1, parquet.metadata.row_group(group).total_byte_size)
+        num_rows = max(LEAST_ROWS, min(BATCH_ROWS, BATCH_BYTES // largest))
         for batch in parquet.iter_batches(num_rows, row_groups=[group], columns=columns):
             decoded = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
             size += sum(column.nbytes for column in decoded)

@@ -287,5 +287,5 @@ def _read_parquet(file: InputFile, options: ReadOptions, tally: Tally) -> Iterat
                 for value in rows:
                     row += 1
                     yield _record(value, file, "row", row)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise damaged(file.path, f"after row {row}", error) from None

@@ -3,8 +3,8 @@
 Of every record a CRC-32 (zlib's, uint32), in a file beside the records; of that file and of other small ones a SHA-256,
 in the manifest; of the manifest a SHA-256 of all its other keys, in itself (its seal). So a byte that changes anywhere
 shows, and so does a whole file that is valid, but another one. CRC-32 sees every change within 32 bits that lie
-together, and of others all but one in 2^32. zlib 1.2.13 took 2.2 us for a record of 4,096 bytes where 50 reads of one
-take 200.
+together, and of others all but one in 2^32. zlib 1.2.13 takes 2.2 us for a record of 4,096 bytes, and
+ArrayRecord 4 us to read it (one core of the machine of `shards.py`).
 """
 
 from __future__ import annotations

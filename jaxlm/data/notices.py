@@ -121,10 +121,9 @@ class Notices:
 
         Errors: UserError once the last try has failed too. Errors that do not pass come through at once.
         """
-        thread, file = threading.get_ident(), os.fspath(file)
-        began = time.monotonic()
-        _, unwanted = self._steps.get(thread) or (0, threading.Event())
-        for attempt in range(1, len(RETRY_WAITS_S) + 2):
+        thread, began, attempt = threading.get_ident(), time.monotonic(), 0
+        while True:
+            attempt += 1
             self._reads[thread] = [file, where, time.monotonic(), 0]
             try:
                 return read()
@@ -132,18 +131,18 @@ class Notices:
                 if not may_pass(error, file):
                     raise
                 reason = " ".join(str(error).split()) or type(error).__name__
-                if attempt > len(RETRY_WAITS_S) or unwanted.is_set():
-                    raise UserError(
-                        f"{file} cannot be read, {attempt} tries in {time.monotonic() - began:.0f} s: {reason}. Look "
-                        "at its disk, mount or network, then run the same command again: it continues at the last "
-                        "checkpoint."
-                    ) from None
             finally:
                 self._reads.pop(thread, None)
+            _, unwanted = self._steps.get(thread) or (0, threading.Event())
+            if attempt > len(RETRY_WAITS_S) or unwanted.is_set():
+                raise UserError(
+                    f"{os.fspath(file)} cannot be read, {attempt} tries in {time.monotonic() - began:.0f} s: {reason}. "
+                    "Look at its disk, mount or network, then run the same command again: it continues at the last "
+                    "checkpoint."
+                )
             wait_s = RETRY_WAITS_S[attempt - 1]
-            self("data_retry", file=file, **where, error=reason, attempt=attempt, wait_s=wait_s)
+            self("data_retry", file=os.fspath(file), **where, error=reason, attempt=attempt, wait_s=wait_s)
             unwanted.wait(wait_s)
-        raise AssertionError
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -169,7 +168,11 @@ class Notices:
                 waited_s = time.monotonic() - since
                 if waited_s >= STALL_S * (told + 1):
                     read[3] += 1
-                    self._tell("data_stall", {"file": file, **where, "waited_s": round(waited_s, 1)}, thread)
+                    self._tell(
+                        "data_stall",
+                        {"file": os.fspath(file), **where, "waited_s": round(waited_s, 1)},
+                        thread,
+                    )
 
 
 def may_pass(error: BaseException, file: epath.PathLike) -> bool:

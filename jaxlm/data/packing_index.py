@@ -1,9 +1,9 @@
 """The index of BestFitPacking: which pieces of the documents make each row; built once, kept in a cache.
 
 A folder of three arrays and `index.json`, which holds the CRC-32 of their files and says of which documents they are.
-All is compared when the index is opened. It is then read through a memory map, and its dates are looked at before and
-after each use: an index that changed meanwhile is opened, or built, again. What it holds follows from the ends of the
-documents and the length of a row, so one that is built again is the same.
+All is compared when the index is opened. A small one is then held in memory; a large one is read through a memory map,
+and its dates are looked at before and after each use: if it changed meanwhile it is opened, or built, again. What it
+holds follows from the ends of the documents and the length of a row, so one that is built again is the same.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ from jaxlm.types import JSON_ERRORS, UserError
 
 INDEX_FORMAT = 1
 BLOCK_PIECES = 1 << 21  # pieces packed together: about 200 MB at work; larger blocks save no more rows
+RESIDENT_BYTES = 64 << 20
+"""An index up to this size is held in memory."""
 STALE_S = 24 * 3600.0  # an unfinished index older than this belongs to a build that was killed
 
 _NAMES = ("starts", "lengths", "row_ends")
 _DTYPES = (np.dtype("<i8"), np.dtype("<i4"), np.dtype("<i8"))
 Index = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+_NOTHING: Index = np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64)
 
 
 def index_blocks(ends: np.ndarray, seq_len: int) -> Iterator[Index]:
@@ -155,7 +160,7 @@ class CachedIndex:
         self.num_rows = len(self._index[2])
 
     def _use(self, mapped: _MappedIndex) -> None:
-        self._mapped, self._index = mapped, mapped.arrays()
+        self._mapped, self._index = mapped, mapped.arrays
 
     def pieces(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(starts, lengths, number of pieces of each row), as `gather`."""
@@ -198,9 +203,11 @@ class CachedIndex:
 
 
 class _MappedIndex:
-    """The arrays of a folder, through memory maps."""
+    """The arrays of a folder, through memory maps where they are large."""
 
     def __init__(self, folder: Path):
+        self.arrays: Index = _NOTHING
+        """starts, lengths, row_ends; there once `problem` found none."""
         self._files = [open(folder / f"{name}.npy", "rb") for name in _NAMES]
         self._stamps = self._look()
 
@@ -211,8 +218,8 @@ class _MappedIndex:
 
     @property
     def is_changed(self) -> bool:
-        """Since the index was opened."""
-        return self._look() != self._stamps
+        """Since the index was opened; one that was read into memory never is."""
+        return bool(self._files) and self._look() != self._stamps
 
     def problem(self, meta: Any, name: str) -> str | None:
         """Why these are not the arrays that were built, if they are not; `meta` is what index.json holds."""
@@ -221,12 +228,18 @@ class _MappedIndex:
         for name, file in zip(_NAMES, self._files):
             if _file_crc32(file) != meta.get(name):
                 return f"{name}.npy is not what was built"
-        return "it changed while it was read" if self.is_changed else None
-
-    def arrays(self) -> Index:
-        """starts, lengths, row_ends."""
-        starts, lengths, row_ends = (_map(file) for file in self._files)
-        return starts, lengths, row_ends
+        starts, lengths, row_ends = map(_map, self._files)
+        self.arrays = starts, lengths, row_ends
+        is_small = sum(size for size, _ in self._stamps) <= RESIDENT_BYTES
+        if is_small:
+            self.arrays = np.array(starts), np.array(lengths), np.array(row_ends)
+        if self.is_changed:
+            return "it changed while it was read"
+        if is_small:
+            for file in self._files:
+                file.close()
+            self._files = []
+        return None
 
 
 def _map(file: IO[bytes]) -> np.ndarray:

@@ -160,17 +160,17 @@ class ShardReader:
                 reader = self._open()
                 if not self._local:
                     return list(reader.read(list(records)))
-                pieces = []
+                pieces, seek, read = [], reader.seek, reader.read
                 for record in records:
-                    reader.seek(record)
-                    pieces.append(reader.read())
+                    seek(record)
+                    pieces.append(read())
                 return pieces
             except BaseException:
                 self.close()  # a reader that has failed once fails for ever
                 raise
 
         try:
-            pieces = self._notices.retrying(fetch, self.path, record=int(records[0]))
+            pieces = self._notices.retrying(fetch, self.path, record=records[0])
         except UserError:
             raise
         except (RuntimeError, OSError, IndexError, ValueError) as error:

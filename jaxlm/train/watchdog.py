@@ -166,9 +166,8 @@ class Watchdog:
                     return
 
     def _learn(self, place: Place, still_s: float) -> None:
-        if not (place.name in EVERY_STEP and self._settles(place)) and POLL_S <= still_s < self.limit_s(
-            place
-        ):
+        compiles = place.name in EVERY_STEP and self._settles(place)
+        if not compiles and POLL_S <= still_s < self.limit_s(place):
             self._longest_s[place.name] = max(still_s, self._longest_s.get(place.name, 0.0))
 
     def _tell(self, place: Place, still_s: float, ends: bool) -> None:

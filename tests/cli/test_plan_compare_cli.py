@@ -100,7 +100,7 @@ def test_what_holds_no_training_is_named(jaxlm, make_run, tmp_path):
     (run / "events.jsonl").write_text("".join(log[:2]))
     assert "has no step yet" in refused(jaxlm, run)
     (run / "events.jsonl").write_text("{}\n" + "".join(log))
-    assert "a line that no run wrote" in refused(jaxlm, run)
+    assert "line 1 is no JSON object of this log (it has no event)" in refused(jaxlm, run)
     (run / "events.jsonl").write_text('{"event": "step", "time_s": 1.0}\n')
     assert "a line that no run wrote" in refused(jaxlm, run)
     (run / "events.jsonl").write_text("nonsense\n" + "".join(log))

@@ -260,7 +260,7 @@ def test_html_holds_the_same_tables(jaxlm, tmp_path):
         ((*GPT3[2:], "--price=2"), "--price=2 is the price of one chip: name it with --chip"),
         ((*GPT3[2:], "--chip=v5p,v5e", "--price=2"), "--price=2 is the price of one chip"),
         ((*GPT3[2:], "--chip=v5p", "--price=2", "--commitment=spot"), "leave --commitment out"),
-        ((*GPT3[2:], "--prices=none.yaml"), "none.yaml cannot be read"),
+        ((*GPT3[2:], "--prices=none.yaml"), "none.yaml does not exist"),
         ((*GPT3[2:], "--runs-factor=0.1"), "--runs-factor=0.1 has to be a finite number, 1 or more"),
         (
             (*GPT3[2:], "--chip=v5p", "--measured-tokens-per-s-per-chip=0"),
@@ -273,7 +273,7 @@ def test_html_holds_the_same_tables(jaxlm, tmp_path):
         ),
         (("--flops=1e20", "--chip=v5p", "--measured-tokens-per-s-per-chip=9"), "needs --tokens"),
         (("--scenarios=gpt2",), "'gpt2' is not one of gpt3"),
-        (("--scenarios=none.yaml",), "none.yaml cannot be read"),
+        (("--scenarios=none.yaml",), "none.yaml does not exist"),
         (("--scenarios=gpt3", "--chip=v5p"), "leave --chip out"),
         (("--scenarios=gpt3", "--published"), "ask for one"),
         (("--published", "--mfu=0.4"), "leave --mfu out"),

@@ -59,7 +59,13 @@ CommonCrawl is "Common Crawl (filtered)" there.
 
 
 def corpus(folder, num_tokens):
-    shard = {"num_documents": 1, "num_tokens": num_tokens, "num_bytes": 9, "sha256": "x"}
+    shard = {
+        "file": "train-00000.arrayrecord",
+        "num_documents": 1,
+        "num_tokens": num_tokens,
+        "num_bytes": 9,
+        "sha256": "x",
+    }
     folder.mkdir()
     manifest = make_manifest(
         tokenizer_sha256="x", vocab_size=300, splits={"train": [shard]}, source={}, dropped={}, chunk_tokens=8
@@ -161,7 +167,7 @@ def test_a_damaged_manifest_is_named(jaxlm, tmp_path):
     file.write_text(file.read_text().replace('"train"', '"other"'))
     code, _, err = jaxlm("plan", "mixture", f"--config={SMALL}", path)
     assert code == 2
-    assert "manifest.json is damaged" in err
+    assert "manifest.json was changed after the build" in err
 
 
 @pytest.mark.parametrize(
@@ -170,7 +176,7 @@ def test_a_damaged_manifest_is_named(jaxlm, tmp_path):
         ([], "Give one mixture: gpt3, a .yaml file, or --config=NAME_OR_PATH."),
         (["gpt3", f"--config={SMALL}"], "not two of them"),
         (["gpt4"], "'gpt4' is no mixture; did you mean gpt3?"),
-        (["none.yaml"], "none.yaml cannot be read: No such file or directory"),
+        (["none.yaml"], "none.yaml does not exist: give gpt3, or a .yaml file."),
         (["gpt3", "--tokens=0"], "--tokens='0' must be from 1e-09"),
         (["gpt3", "--tokens=-3"], "--tokens='-3' must be from"),
         (["gpt3", "--tokens=300B"], "--tokens='300B' must be a number, such as 3e9."),

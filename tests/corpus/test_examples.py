@@ -145,7 +145,7 @@ def test_strict_refuses_a_record_with_nothing_to_learn(tmp_path, row, reason):  
         build(path, cfg=config(strict=True, eval_fraction=0.0))
 
 
-def test_options_of_the_mask_reach_the_store(tmp_path):
+def test_options_of_the_mask_reach_the_store(tmp_path):  # pain 9
     turns = [{"role": role, "content": word} for role, word in zip(("user", "assistant") * 2, "qaQA")]
     path = jsonl(tmp_path / "a.jsonl", [{"messages": turns}])
     counts = [

@@ -172,7 +172,7 @@ ALPACA_GOLDEN = """
 
 
 @pytest.mark.parametrize("family", GOLDEN)
-def test_answers_and_the_end_of_their_turn_are_trained_on_and_nothing_else(family):  # pain 6, 7
+def test_answers_and_the_end_of_their_turn_are_trained_on_and_nothing_else(family):  # pain 6, 7, 30
     template = open_template(tokenizer(family))
     assert pieces(template, TWO) == columns(GOLDEN[family])
 
@@ -550,7 +550,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["auto", "alpaca"])
-def test_what_is_saved_comes_back_the_same(tmp_path, name):
+def test_what_is_saved_comes_back_the_same(tmp_path, name):  # pain 11
     made = tokenizer("llama3")
     template = open_template(made, name)
     assert saved_chat(tmp_path, made) is None
@@ -587,11 +587,18 @@ def any_template(draw):
     elif inside == "out":
         body = f"{{% generation %}}{body}{{% endgeneration %}}{end}"
     prompt = draw(st.sampled_from([f"{begin}assistant{middle}", f"{begin}bot{middle}", begin, ""]))
+    around = draw(st.sampled_from([("", "")] * 4 + [("{% generation %}", "{% endgeneration %}")]))
+    behind = draw(st.sampled_from([""] * 6 + ["{% generation %}{% endgeneration %}"]))
+    if inside != "no":
+        around, behind = ("", ""), ""
     return (
-        draw(st.sampled_from(["", "{{ bos_token }}", "Be brief.\n"]))
+        around[0]
+        + draw(st.sampled_from(["", "{{ bos_token }}", "Be brief.\n"]))
         + "{% for m in messages %}"
         + f"{begin}{{{{ m.role }}}}{middle}{{% if m.role == 'assistant' %}}{body}"
         + f"{{% else %}}{{{{ m.content }}}}{end}{{% endif %}}{{% endfor %}}"
+        + around[1]
+        + behind
         + f"{{% if add_generation_prompt %}}{prompt}{{% endif %}}"
     )
 
@@ -599,6 +606,8 @@ def any_template(draw):
 @settings(max_examples=25, deadline=None)
 @example(text=TEMPLATES["chatml"], messages=TWO)
 @example(text=GENERATION, messages=TWO)
+@example(text="{% generation %}" + HEAD + PROMPT + "{% endgeneration %}", messages=TWO)
+@example(text=HEAD + PROMPT + "{% generation %}{% endgeneration %}", messages=TWO)
 @given(text=any_template(), messages=dialogues(WORDS))
 def test_any_template_is_refused_or_trains_on_answers_and_nothing_that_the_user_says(
     text, messages

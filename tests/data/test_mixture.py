@@ -66,7 +66,7 @@ def test_permute_and_keys_are_the_same_for_ever():
 
 @given(mixtures, st.integers(0, 10**16))
 @settings(max_examples=100, deadline=None)
-def test_share_of_rows_is_exact_to_one_row_at_any_block(mixture_and_seed, block):
+def test_share_of_rows_is_exact_to_one_row_at_any_block(mixture_and_seed, block):  # pain 15
     mixture, _ = make(*mixture_and_seed)
     rows = block * mixture.block_rows
     drawn = mixture.rows_drawn(rows)

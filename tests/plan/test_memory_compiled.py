@@ -31,6 +31,12 @@ QWEN: dict[str, Any] = dict(activation="swiglu", norm="rmsnorm", qk_norm=True, n
 
 MOE: dict[str, Any] = LLAMA | dict(num_experts=8, num_experts_per_token=2, mlp_dim=512)
 
+WITHIN_A_TENTH = (
+    "llama-none-replicated", "llama-attention-lion-replicated", "llama-dots-replicated", "gpt-full-4-parts-fsdp8",
+    "llama-none-muon-2-parts-fsdp8", "qwen-none-data2-fsdp2-tensor2",
+)  # fmt: skip
+"""Configs that are nearer than the 12 % of all: replicated and split, three optimizers, four kinds of remat."""
+
 WIDE = dict(embed_dim=512, num_layers=6, num_heads=8, vocab_size=8192)
 SLIM = dict(embed_dim=256, num_layers=8, num_heads=4, vocab_size=8192)
 
@@ -90,7 +96,7 @@ def compiled_bytes():
     ],
 )  # fmt: skip
 def test_the_estimate_is_what_the_compiler_allots(
-    compiled_bytes, model, mesh, rows, seq_len, optimizer, train
+    request, compiled_bytes, model, mesh, rows, seq_len, optimizer, train
 ):  # pain 23
     cfg = make_config(model, mesh, rows, seq_len, optimizer, train)
     estimate = memory.predict(cfg, run.resolve_mesh(cfg, 8), 8, platform="cpu")
@@ -100,7 +106,8 @@ def test_the_estimate_is_what_the_compiler_allots(
         # 241 MB where 1,247 are planned, which is what holds for the oldest one that is supported.
         assert jax.__version_info__ >= (0, 11)
         return
-    assert estimate.total == pytest.approx(compiled, rel=0.12)
+    rel = 0.10 if request.node.callspec.id in WITHIN_A_TENTH else 0.12
+    assert estimate.total == pytest.approx(compiled, rel=rel)
 
 
 @pytest.mark.parametrize(

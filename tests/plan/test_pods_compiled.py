@@ -37,7 +37,7 @@ def test_there_are_enough_configs_to_say_something():
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_memory_is_within_a_tenth_of_what_the_compiler_allots(name):
+def test_memory_is_within_a_tenth_of_what_the_compiler_allots(name):  # pain 23
     assert planned(name)[0] == pytest.approx(COMPILED[name]["memory_bytes"], rel=0.10)
 
 
