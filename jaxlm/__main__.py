@@ -2,6 +2,8 @@
 
 import signal
 import sys
+import threading
+from typing import Any
 
 
 def start() -> int:
@@ -13,10 +15,26 @@ def start() -> int:
     from jaxlm.cli import main
 
     signal.signal(signal.SIGINT, interrupt)
+    _interrupt_again_where_lost()
     try:
         return main.start()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _interrupt_again_where_lost() -> None:
+    """Ctrl-C in a `__del__` or a callback of the garbage collector (JAX has one) would be printed and forgotten."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            main = threading.main_thread().ident
+            again = threading.Timer(0.01, signal.pthread_kill, [main, signal.SIGINT])
+            again.start()  # not now, when it would be lost once more
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 if __name__ == "__main__":

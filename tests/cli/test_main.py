@@ -198,3 +198,24 @@ def test_an_interrupt_shows_no_traceback(moment):
     code += "\nfrom jaxlm.__main__ import start\nsys.exit(start())"
     result = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (-signal.SIGINT, "")
+
+
+def test_an_interrupt_during_the_collection_of_garbage_is_not_lost():
+    code = """
+        import signal, sys, time
+        from jaxlm.__main__ import start
+        from jaxlm.cli import main
+        class Garbage:
+            def __del__(self):
+                signal.raise_signal(signal.SIGINT)
+                time.sleep(0)
+        def run(argv):
+            Garbage()
+            time.sleep(30)
+            return 0
+        main._run = run
+        sys.exit(start())
+    """
+    code = textwrap.dedent(code)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert (result.returncode, result.stderr) == (130, "jaxlm: interrupted.\n")
