@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +53,7 @@ class Chaos:
         self.num_launches = self.num_runs = 0
         self._references: dict[Layout, Outcome] = {}
         self._wounds: list[tuple[Wound, Record]] = []
+        self.launch: Launch | None = None
         self._postponed: list[str] = []
         self._workdir: Path | None = None
 
@@ -73,7 +75,8 @@ class Chaos:
 
     def _launch(self, workdir: Path, layout: Layout) -> Launch:
         self.num_launches += 1
-        return Launch(self.site, workdir, layout)
+        self.launch = Launch(self.site, workdir, layout)
+        return self.launch
 
     # Disturbed.
 
@@ -344,6 +347,8 @@ def run(
         chaos.problems.append(f"the chaos itself ended early: {error!r}")
         raise
     finally:
+        if chaos.launch is not None:  # of a chaos that ended early
+            chaos.launch.signal(signal.SIGKILL)
         for record in chaos.records:
             record.outcome = record.outcome or "not read any more"
         said = summary(chaos, time.monotonic() - began)
