@@ -304,11 +304,13 @@ def fit_until_done_or_stopped(
                     watched = watchdog.watch(hooks.in_order, int(state.step))
                     fit(state, run.pieces.steps.train, place_each(run, batches), watched, run.plan.num_steps)
             except Stopped as reason:
+                checkpoints.wait()
                 return hooks.last_scores, reason
             except TooManyBadSteps as bad:
                 meta, state = None, state._replace(params=None, opt_state=None)
                 state, notes = roll_back(run, report, checkpoints, bad, notes)
             else:
+                checkpoints.wait()  # while a signal still does no harm to the last save
                 return hooks.last_scores, None
             finally:
                 batches.close()

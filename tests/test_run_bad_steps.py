@@ -9,6 +9,7 @@ import pytest
 from small_run import small, write_squares
 
 from jaxlm import run
+from jaxlm.checkpoint import Checkpoints
 from jaxlm.cli.main import main
 from jaxlm.data.pipeline import Rows
 from jaxlm.report.events import last_of_each_step, read_events
@@ -187,6 +188,20 @@ def test_without_a_checkpoint_there_is_nothing_to_roll_back_to(text, tmp_path, m
     spoil(monkeypatch, 1, 2)
     with pytest.raises(UserError, match="no checkpoint from before them to roll back to"):
         run.train(small(text, **BACK), tmp_path / "run")
+
+
+def test_a_signal_while_the_last_save_is_written_does_not_lose_it(text, tmp_path, monkeypatch):
+    wait, waits = Checkpoints.wait, []
+
+    def interrupted(checkpoints):
+        if not waits:
+            os.kill(os.getpid(), signal.SIGTERM)
+        waits.append(None)
+        wait(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, "wait", interrupted)
+    run.train(small(text), tmp_path / "run")
+    assert run.load_run(tmp_path / "run").step == 2
 
 
 @pytest.mark.parametrize("step", [2, 4])
