@@ -379,7 +379,6 @@ def _train(
             run, state, report, checkpoints, meta=meta, began=began, notes=notes
         )
         log_peak_memory(report)
-        checkpoints.wait()  # before anybody says that it is done
         if stopped is not None:
             report.say(str(stopped))
             raise stopped

@@ -21,6 +21,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from jaxlm.cli._cluster import add_cluster_flags, cluster_of
 from jaxlm.types import UserError
 
 if TYPE_CHECKING:
@@ -31,13 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags beside --config."""
     parser.add_argument("--workdir", help="folder of the run, which need not be there yet")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    group = parser.add_argument_group("several processes (default: what the launcher says, else one)")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 [JAX_COORDINATOR_ADDRESS]")
-    group.add_argument("--num-processes", type=int, help="of the whole run; 1: alone [JAX_NUM_PROCESSES]")
-    group.add_argument("--process-id", type=int, help="which one this is, from 0 [JAX_PROCESS_ID]")
-    group.add_argument(
-        "--connect-timeout", type=float, default=60.0, metavar="SECONDS", help="wait for the others (60)"
-    )
+    add_cluster_flags(parser, timeout_s=60)
 
 
 def main(args: argparse.Namespace, config_argv: list[str]) -> int:
@@ -53,7 +48,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         if not args.json:
             print(result.line(), flush=True)
 
-    cluster = distributed.Cluster(args.coordinator, args.num_processes, args.process_id, args.connect_timeout)
+    cluster = cluster_of(args)
     examination = Examination(config_argv, args.workdir, cluster, emit)
     own = examination.run()
     others = examination.gather()

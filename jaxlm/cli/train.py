@@ -14,19 +14,14 @@ from __future__ import annotations
 
 import argparse
 
+from jaxlm.cli._cluster import add_cluster_flags, cluster_of
 from jaxlm.types import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags beside --config."""
     parser.add_argument("--workdir", required=True, help="folder of the run: config, checkpoints, event log")
-    group = parser.add_argument_group("several processes (default: what the launcher says, else one)")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 [JAX_COORDINATOR_ADDRESS]")
-    group.add_argument("--num-processes", type=int, help="of the whole run; 1: alone [JAX_NUM_PROCESSES]")
-    group.add_argument("--process-id", type=int, help="which one this is, from 0 [JAX_PROCESS_ID]")
-    group.add_argument(
-        "--connect-timeout", type=float, default=300.0, metavar="SECONDS", help="wait for the others (300)"
-    )
+    add_cluster_flags(parser, timeout_s=300)
 
 
 def main(args: argparse.Namespace, config_argv: list[str]) -> int:
@@ -37,7 +32,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     from jaxlm.parallel import distributed
 
     cfg = run.resolve(run.parse(config_argv), args.workdir)
-    cluster = distributed.Cluster(args.coordinator, args.num_processes, args.process_id, args.connect_timeout)
+    cluster = cluster_of(args)
     try:
         run.train(cfg, args.workdir, cluster)
     except BaseException as error:

@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxlm.data.files import write_npy_header
 from jaxlm.data.notices import Notices
+from jaxlm.data.npy import read_header
 from jaxlm.limits import read_json
 from jaxlm.types import JSON_ERRORS, UserError
 
@@ -244,9 +245,8 @@ class _MappedIndex:
 
 def _map(file: IO[bytes]) -> np.ndarray:
     file.seek(0)
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    return np.asarray(np.memmap(file, dtype, "r", file.tell(), shape)) if shape[0] else np.zeros(shape, dtype)
+    dtype, shape, place = read_header(file)
+    return np.asarray(np.memmap(file, dtype, "r", place, shape)) if shape[0] else np.zeros(shape, dtype)
 
 
 def _remove(folder: Path) -> None:

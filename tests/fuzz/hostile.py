@@ -157,6 +157,25 @@ from hostile import *
     return done.returncode, done.stdout + done.stderr
 
 
+def damaged_files_crash_nothing(kind, count, folder, *, memory_mb):
+    """`native.read_damaged_<kind>` reads or refuses `count` damaged files of its kind.
+
+    In a process of its own, which tells how far it came: a crash there is a failure here.
+    """
+    code, output = child(
+        f"""
+        import random
+        from native import read_damaged_{kind}
+        for seed in range({SCALE * count}):
+            print("seed", seed, flush=True)
+            with refused():
+                read_damaged_{kind}(Path({str(folder)!r}), random.Random(seed))
+        """,
+        memory_mb=memory_mb, seconds=60 * SCALE,
+    )  # fmt: skip
+    assert code == 0, output[-3000:]
+
+
 def random_damage(rng: random.Random, base: bytes) -> bytes:
     """As `damaged_bytes`, for processes that may crash."""
     content = bytearray(base)
