@@ -1,6 +1,7 @@
 """Every test runs on eight fake CPU devices, with strict shapes, its own cache and no network."""
 
 import os
+from importlib.metadata import version
 
 # Read when JAX is first imported, also by child processes; so set here, before any test module is.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -10,6 +11,10 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false"
 ).strip()
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    # XLA's newer way to compile fusions takes half of the time of all tests, for programs that run once or twice. Later
+    # versions have no other, and end a process that asks for it.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import socket  # noqa: E402
