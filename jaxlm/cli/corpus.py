@@ -1,8 +1,14 @@
-"""Turn text files into shards of tokens."""
+"""Turn raw files (web archives, dumps, books) or text into shards of tokens, and account for them.
+
+jaxlm corpus build --input=notes/ --tokenizer=my.model --output=corpora/notes
+jaxlm corpus build --config=corpus_gpt3_like --config.root=data --output=corpora
+jaxlm corpus report corpora
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from jaxlm.cli.tokenizer import add_reading_arguments
@@ -11,13 +17,13 @@ from jaxlm.types import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `build` with its flags."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="{build}")
-    build = actions.add_parser("build", help="tokenise text; run again to continue after an interruption")
-    build.add_argument("--input", nargs="+", required=True, metavar="PATH",
-                       help="files, folders, globs, or embedded:topics")  # fmt: skip
+    """Adds `build` and `report` with their flags."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{build,report}")
+    build = actions.add_parser("build", help="make shards of text, or of raw files by a config; again to continue")
+    build.add_argument("--input", nargs="+", metavar="PATH",
+                       help="without --config: files, folders, globs, or embedded:topics")  # fmt: skip
     build.add_argument("--output", required=True, metavar="DIR", help="an empty or new folder")
-    build.add_argument("--tokenizer", required=True, metavar="PATH",
+    build.add_argument("--tokenizer", metavar="PATH",
                        help=".model file, tokenizer.json, or a folder with either")  # fmt: skip
     add_reading_arguments(build)
     build.add_argument("--eval-fraction", type=float, default=0.0, metavar="X",
@@ -30,14 +36,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=None, metavar="N", help="processes (default: all processors)"
     )
     build.add_argument("--quiet", action="store_true", help="no progress")
+    show = actions.add_parser("report", help="what became of the raw files of a corpus that was built by a config")
+    show.add_argument("output", metavar="DIR")
+    show.add_argument("--json", action="store_true", help="the whole report, with examples")
 
 
 def main(args: argparse.Namespace, config_argv: list[str]) -> int:
-    """Runs `jaxlm corpus build`."""
+    """Runs `jaxlm corpus build` or `jaxlm corpus report`."""
+    if args.action == "report":
+        if config_argv:
+            raise UserError(f"{config_argv[0]}: `jaxlm corpus report` takes a folder and no --config.")
+        return _report(args)
     if config_argv:
+        return _build_raw(args, config_argv)
+    if not args.input or not args.tokenizer:
         raise UserError(
-            f"{config_argv[0]}: `jaxlm corpus` takes no --config; see `jaxlm corpus build --help`."
+            "`jaxlm corpus build` needs --input and --tokenizer (text), or --config=NAME (raw files, such as "
+            "--config=corpus_gpt3_like). See `jaxlm corpus build --help`."
         )
+    return _build_text(args)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from jaxlm.corpus.raw import report
+
+    found = report.read_report(args.output)
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return 0
+    for line in report.lines(found):
+        print(line)
+    print(f"{args.output}/{report.PAGE} shows it with plots and examples.")
+    return 0
+
+
+def _build_raw(args: argparse.Namespace, config_argv: list[str]) -> int:
+    flags = {"--input": args.input, "--tokenizer": args.tokenizer, "--shard-tokens": args.shard_tokens}
+    for flag, value in {**flags, "--eval-fraction": args.eval_fraction}.items():
+        if value:
+            raise UserError(f"{flag} does not go with --config: the config has a key for it (`jaxlm corpus --help`).")
+    from jaxlm.corpus.raw import config, report
+
+    argv = list(config_argv)
+    if args.workers is not None:
+        argv.append(f"--config.executor.workers={args.workers}")
+    cfg = config.resolve(config.parse(argv))
+    try:
+        from jaxlm.corpus.raw import pipeline
+    except ImportError as error:
+        raise UserError(
+            f"Raw files need a package that is not installed ({error.name}): pip install 'jaxlm[corpus]'."
+        ) from None
+    found = pipeline.build(cfg, args.output, progress=False if args.quiet else None)
+    if found is not None:
+        for line in report.lines(found):
+            print(line)
+        print(f"{args.output}: {len(found['sources'])} corpora; {args.output}/{report.PAGE} shows what became of all.")
+    return 0
+
+
+def _build_text(args: argparse.Namespace) -> int:
     if not 0 <= args.eval_fraction < 1:
         raise UserError(f"--eval-fraction={args.eval_fraction} must be in [0, 1).")
     if args.shard_tokens is not None and args.shard_tokens < 1:

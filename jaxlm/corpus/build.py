@@ -350,7 +350,7 @@ def _assemble(
         pieces = [
             (job.folder, shard) for job, result in zip(jobs, results) for shard in result["shards"][name]
         ]
-        groups = _grouped(pieces, jobs[0].shard_tokens if jobs else 1)
+        groups = grouped(pieces, jobs[0].shard_tokens if jobs else 1)
         splits[name] = [
             join_shards(group, staging, f"{name}-{number:05d}", tokenizer.vocab_size, CHUNK_TOKENS)
             for number, group in enumerate(groups)
@@ -380,7 +380,7 @@ def _nothing_to_train_on(held_out: int, source: dict[str, Any], tally: Tally) ->
     return UserError(f"{label} holds no document: nothing to train on. Dropped: {drops}.")
 
 
-def _grouped(pieces: list[tuple[str, dict[str, Any]]], shard_tokens: int):
+def grouped(pieces: list[tuple[str, dict[str, Any]]], shard_tokens: int):
     """Neighbours together until half a shard is full: a full unit stays alone and is renamed, not copied."""
     group, filled = [], 0
     for piece in pieces:

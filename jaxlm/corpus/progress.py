@@ -15,9 +15,11 @@ class Progress:
     Args:
       total: bytes of input.
       show: False: silent; None or True: a bar if stderr is a terminal, else plain lines.
+      unit: what `tokens` counts, where it is something else.
     """
 
-    def __init__(self, label: str, total: int, show: bool | None = None):
+    def __init__(self, label: str, total: int, show: bool | None = None, unit: str = "tokens"):
+        self._unit = unit
         self._label = label
         self._total = max(total, 1)
         self._show = show is not False
@@ -66,5 +68,8 @@ class Progress:
             )
 
     def _detail(self, now: float) -> str:
-        rate = self._tokens / max(now - self._begin, 1e-9)
+        seconds = max(now - self._begin, 1e-9)
+        if self._unit != "tokens":
+            return f"{self._tokens:,} {self._unit}, {self._done / seconds / 1e6:.1f} MB/s"
+        rate = self._tokens / seconds
         return f"{self._tokens / 1e6:.1f} M tokens, {rate / 1e6:.2f} M/s"

@@ -49,12 +49,16 @@ def plan_split(kind: str, fraction: float, documents: Iterable[str]) -> Split:
 
     Reads documents only until it has found one on each side, about 1 / fraction of them.
     """
+    return plan_split_of_hashes(kind, fraction, map(hash_of, documents))
+
+
+def plan_split_of_hashes(kind: str, fraction: float, hashes: Iterable[int]) -> Split:
+    """`plan_split`, of documents whose hashes (of `hash_of`) are known."""
     if kind == "tail" or fraction == 0:
         return Split(kind, fraction)
     share = int(fraction * _RANGE)
     lowest, highest = _RANGE, -1
-    for text in documents:
-        value = hash_of(text)
+    for value in hashes:
         lowest, highest = min(lowest, value), max(highest, value)
         if lowest < share <= highest:
             return Split(kind, fraction, share)

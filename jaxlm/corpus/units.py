@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from jaxlm.corpus.inputs import Unit
@@ -70,35 +70,52 @@ def tokenise(job: Job, tokenizer: Tokenizer, heartbeat: Callable[[int], None]) -
     """
     make_folder(job.folder)
     tally = Tally()
-    outputs = {name: _Output(name, job, tokenizer) for name in SPLITS}
-    try:
-        pending = 0
-        for part in job.unit:
-            for text in read_documents(part, job.options, tally):
-                for name, piece in job.split.cut(text):
-                    outputs[name].texts.append(piece)
-                pending += len(text)
-                if pending >= BATCH_CHARS:
-                    heartbeat(sum(output.flush() for output in outputs.values()))
-                    pending = 0
-        heartbeat(sum(output.flush() for output in outputs.values()))
-        shards = {name: output.finish() for name, output in outputs.items()}
-    except BaseException:
-        for output in outputs.values():
-            output.abort()
-        raise
+    texts = (text for part in job.unit for text in read_documents(part, job.options, tally))
+    shards = write_shards(
+        texts, job.folder, job.split, tokenizer, job.shard_tokens, job.chunk_tokens, heartbeat
+    )
     result = {"tally": tally.to_json(), "shards": shards}
     write_atomic(os.path.join(job.folder, RESULT), json.dumps(result).encode())
     return result
 
 
+def write_shards(
+    texts: Iterable[str],
+    folder: str,
+    split: Split,
+    tokenizer: Tokenizer,
+    shard_tokens: int,
+    chunk_tokens: int,
+    heartbeat: Callable[[int], None] = lambda tokens: None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Tokenises documents into shards in an existing folder; split -> the shards' entries of a manifest."""
+    outputs = {name: _Output(name, folder, tokenizer, shard_tokens, chunk_tokens) for name in SPLITS}
+    try:
+        pending = 0
+        for text in texts:
+            for name, piece in split.cut(text):
+                outputs[name].texts.append(piece)
+            pending += len(text)
+            if pending >= BATCH_CHARS:
+                heartbeat(sum(output.flush() for output in outputs.values()))
+                pending = 0
+        heartbeat(sum(output.flush() for output in outputs.values()))
+        return {name: output.finish() for name, output in outputs.items()}
+    except BaseException:
+        for output in outputs.values():
+            output.abort()
+        raise
+
+
 class _Output:
     """The documents of one split on their way to disk."""
 
-    def __init__(self, name: str, job: Job, tokenizer: Tokenizer):
+    def __init__(self, name: str, folder: str, tokenizer: Tokenizer, shard_tokens: int, chunk_tokens: int):
         self.name = name
-        self.job = job
+        self.folder = folder
         self.tokenizer = tokenizer
+        self.shard_tokens = shard_tokens
+        self.chunk_tokens = chunk_tokens
         self.texts: list[str] = []
         self.shards: list[dict[str, Any]] = []
         self.writer: ShardWriter | None = None
@@ -110,10 +127,10 @@ class _Output:
         ids, lengths = self.tokenizer.documents(self.texts)
         if self.writer is None:
             name = f"{self.name}-{len(self.shards):05d}"
-            self.writer = ShardWriter(self.job.folder, name, self.tokenizer.vocab_size, self.job.chunk_tokens)
+            self.writer = ShardWriter(self.folder, name, self.tokenizer.vocab_size, self.chunk_tokens)
         self.writer.add_batch(ids, lengths, sum(len(text.encode()) for text in self.texts))
         self.texts = []
-        if self.writer.num_tokens >= self.job.shard_tokens:
+        if self.writer.num_tokens >= self.shard_tokens:
             self._close()
         return len(ids)
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxlm.corpus import units
@@ -37,7 +37,7 @@ def run(jobs: Sequence[units.Job], tokenizer: Tokenizer, workers: int | None, ba
             raise UserError(f"workers={workers} must be at least 1.")
         pool = None
         if min(workers, len(waiting)) > 1:
-            pool = _open_pool(tokenizer, min(workers, len(waiting)))
+            pool = open_pool(min(workers, len(waiting)), _start_worker, (tokenizer,))
         if pool is not None:
             _run_parallel(waiting, *pool, bar)
             return
@@ -46,19 +46,22 @@ def run(jobs: Sequence[units.Job], tokenizer: Tokenizer, workers: int | None, ba
             bar.add(job.num_bytes, 0)
 
 
-def _open_pool(
-    tokenizer: Tokenizer, workers: int
+def open_pool(
+    workers: int, initializer: Callable[..., None], initargs: tuple[Any, ...]
 ) -> tuple[concurrent.futures.ProcessPoolExecutor, Any] | None:
     """(worker processes, the event that stops them); None where this machine lets no processes share a semaphore.
 
     Nothing else of jaxlm needs /dev/shm: it may be full, or, in a container, not there at all.
+
+    Args:
+      initializer: called in each worker with `initargs` and the event; should call `start_worker`.
     """
     # Spawned, not forked: the parent may hold JAX's threads, which a fork would break.
     context = multiprocessing.get_context("spawn")
     try:
         stop = context.Event()
         pool = concurrent.futures.ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_start_worker, initargs=(tokenizer, stop)
+            workers, mp_context=context, initializer=initializer, initargs=(*initargs, stop)
         )
     except (OSError, ImportError) as error:  # ImportError: Python was built without semaphores
         reason = getattr(error, "strerror", None) or error
@@ -93,9 +96,14 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(tokenizer: Tokenizer, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets `stop`
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start_worker()
     _worker.update(tokenizer=tokenizer, stop=stop)
+
+
+def start_worker() -> None:
+    """What every worker process does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets the event of `open_pool`
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

@@ -17,8 +17,10 @@ costs 10 us more.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import shutil
 import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -168,13 +170,21 @@ def join_shards(
     name: str,
     vocab_size: int,
     chunk_tokens: int = CHUNK_TOKENS,
+    *,
+    keep: bool = False,
 ) -> dict[str, Any]:
-    """Makes one shard of several, given as (folder, entry); one alone is renamed. May be done twice."""
+    """Makes one shard of several, given as (folder, entry). May be done twice.
+
+    Args:
+      keep: whether one alone stays where it is too, as a hard link or a copy; else it is renamed.
+    """
     target = os.path.join(os.fspath(directory), name) + ".arrayrecord"
     if len(pieces) == 1:
         folder, entry = pieces[0]
         for source, final in zip(shard_files(entry["file"]), shard_files(target)):
-            if os.path.exists(os.path.join(folder, source)) or not os.path.exists(final):
+            if keep:
+                _link(os.path.join(folder, source), final)
+            elif os.path.exists(os.path.join(folder, source)) or not os.path.exists(final):
                 os.replace(os.path.join(folder, source), final)
         return {**entry, "file": os.path.basename(target)}
     with ShardWriter(directory, name, vocab_size, chunk_tokens) as writer:
@@ -187,6 +197,16 @@ def join_shards(
             writer.add_batch(tokens, np.diff(piece.document_ends(), prepend=0), entry["num_bytes"])
             piece.close()
         return writer.close()
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under another name; a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK):
+            raise
+        shutil.copyfile(source, target)
 
 
 def write_corpus(

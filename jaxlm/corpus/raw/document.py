@@ -16,6 +16,7 @@ from jaxlm.types import UserError
 
 MAX_EXAMPLES = 5
 """Of each reason, in a unit's account and in a report."""
+_COUNTERS = ("dropped", "changed", "faults")
 
 
 @dataclass(slots=True)
@@ -56,6 +57,14 @@ class Account:
     faults: Counter[str] = field(default_factory=Counter)
     """What could not be read and was skipped: `truncated_gzip`, `broken_xml`."""
     examples: dict[str, list[str]] = field(default_factory=dict)
+    read_documents: int = 0
+    """Before any filter."""
+    read_text_bytes: int = 0
+    """Of their text, in UTF-8."""
+
+    def clear(self) -> None:
+        """Forgets everything but `strict`: the next unit begins."""
+        self.__init__(strict=self.strict)
 
     def drop(self, reason: str, example: str = "") -> None:
         """Counts a document that a rule leaves out.
@@ -90,16 +99,23 @@ class Account:
 
     def add(self, other: Account) -> None:
         """Adds the counts of another part of the input."""
-        for name in ("dropped", "changed", "faults"):
+        for name in _COUNTERS:
             getattr(self, name).update(getattr(other, name))
+        self.read_documents += other.read_documents
+        self.read_text_bytes += other.read_text_bytes
         for reason, examples in other.examples.items():
             for example in examples:
                 self._keep(reason, example)
 
     def to_json(self) -> dict[str, Any]:
         """For the file of a work unit."""
-        counts = {name: dict(sorted(getattr(self, name).items())) for name in ("dropped", "changed", "faults")}
-        return {**counts, "examples": dict(sorted(self.examples.items()))}
+        counts = {name: dict(sorted(getattr(self, name).items())) for name in _COUNTERS}
+        return {
+            **counts,
+            "examples": dict(sorted(self.examples.items())),
+            "read_documents": self.read_documents,
+            "read_text_bytes": self.read_text_bytes,
+        }
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Account:
@@ -109,4 +125,6 @@ class Account:
             changed=Counter(value["changed"]),
             faults=Counter(value["faults"]),
             examples={reason: list(examples) for reason, examples in value["examples"].items()},
+            read_documents=value["read_documents"],
+            read_text_bytes=value["read_text_bytes"],
         )

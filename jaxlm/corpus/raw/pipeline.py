@@ -1,0 +1,239 @@
+"""`jaxlm corpus build --config`: the stages from raw files to corpora, and what is kept between two builds.
+
+```
+read:<source>   raw files -> text -> filters -> documents and hashes          a task per unit of input
+compare         equal hashes                                                  a task per column
+choose          groups of copies; which documents go                          one task
+tokenizer       trained on what stays, unless one is named                    one task
+tokenise        shards of train and eval                                      a task per unit
+finish          OUTPUT/<source>, corpus.json, the report                      one task
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from datatrove.pipeline.base import PipelineStep
+
+from jaxlm.config import to_json
+from jaxlm.corpus.raw import report
+from jaxlm.corpus.raw.config import CorpusConfig, RawSourceConfig, paths_of
+from jaxlm.corpus.raw.decontaminate import decontamination_step, evaluation_rules
+from jaxlm.corpus.raw.dedup import ChooseCopies, FindPairs, dedup_folder
+from jaxlm.corpus.raw.document import Account
+from jaxlm.corpus.raw.executors import Stage, run_stages
+from jaxlm.corpus.raw.files import RawFile, RawOptions, find_files
+from jaxlm.corpus.raw.filters import filter_steps
+from jaxlm.corpus.raw.personal_data import scrub_step
+from jaxlm.corpus.raw.read import ReadUnits, WriteUnits, num_columns
+from jaxlm.corpus.raw.tokens import Tokenise, TrainTokenizer, assemble, tokenizer_file
+from jaxlm.corpus.raw.words import UnicodeWords
+from jaxlm.corpus.raw.work import BUILD, RawUnit, plan_units, result_of
+from jaxlm.data.files import exclusive, make_folder, write_atomic
+from jaxlm.paths import is_local
+from jaxlm.types import UserError
+
+CONFIG = "config.json"
+_LOCK = ".lock"
+
+
+def build(cfg: CorpusConfig, output: str, *, progress: bool | None = None) -> dict[str, Any] | None:
+    """Builds, or brings up to date, the corpora of a config; returns the report. None: it goes on elsewhere, on Slurm.
+
+    Args:
+      output: folder of the corpora, on a file system that all machines share.
+      progress: False: say nothing.
+
+    Errors: UserError; what is finished stays, and the same call goes on with the rest.
+    """
+    if not output:
+        raise UserError("The output is empty: give a folder.")
+    if not is_local(output):
+        raise UserError(
+            f"{output}: raw files are built on a file system, which a bucket is not. Give a folder, and copy the folders "
+            "of the sources below it to the bucket when they are done."
+        )
+    files = _find(cfg)
+    make_folder(output)
+    output = os.path.abspath(output)
+    with exclusive(os.path.join(output, _LOCK)):
+        _check_folder(output, cfg)
+        units = {name: plan_units(cfg, name, found, _rules(cfg, name)) for name, (found, _) in files.items()}
+        write_atomic(os.path.join(output, CONFIG), to_json(cfg).encode())
+        left_out = {name: account.to_json() for name, (_, account) in files.items()}
+        waves = _waves(cfg, output, units, left_out)
+        if not run_stages(waves, cfg.executor, os.path.join(output, BUILD, "logs"), progress):
+            return None
+        return report.read_report(output)
+
+
+def _find(cfg: CorpusConfig) -> dict[str, tuple[list[RawFile], Account]]:
+    """The files of each source; one error for all that are not there, before any work."""
+    found, wrong = {}, []
+    for name, source in cfg.sources.items():
+        account = Account(strict=cfg.strict)
+        try:
+            found[name] = find_files(paths_of(cfg.root, source.path), source.format, account), account
+            for path in paths_of(cfg.root, source.links or ""):
+                if is_local(path) and not os.path.exists(path):
+                    raise UserError(f"{path} of sources.{name}.links does not exist.")
+        except UserError as error:
+            wrong.append(f"sources.{name}.path: {error}")
+    if wrong:
+        count = f"{len(wrong)} of {len(cfg.sources)} sources cannot be read. " if len(wrong) > 1 else ""
+        hint = "" if cfg.root != "." else " Paths are below config.root; --config.root=FOLDER changes it."
+        raise UserError(count + " ".join(wrong) + hint)
+    return found
+
+
+def _check_folder(output: str, cfg: CorpusConfig) -> None:
+    """UserError where the folder holds something else."""
+    if os.path.exists(os.path.join(output, BUILD)):
+        return
+    names = [name for name in os.listdir(output) if name != _LOCK]
+    if names:
+        raise UserError(
+            f"{output} is not empty ({names[0]} is in it) and was not made by `jaxlm corpus build --config`: choose "
+            "another --output."
+        )
+    for source in cfg.sources.values():
+        for path in filter(is_local, paths_of(cfg.root, source.path)):
+            folder = os.path.realpath(path)
+            if os.path.isdir(folder) and os.path.realpath(output).startswith(os.path.join(folder, "")):
+                raise UserError(
+                    f"{output} lies inside the input {path}: a later build would read what this one writes. Choose a "
+                    "folder beside it."
+                )
+
+
+def _options(cfg: CorpusConfig, source: RawSourceConfig) -> RawOptions:
+    return RawOptions(
+        extractor=cfg.extractor,
+        document=source.document,
+        disambiguation=source.disambiguation,
+        text_key=source.text_key,
+        score_key=source.score_key,
+        min_score=source.min_score,
+        max_document_bytes=cfg.max_document_bytes,
+    )
+
+
+def _rules(cfg: CorpusConfig, name: str) -> Any:
+    """All that decides what a slice of a source becomes."""
+    source = dataclasses.asdict(cfg.sources[name])
+    for key in ("path", "weight_tokens"):
+        del source[key]
+    links = [_stamp(path) for path in paths_of(cfg.root, cfg.sources[name].links or "")]
+    dedup = dataclasses.asdict(cfg.dedup)
+    for key in ("across_sources", "memory_gib"):
+        del dedup[key]
+    sets = paths_of(cfg.root, cfg.evaluation_sets or "")
+    return [
+        source, links, dataclasses.asdict(cfg.filters), cfg.extractor, cfg.max_document_bytes, cfg.strict,
+        cfg.scrub_personal_data, evaluation_rules(sets, cfg.evaluation_ngram_words), dedup,
+    ]  # fmt: skip
+
+
+def _stamp(path: str) -> list[Any]:
+    if not is_local(path):
+        return [path]
+    status = os.stat(path)
+    return [os.path.basename(path), status.st_size, status.st_mtime_ns]
+
+
+def _waves(
+    cfg: CorpusConfig, output: str, units: dict[str, list[RawUnit]], left_out: dict[str, Any]
+) -> list[list[Stage]]:
+    every = [unit for name in cfg.sources for unit in units[name]]
+    dedup = dedup_folder(output, every, cfg.dedup)
+    reading = []
+    for name, own in units.items():
+        steps = _reading_steps(cfg, output, name, own)
+        reading.append(
+            Stage(f"read:{name}", steps, [unit.num_bytes for unit in own], _undone(output, own))
+        )
+    tokenise = Tokenise(every, output, dedup, cfg)
+    finish = Finish(tokenise, left_out)
+    total = sum(unit.num_bytes for unit in every)
+    columns = num_columns(cfg.dedup)
+
+    def not_compared() -> list[int]:
+        return list(range(columns)) if result_of(dedup) is None else []
+
+    def not_chosen() -> list[int]:
+        return [0] if result_of(dedup) is None else []
+
+    def no_tokenizer() -> list[int]:
+        named = cfg.tokenizer.path is not None
+        return [] if named or os.path.exists(tokenizer_file(output, every, dedup, cfg)) else [0]
+
+    def not_tokenised() -> list[int]:
+        return [rank for rank, unit in enumerate(every) if result_of(tokenise.folder(unit)) is None]
+
+    return [
+        reading,
+        [Stage("compare", [FindPairs(every, output, cfg.dedup)], [total] * columns, not_compared)],
+        [Stage("choose", [ChooseCopies(every, output, cfg.dedup)], [total], not_chosen)],
+        [Stage("tokenizer", [TrainTokenizer(every, output, dedup, cfg)], [total], no_tokenizer)],
+        [Stage("tokenise", [tokenise], [unit.num_bytes for unit in every], not_tokenised)],
+        [Stage("finish", [finish], [total], lambda: [0])],
+    ]
+
+
+def _undone(output: str, units: Sequence[RawUnit]) -> Callable[[], list[int]]:
+    return lambda: [r for r, unit in enumerate(units) if result_of(unit.folder(output)) is None]
+
+
+def _reading_steps(cfg: CorpusConfig, output: str, name: str, units: Sequence[RawUnit]) -> list[Any]:
+    source = cfg.sources[name]
+    account = Account(strict=cfg.strict)
+    words = UnicodeWords()
+    options = _options(cfg, source)
+    links = tuple(paths_of(cfg.root, source.links or ""))
+    steps: list[Any] = [ReadUnits(units, output, options, account, links)]
+    steps += filter_steps(cfg.filters, words, account, quality=source.filter)
+    if cfg.scrub_personal_data:
+        steps.append(scrub_step(account))
+    if sets := paths_of(cfg.root, cfg.evaluation_sets or ""):
+        steps.append(decontamination_step(sets, cfg.evaluation_ngram_words, words, account))
+    steps.append(WriteUnits(units, output, cfg.dedup, account))
+    return steps
+
+
+class Finish(PipelineStep):
+    """One task: corpora, report, and no more than is needed for the next build."""
+
+    type = "WRITER"
+    name = "corpora"
+
+    def __init__(self, tokenise: Tokenise, left_out: dict[str, Any]):
+        super().__init__()
+        self.tokenise, self.left_out = tokenise, left_out
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        step = self.tokenise
+        manifests = assemble(step)
+        found = report.make_report(step, manifests, self.left_out)
+        report.write_report(step.output, found)
+        sources = {
+            name: {"path": name, "weight_tokens": source.weight_tokens}
+            for name, source in step.cfg.sources.items()
+        }
+        corpus = {"sources": sources, "budget_tokens": step.cfg.budget_tokens}
+        write_atomic(os.path.join(step.output, "corpus.json"), json.dumps(corpus, indent=1).encode())
+        keep = {os.path.basename(unit.folder(step.output)) for unit in step.units}
+        _keep_only(os.path.join(step.output, BUILD, "read"), keep)
+        _keep_only(os.path.join(step.output, BUILD, "dedup"), {os.path.basename(step.dedup)})
+
+
+def _keep_only(folder: str, names: set[str]) -> None:
+    """Removes what belongs to files or settings that are no longer there."""
+    for name in os.listdir(folder):
+        if name not in names:
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)

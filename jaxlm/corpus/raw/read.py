@@ -1,0 +1,177 @@
+"""The first stage: raw files -> documents that passed the filters, with the hashes that find copies.
+
+Steps of a datatrove pipeline: ReadUnits, then filters and formatters, then WriteUnits; a task is a unit. They share the
+account of the unit, in which each counts what it leaves out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import zstandard
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from jaxlm.corpus.raw.config import DedupConfig
+from jaxlm.corpus.raw.document import Account, RawDocument
+from jaxlm.corpus.raw.files import RawOptions, RawPart
+from jaxlm.corpus.raw.links import normalise_url, read_links
+from jaxlm.corpus.raw.minhash import Signatures
+from jaxlm.corpus.raw.work import RawUnit, result_of, write_result
+from jaxlm.corpus.split import hash_of
+from jaxlm.data.files import make_folder, write_atomic
+from jaxlm.data.checksums import npy
+
+DOCUMENTS = "documents.jsonl.zst"
+HASHES = "hashes.npy"
+_ZSTD_LEVEL = 3
+_FIELDS = tuple(field.name for field in dataclasses.fields(RawDocument) if field.name not in ("text", "id"))
+
+
+def read_part(part: RawPart, options: RawOptions, account: Account) -> Iterator[RawDocument]:
+    """The documents of a slice, by the reader of its format."""
+    kind = part.file.format
+    if kind == "warc":
+        from jaxlm.corpus.raw.warc import read_warc as read
+    elif kind == "wikipedia":
+        from jaxlm.corpus.raw.wikipedia import read_wikipedia as read
+    elif kind == "text":
+        from jaxlm.corpus.raw.books import read_text_files as read
+    elif kind == "epub":
+        from jaxlm.corpus.raw.epub import read_epub as read
+    else:
+        from jaxlm.corpus.raw.rows import read_rows as read
+    return read(part, options, account)
+
+
+class ReadUnits(PipelineStep):
+    """Yields the documents of unit number `rank`; none where they have been written already."""
+
+    type = "READER"
+    name = "raw files"
+
+    def __init__(
+        self,
+        units: Sequence[RawUnit],
+        output: str,
+        options: RawOptions,
+        account: Account,
+        links: tuple[str, ...] = (),
+    ):
+        super().__init__()
+        self.units, self.output, self.options, self.account = units, output, options, account
+        self.links = links
+        self._wanted: frozenset[str] | None = None
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        unit = self.units[rank]
+        self.account.clear()
+        if result_of(unit.folder(self.output)) is not None:
+            return
+        for part in unit.parts:
+            for document in read_part(part, self.options, self.account):
+                self.stat_update("documents")
+                self.account.read_documents += 1
+                self.account.read_text_bytes += len(document.text.encode())
+                if self.links and not self._is_wanted(document.url):
+                    self.account.drop("not_in_links", document.url or document.id)
+                    continue
+                metadata = {name: getattr(document, name) for name in _FIELDS}
+                yield Document(text=document.text, id=document.id, metadata=metadata)
+
+    def _is_wanted(self, url: str | None) -> bool:
+        if self._wanted is None:
+            self._wanted = frozenset().union(*(read_links(path, self.options.min_score) for path in self.links))
+        return url is not None and normalise_url(url) in self._wanted
+
+
+class WriteUnits(PipelineStep):
+    """Writes what arrives, and its hashes; the last of the files makes the unit a finished one."""
+
+    type = "WRITER"
+    name = "documents"
+
+    def __init__(self, units: Sequence[RawUnit], output: str, dedup: DedupConfig, account: Account):
+        super().__init__()
+        self.units, self.output, self.dedup, self.account = units, output, dedup, account
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        folder = self.units[rank].folder(self.output)
+        if result_of(folder) is not None:
+            return
+        begin = time.monotonic()
+        shutil.rmtree(folder, ignore_errors=True)  # of a task that was killed
+        make_folder(folder)
+        facts = _write(data, folder, self.dedup)
+        used = {"seconds": round(time.monotonic() - begin, 3), "num_bytes": self.units[rank].num_bytes}
+        write_result(folder, {**facts, **used, "account": self.account.to_json()})
+
+
+def _write(documents: Iterator[Document], folder: str, dedup: DedupConfig) -> dict[str, Any]:
+    hashes, rows, signatures = [], [], []
+    languages: Counter[str] = Counter()
+    num_bytes = 0
+    sign = Signatures(dedup) if dedup.minhash else None
+    with open(os.path.join(folder, DOCUMENTS), "wb") as file:
+        with zstandard.ZstdCompressor(_ZSTD_LEVEL).stream_writer(file, closefd=False) as out:
+            for index, document in enumerate(documents):
+                row = {"text": document.text, "id": document.id}
+                row |= {name: value for name, value in document.metadata.items() if value is not None}
+                out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                hashes.append(hash_of(document.text))
+                size = len(document.text.encode())
+                num_bytes += size
+                languages[document.metadata.get("language") or "unknown"] += size
+                if sign is not None and (signature := sign(document.text)) is not None:
+                    rows.append(index)
+                    signatures.append(signature)
+        file.flush()
+        os.fsync(file.fileno())
+    write_atomic(os.path.join(folder, HASHES), npy(np.array(hashes, np.uint64)))
+    columns = [np.array(hashes, np.uint64)] if dedup.exact else []
+    owners = [np.arange(len(hashes), dtype=np.uint32)] if dedup.exact else []
+    if sign is not None:
+        table = np.array(signatures, np.uint64).reshape(-1, dedup.num_buckets)
+        columns += list(table.T)
+        owners += [np.array(rows, np.uint32)] * dedup.num_buckets
+    for number, (column, owner) in enumerate(zip(columns, owners)):
+        # Sorted, so that a range of hashes is one piece of the file.
+        order = np.argsort(column, kind="stable")
+        write_atomic(os.path.join(folder, column_file(number)), npy(column[order]))
+        write_atomic(os.path.join(folder, owner_file(number)), npy(owner[order]))
+    return {"num_documents": len(hashes), "num_text_bytes": num_bytes, "languages": dict(sorted(languages.items()))}
+
+
+def column_file(number: int) -> str:
+    """Of the hashes of one column: 0 for the text as a whole (where `dedup.exact`), then a bucket each."""
+    return f"signature-{number:02d}.npy"
+
+
+def owner_file(number: int) -> str:
+    """Of the documents that those hashes belong to."""
+    return f"owner-{number:02d}.npy"
+
+
+def num_columns(dedup: DedupConfig) -> int:
+    """How many columns of hashes a unit has."""
+    return int(dedup.exact) + dedup.num_buckets * int(dedup.minhash)
+
+
+def read_documents(folder: str) -> Iterator[dict[str, Any]]:
+    """The documents of a finished unit, in order."""
+    with open(os.path.join(folder, DOCUMENTS), "rb") as file:
+        with zstandard.ZstdDecompressor().stream_reader(file) as stream:
+            rest = b""
+            while block := stream.read(1 << 20):
+                lines = (rest + block).split(b"\n")
+                rest = lines.pop()
+                for line in lines:
+                    yield json.loads(line)
