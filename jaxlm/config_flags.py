@@ -42,6 +42,8 @@ _MISTYPED = re.compile(
 )
 """What ml_collections says of a value of the wrong type."""
 _NEGATIVE = re.compile(r"-[\d.]")
+_KINDS = {"model": ("a run", "jaxlm train --config"), "sources": ("a corpus", "jaxlm corpus build --config")}
+"""A key that only one kind of config has -> what that is, and the command that takes it."""
 
 
 def split_config_flags(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -300,6 +302,9 @@ def load_config_file(name: str, cls: type) -> ConfigDict:
             f"{path}: get_config() must return a ConfigDict, not {type(config).__name__}. Does it end with "
             "`return cfg`?"
         )
+    for key, (what, command) in _KINDS.items():
+        if key in config and key not in specs(cls):
+            raise UserError(f"{path} is the config of {what}: it goes with `{command}`.")
     config.unlock()
     try:
         complete(config, cls)

@@ -24,8 +24,10 @@ EXTRAS = [
     if name not in ("dev", "parity")
     for one in some
 ]
-BROUGHT_ALONG = {"jaxlib": "jax", "ml_dtypes": "jax", "referencing": "jsonschema"}
+BROUGHT_ALONG = {"jaxlib": "jax", "ml_dtypes": "jax", "referencing": "jsonschema", "scipy": "jax"}
 """Package -> the dependency that never comes without it."""
+OPTIONAL = {"jaxlm/corpus/raw"}
+"""Parts of jaxlm whose modules cannot be imported without an extra; who imports them says which."""
 
 
 def normal(name):
@@ -56,6 +58,8 @@ def imported(*, always):
     """Package -> a file of jaxlm that imports it."""
     found = {}
     for path in sorted((ROOT / "jaxlm").rglob("*.py")):
+        if always and str(path.parent.relative_to(ROOT)) in OPTIONAL:
+            continue
         for name in imports(ast.parse(path.read_text()), always=always):
             if name not in sys.stdlib_module_names and name != "jaxlm":
                 found.setdefault(BROUGHT_ALONG.get(name, name), str(path.relative_to(ROOT)))

@@ -4,6 +4,7 @@ jaxlm config --config=quickstart                        every key; * marks those
 jaxlm config --config=quickstart --config.seed=1        with overrides, checked as `jaxlm train` would
 jaxlm config --config=quickstart --diff=runs/mine       keys that differ; OTHER is a config or a workdir
 jaxlm config --keys                                     every key with its type, default and meaning
+jaxlm config --corpus --config=corpus_gpt3_like         the same of a config for `jaxlm corpus build`; also --corpus --keys
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import json
 import re
 import sys
 import textwrap
+from typing import Any
 
 from jaxlm.config import ABSENT, diff, flatten, iterate_keys
-from jaxlm.run import RunConfig, parse, resolve
 from jaxlm.types import UserError
 
 
@@ -27,14 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print JSON: nested, or {key: [this, other]} with --diff"
     )
     parser.add_argument("--keys", action="store_true", help="list every key with type, default and meaning")
+    parser.add_argument("--corpus", action="store_true", help="of configs for `jaxlm corpus build`")
 
 
 def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     """Runs `jaxlm config`."""
+    if args.corpus:
+        from jaxlm.corpus.raw.config import CorpusConfig as kind
+        from jaxlm.corpus.raw.config import parse, resolve
+    else:
+        from jaxlm.run import RunConfig as kind
+        from jaxlm.run import parse, resolve
     if args.keys:
         if config_argv or args.diff or args.json:
             raise UserError("--keys lists what every config has; it takes no other flag.")
-        _print_keys()
+        _print_keys(kind)
         return 0
     config = resolve(parse(config_argv))
     if args.diff is not None:
@@ -46,17 +54,17 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     return 0
 
 
-def _print_config(config: RunConfig) -> None:
-    defaults = {key.name: key.default for key in iterate_keys(RunConfig)}
+def _print_config(config: Any) -> None:
+    defaults = {key.name: key.default for key in iterate_keys(type(config))}
     flat = flatten(config)
     width = max(map(len, flat))
     for key, value in flat.items():
-        default = defaults[re.sub(r"^data\.sources\.\w+", "data.sources.<name>", key)]
+        default = defaults[re.sub(r"^((?:data\.)?sources)\.\w+", r"\1.<name>", key)]
         mark, note = ("  ", "") if value == default else ("* ", f"  (default {default!r})")
         print(f"{mark}{key:<{width}} = {value!r}{note}")
 
 
-def _print_diff(this: RunConfig, other: RunConfig, as_json: bool) -> None:
+def _print_diff(this: Any, other: Any, as_json: bool) -> None:
     differences = diff(this, other)
     if as_json:
         sides = {d.key: [None if side is ABSENT else side for side in (d.a, d.b)] for d in differences}
@@ -69,8 +77,8 @@ def _print_diff(this: RunConfig, other: RunConfig, as_json: bool) -> None:
         print(f"{difference.key:<{width}} = {difference.a!r} -> {difference.b!r}")
 
 
-def _print_keys() -> None:
-    for key in iterate_keys(RunConfig):
+def _print_keys(kind: type) -> None:
+    for key in iterate_keys(kind):
         kind = key.spec.type.__name__ + (" | None" if key.spec.optional else "")
         print(f"{key.name}: {kind} = {key.default!r}")
         if key.doc:
