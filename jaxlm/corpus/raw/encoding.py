@@ -1,8 +1,8 @@
 """The bytes of a page as text, whatever it says of itself. Imports no JAX.
 
 Order: byte order mark, charset of the HTTP header, of a meta element or XML declaration, detection. Bytes that are
-UTF-8 are read as UTF-8 whatever is declared: text of another encoding is UTF-8 by chance only if it is ASCII. Names mean
-what they mean in browsers (`latin1` is windows-1252, `gb2312` is gb18030).
+UTF-8 are read as UTF-8 whatever is declared: text of another encoding is UTF-8 by chance only if it is ASCII.
+Names mean what they mean in browsers (`latin1` is windows-1252, `gb2312` is gb18030).
 
 Source: WHATWG, Encoding, sections 4.2 and 6.1; HTML, section 13.2.3.2 (prescan of 1,024 bytes).
 """
@@ -20,7 +20,9 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _META = re.compile(rb"<meta\b[^>]{0,500}?\bcharset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
-_XML = re.compile(rb"^\s*<\?xml\b[^>]{0,200}?\bencoding\s*=\s*[\"']([A-Za-z0-9_.:-]{1,40})[\"']", re.IGNORECASE)
+_XML = re.compile(
+    rb"^\s*<\?xml\b[^>]{0,200}?\bencoding\s*=\s*[\"']([A-Za-z0-9_.:-]{1,40})[\"']", re.IGNORECASE
+)
 _PRESCAN_BYTES = 1024
 _WIDER = {
     "ascii": "cp1252",

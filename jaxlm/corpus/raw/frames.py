@@ -76,7 +76,8 @@ def _inflate() -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
         from isal import isal_zlib
     except ImportError:
         return functools.partial(zlib.decompressobj, 31), (zlib.error,)
-    return functools.partial(isal_zlib.decompressobj, 31), (isal_zlib.error, zlib.error)
+    errors: Any = isal_zlib.error  # its stub calls the class an exception
+    return functools.partial(isal_zlib.decompressobj, 31), (errors, zlib.error)
 
 
 class _Gzip:
@@ -210,7 +211,9 @@ class _Members:
             except self.codec.errors as error:
                 yield from self.salvage(start, done, b"".join(parts), *before)
                 detail = " ".join(str(error).split())
-                return Piece(start, b"", damage=(f"corrupt_{self.codec.name}", f"its member is broken ({detail})"))
+                return Piece(
+                    start, b"", damage=(f"corrupt_{self.codec.name}", f"its member is broken ({detail})")
+                )
             rest = member.unused_data if member.eof else member.unconsumed_tail
             self.at += len(self.buffer) - len(rest)
             self.buffer = rest
@@ -230,7 +233,9 @@ class _Members:
             if not self.buffer and not self.fill(1):
                 if parts:
                     yield Piece(start, b"".join(parts))
-                return Piece(start, b"", damage=(f"truncated_{self.codec.name}", "the file ends within its member"))
+                return Piece(
+                    start, b"", damage=(f"truncated_{self.codec.name}", "the file ends within its member")
+                )
 
     def salvage(self, start: int, done: int, waiting_text: bytes, block: bytes, at: int) -> Iterator[Piece]:
         """What lies before the damage: decompresses again from the start, the last block byte by byte.

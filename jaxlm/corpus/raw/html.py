@@ -84,6 +84,8 @@ def _check_attributes(html: str) -> None:
 def _check_nesting(tree: Any, num_tags: int) -> None:
     from resiliparse.parse.html import traverse_dom
 
+    if num_tags * len(tree.document.get_elements_by_tag_name("div")) <= MAX_WORK:
+        return
     deepest = 0
 
     def enter(context: Any) -> None:

@@ -1,4 +1,4 @@
-"""An HTTP response as it lies in a WARC record: status, headers, and the body without its transfer and content encodings.
+"""An HTTP response as it lies in a WARC record: status, headers, and the body without its encodings.
 
 Archives disagree about the body: some keep it as it was sent, some keep it decoded and the headers as they were. So a
 body that does not start like its encoding is taken as decoded. Imports no JAX.
@@ -6,7 +6,6 @@ body that does not start like its encoding is taken as decoded. Imports no JAX.
 
 from __future__ import annotations
 
-import functools
 import re
 import zlib
 from collections.abc import Callable
@@ -95,7 +94,9 @@ def _unchunk(body: bytes, is_cut: bool) -> bytes:
         if len(chunk) < size and not is_cut:
             if not chunks:
                 return body  # a text that starts with a number
-            raise BrokenHttp("broken_chunks", f"the chunk at byte {place:,} of the body has {size - len(chunk):,} too few")
+            raise BrokenHttp(
+                "broken_chunks", f"the chunk at byte {place:,} of the body has {size - len(chunk):,} too few"
+            )
         chunks.append(chunk)
         place = match.end() + size
         place += 2 if body[place : place + 2] == b"\r\n" else body[place : place + 1] == b"\n"
@@ -118,10 +119,14 @@ def _decompress(body: bytes, name: str, opened: _Opened, max_bytes: int, is_cut:
             size += len(data)
             place += _INPUT_BYTES - len(decoder.unconsumed_tail)
             if size > max_bytes:
-                raise BrokenHttp("http_bomb", f"its {len(body):,} bytes of {name} expand to more than {max_bytes:,}")
+                raise BrokenHttp(
+                    "http_bomb", f"its {len(body):,} bytes of {name} expand to more than {max_bytes:,}"
+                )
     except errors as error:
         if not is_cut or not parts:
-            raise BrokenHttp("broken_encoding", f"its {name} is broken ({' '.join(str(error).split())})") from None
+            raise BrokenHttp(
+                "broken_encoding", f"its {name} is broken ({' '.join(str(error).split())})"
+            ) from None
     if not decoder.eof and not is_cut:
         raise BrokenHttp("broken_encoding", f"its {name} has no end")
     return b"".join(parts)

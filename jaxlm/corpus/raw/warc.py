@@ -28,7 +28,7 @@ def read_warc(part: RawPart, options: RawOptions, account: Account) -> Iterator[
     name = part.file.name
     reader = _Reader(name, options, account)
     with open_bytes(part.file) as stream:
-        size = None if part.file.compression else part.file.num_bytes
+        size = None if part.file.compression else part.file.num_bytes or None
         pieces = frames(stream, part.file.compression)
         for record in records(pieces, options.max_document_bytes, reader.fault, size):
             document = reader.document(record)
@@ -98,9 +98,8 @@ class _Reader:
         self.account.changed.update(decoded.notes)
         if kind in _TEXT_TYPES:
             return self.finish(record, decoded.text)
-        html = decoded.text if decoded.encoding != "gb18030" else decoded.text.encode("utf-8", "replace").decode()
         try:
-            page = extract(html, self.options.extractor)
+            page = extract(decoded.text, self.options.extractor)
         except CostlyPage as error:
             self.fault("costly_page", self.place(record), str(error))
             return None
@@ -136,7 +135,9 @@ class _Reader:
 
     def too_long(self, record: Record) -> None:
         limit = self.options.max_document_bytes
-        self.fault("too_long", self.place(record), f"it has more than {limit:,} bytes, the most of one document")
+        self.fault(
+            "too_long", self.place(record), f"it has more than {limit:,} bytes, the most of one document"
+        )
 
     def drop(self, reason: str, record: Record) -> None:
         self.account.drop(reason, self.example(record))

@@ -255,7 +255,8 @@ class _Reader:
             self.at = after  # its member is broken before its end
             return None
         ends = after == self.end or any(after == other.text for other in self.spans)
-        if not ends and not self.starts_record(after):
+        follows = self.buffer[stop - self.base : after - self.base].startswith(b"\r\n\r\n")
+        if not ends and not follows and not self.starts_record(after):
             detail = "its block does not end where Content-Length says"
             return self.lose("content_length", start, detail, max(body, self.base))
         self.at = after
@@ -263,7 +264,12 @@ class _Reader:
             head = bytes(self.buffer[body - self.base : stop - self.base])
         is_whole = stop - body <= self.max_bytes
         head = head if is_whole else head[:HEAD_BYTES]
-        if span.text == start and span.stop is not None and span.text_stop is not None and span.text_stop <= after:
+        if (
+            span.text == start
+            and span.stop is not None
+            and span.text_stop is not None
+            and span.text_stop <= after
+        ):
             return Record(headers, head, span.start, span.stop - span.start, is_whole)
         return Record(headers, head, start, after - start, is_whole)
 
@@ -272,10 +278,13 @@ class _Reader:
 
         A record that breaks off at damage is not counted: the damage is.
         """
-        at_damage = self.damage is not None
-        if not at_damage or reason not in ("truncated_record", "broken_header"):
-            self.fault(reason, self.place(start), detail)
-        self.at = resume
+        place, self.at = self.place(start), resume
+        found = self.find_record()
+        if found or not self.damage:
+            self.fault(reason, place, detail)
+
+    def find_record(self) -> bool:
+        """Goes on to where a record starts; if there is none, to damage or the end of the file."""
         while True:
             first = self.at - self.base
             match = _RECORD.search(self.buffer, first)
@@ -284,12 +293,12 @@ class _Reader:
                 starts.append(other)
             if starts:
                 self.at = min(starts)
-                return
+                return True
             self.at = max(self.at, self.end - _RECORD_CHARS)
             self.drop_read()
             if not self.more():
                 self.at = self.end
-                return
+                return False
 
     def place(self, position: int) -> str:
         """Of a record, for people: its member's, if the file is compressed."""
