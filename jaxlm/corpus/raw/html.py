@@ -98,9 +98,10 @@ def _check_nesting(tree: Any, num_tags: int) -> None:
 
 
 def _resiliparse(tree: Any) -> str:
+    """Without the texts that stand for pictures: names of files, mostly."""
     from resiliparse.extract.html2text import extract_plain_text
 
-    return extract_plain_text(tree, main_content=True)
+    return extract_plain_text(tree, main_content=True, alt_texts=False)
 
 
 def _trafilatura(html: str) -> str:
