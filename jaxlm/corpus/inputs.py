@@ -118,20 +118,15 @@ def _expand(path: str, tally: Tally, kinds: Kinds) -> Iterator[InputFile]:
         return
     root = reachable(path)
     if root.is_dir():
-        names = _walk(path, tally)
+        names = walk(path, tally)
     elif root.exists() or (is_local(path) and os.path.islink(path)):  # a link to nothing is named as such
         yield _input_file(path, root.name, kinds)
         return
-    elif _WILD.search(path):
-        parts = path.split("/")
-        wild = next(i for i, part in enumerate(parts) if _WILD.search(part))
-        root = epath.Path("/".join(parts[:wild]) or ("/" if path.startswith("/") else "."))
-        names = _glob(root, "/".join(parts[wild:]), tally)
+    elif has_wildcard(path):
+        root, pattern = split_pattern(path)
+        names = match_names(root, pattern, tally)
     else:
-        if is_local(path) and _is_hidden(path):
-            raise _unreadable(path, os.strerror(errno.EACCES))
-        home = " (~ is a matter of the shell: write out your home folder)" if path.startswith("~") else ""
-        raise UserError(f"{path} does not exist{home}: give a file, a folder, a glob or embedded:topics.")
+        raise not_there(path, "a file, a folder, a glob or embedded:topics")
     for name in sorted(names):
         if kinds.suffix.search(name):
             yield _input_file(os.fspath(root / name), name, kinds)
@@ -139,7 +134,29 @@ def _expand(path: str, tally: Tally, kinds: Kinds) -> Iterator[InputFile]:
             tally.dropped["other_file"] += 1
 
 
-def _walk(folder: str, tally: Tally) -> list[str]:
+def has_wildcard(path: str) -> bool:
+    """Whether the path is a pattern."""
+    return _WILD.search(path) is not None
+
+
+def split_pattern(path: str) -> tuple[epath.Path, str]:
+    """The folder of a pattern that has no wildcard, and the rest."""
+    parts = path.split("/")
+    wild = next(i for i, part in enumerate(parts) if _WILD.search(part))
+    return epath.Path("/".join(parts[:wild]) or ("/" if path.startswith("/") else ".")), "/".join(
+        parts[wild:]
+    )
+
+
+def not_there(path: str, what: str) -> UserError:
+    """The error of a path where nothing is."""
+    if is_local(path) and _is_hidden(path):
+        return unreadable(path, os.strerror(errno.EACCES))
+    home = " (~ is a matter of the shell: write out your home folder)" if path.startswith("~") else ""
+    return UserError(f"{path} does not exist{home}: give {what}.")
+
+
+def walk(folder: str, tally: Tally) -> list[str]:
     """Files below a folder; hidden ones and linked folders (which may form rings) are left out, and counted."""
     if not is_local(folder):
         _refuse_tokens(folder)
@@ -168,10 +185,11 @@ def _is_hidden(path: str) -> bool:
 
 
 def _refuse(error: OSError) -> None:
-    raise _unreadable(error.filename, error.strerror or str(error)) from None
+    raise unreadable(error.filename, error.strerror or str(error)) from None
 
 
-def _unreadable(path: str, reason: str) -> UserError:
+def unreadable(path: str, reason: str) -> UserError:
+    """The error of a file or folder that is there."""
     return UserError(f"{printable(path)} cannot be read ({reason}): allow it, or remove it from the input.")
 
 
@@ -188,7 +206,8 @@ def _count(tally: Tally, reason: str, number: int) -> None:
         tally.dropped[reason] += number
 
 
-def _glob(root: epath.Path, pattern: str, tally: Tally) -> list[str]:
+def match_names(root: epath.Path, pattern: str, tally: Tally) -> list[str]:
+    """The files below a folder that a pattern matches; counted as by `walk`."""
     if is_local(root):
         _check_searchable(root, pattern)
         names = glob.glob(pattern, root_dir=os.fspath(root), recursive=True)
@@ -210,7 +229,7 @@ def _check_searchable(root: epath.Path, pattern: str) -> None:
         )
         for folder in (os.path.join(root, name) for name in inner):
             if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
-                raise _unreadable(folder, os.strerror(errno.EACCES))
+                raise unreadable(folder, os.strerror(errno.EACCES))
 
 
 def _linked(root: epath.Path, name: str) -> bool:
@@ -231,7 +250,7 @@ def _input_file(path: str, name: str, kinds: Kinds) -> InputFile:
         )
     if kind == "arrayrecord":
         _refuse_tokens(os.fspath(epath.Path(path).parent))
-    return InputFile(path, printable(name), kind, compression, *_size_and_change(path))
+    return InputFile(path, printable(name), kind, compression, *size_and_change(path))
 
 
 def printable(name: str) -> str:
@@ -239,7 +258,8 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace").translate(_CONTROLS)
 
 
-def _size_and_change(path: str) -> tuple[int, int]:
+def size_and_change(path: str) -> tuple[int, int]:
+    """Bytes of a file, and when its content last changed in ns; UserError if it cannot be read."""
     if not is_local(path):
         return epath.Path(path).stat().length, 0
     try:
@@ -252,7 +272,7 @@ def _size_and_change(path: str) -> tuple[int, int]:
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{printable(path)} is no file but a pipe or device: remove it from the input.")
     if not os.access(path, os.R_OK):
-        raise _unreadable(path, os.strerror(errno.EACCES))
+        raise unreadable(path, os.strerror(errno.EACCES))
     # Not the time of modification, which tools such as `cp -p` and `rsync -t` set at will.
     return status.st_size, status.st_ctime_ns
 
@@ -273,13 +293,13 @@ def _content_hash(file: InputFile) -> str:
         with open(file.path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise _unreadable(file.path, error.strerror or str(error)) from None
+        raise unreadable(file.path, error.strerror or str(error)) from None
 
 
 def check_unchanged(files: Sequence[InputFile]) -> None:
     """UserError if a file is not what it was when it was found: its tokens and hash might not agree."""
     for file in files:
-        if file.format != "embedded" and _size_and_change(file.path) != (file.num_bytes, file.changed_ns):
+        if file.format != "embedded" and size_and_change(file.path) != (file.num_bytes, file.changed_ns):
             raise UserError(
                 f"{printable(file.path)} changed while it was read; run again when it is complete."
             )

@@ -26,12 +26,7 @@ def reachable(path: epath.PathLike) -> epath.Path:
     if is_local(path):
         return epath.Path(path)
     scheme = os.fspath(path).partition("://")[0]
-    if (shown := redact(os.fspath(path))) != os.fspath(path):
-        raise UserError(
-            f"{shown} holds a secret, and paths are written into logs and manifests. Leave it out: credentials of "
-            "gs:// and s3:// come from their own files and variables of the environment "
-            "(GOOGLE_APPLICATION_CREDENTIALS, AWS_PROFILE)."
-        )
+    refuse_secret(os.fspath(path))
     try:
         found = epath.Path(path)
         found.exists()
@@ -51,6 +46,16 @@ def reachable(path: epath.PathLike) -> epath.Path:
             "your credentials."
         ) from None
     return found
+
+
+def refuse_secret(path: str) -> None:
+    """UserError for an address that holds a password or a token."""
+    if (shown := redact(path)) != path:
+        raise UserError(
+            f"{shown} holds a secret, and paths are written into logs and manifests. Leave it out: credentials of "
+            "gs:// and s3:// come from their own files and variables of the environment "
+            "(GOOGLE_APPLICATION_CREDENTIALS, AWS_PROFILE)."
+        )
 
 
 def read_file(path: epath.PathLike, what: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:

@@ -1,0 +1,127 @@
+"""How fast a crawl becomes documents: `python bench/crawl.py [--mb 40] [--rounds 3] [--extractor resiliparse]`.
+
+Makes a WET and a WARC file (one gzip member a record) of pages of the text that comes with jaxlm, and prints MB/s of
+uncompressed records and of HTML, CPU time of one core, the best of several rounds that take turns:
+
+- WET: `read_warc` to documents, beside fastwarc that only goes over the records and reads each payload.
+- WARC: `read_warc` to the main text of pages, beside the extractor alone on the same pages, decoded before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fastwarc.warc import ArchiveIterator
+
+from jaxlm.corpus import embedded
+from jaxlm.corpus.raw.document import Account
+from jaxlm.corpus.raw.files import RawOptions, cut, find_files
+from jaxlm.corpus.raw.html import extract
+from jaxlm.corpus.raw.warc import read_warc
+
+PARAGRAPHS_OF_A_PAGE = (4, 60)
+"""From, to: 9 kB of text a page on average, as in a WET file of Common Crawl."""
+
+
+def record(kind: str, number: int, content_type: str, block: bytes) -> bytes:
+    """One record with the headers that Common Crawl writes."""
+    head = (
+        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: https://example.org/page/{number}\r\n"
+        f"WARC-Date: 2024-05-18T01:58:10Z\r\nWARC-Record-ID: <urn:uuid:{number:032x}>\r\n"
+        f"WARC-Refers-To: <urn:uuid:{number + 1:032x}>\r\nWARC-Block-Digest: sha1:UZY6ND6CCHXETFVJD2MSS7ZENMWF7KQ2\r\n"
+        f"WARC-Identified-Content-Language: eng\r\nContent-Type: {content_type}\r\nContent-Length: {len(block)}\r\n\r\n"
+    )
+    return head.encode() + block + b"\r\n\r\n"
+
+
+def page_of(paragraphs: list[str], number: int) -> str:
+    """HTML around paragraphs: menus, scripts, styles, a footer."""
+    links = "".join(f'<li class="menu-item"><a href="/topic/{i}">Topic {i}</a></li>' for i in range(60))
+    script = "window.dataLayer=window.dataLayer||[];function gtag(){dataLayer.push(arguments)};" * 40
+    style = ".site-header{margin:0;padding:4px 8px}.menu-item a:hover{color:#336699}" * 60
+    body = "".join(f'<p class="text">{text}</p>\n' for text in paragraphs)
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Page {number}</title>'
+        f'<style>{style}</style><script>{script}</script></head><body><header class="site-header"><nav><ul>{links}'
+        f'</ul></nav></header><main><article><h1>Page {number}</h1>{body}</article></main><aside class="sidebar"><ul>'
+        f'{links}</ul></aside><footer id="footer"><p>Copyright, all rights reserved. Privacy. Cookies.</p></footer>'
+        "</body></html>"
+    )
+
+
+def make(folder: Path, num_bytes: int) -> tuple[Path, Path, list[str], int]:
+    """(WET file, WARC file, pages of the WARC file, bytes of records of the WET file)."""
+    draw = random.Random(0)
+    texts = embedded.texts("embedded:topics")
+    paragraphs = [text.strip() for whole in texts for text in whole.split("\n\n") if text.strip()]
+    wet, warc = folder / "made.warc.wet.gz", folder / "made.warc.gz"
+    pages, size = [], 0
+    with wet.open("wb") as wet_file, warc.open("wb") as warc_file:
+        while size < num_bytes:
+            chosen = draw.choices(paragraphs, k=draw.randrange(*PARAGRAPHS_OF_A_PAGE))
+            one = record("conversion", size, "text/plain", "\n".join(chosen).encode())
+            size += len(one)
+            wet_file.write(gzip.compress(one, 6))
+            if len(pages) * 8 < size * 8 // 9000 and sum(map(len, pages[-1:])) * len(pages) < num_bytes:
+                pages.append(page_of(chosen, size))
+                body = pages[-1].encode()
+                http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + body
+                request = record(
+                    "request", size, "application/http; msgtype=request", b"GET / HTTP/1.1\r\n\r\n"
+                )
+                warc_file.write(gzip.compress(request, 6))
+                warc_file.write(
+                    gzip.compress(record("response", size, "application/http; msgtype=response", http), 6)
+                )
+    return wet, warc, pages, size
+
+
+def compare(
+    name: str, size: int, ours: Callable[[], int], theirs: Callable[[], int], label: str, rounds: int
+) -> None:
+    best = [float("inf")] * 2
+    for _ in range(rounds):
+        for side, run in enumerate((ours, theirs)):
+            begin = time.process_time()
+            run()
+            best[side] = min(best[side], time.process_time() - begin)
+    rates = [size / seconds / 1e6 for seconds in best]
+    print(f"{name}: {rates[0]:7.1f} MB/s; {label}: {rates[1]:7.1f} MB/s; {100 * rates[0] / rates[1]:.0f}%")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mb", type=float, default=40, help="of records in each file")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--extractor", default="resiliparse")
+    args = parser.parse_args()
+    options = RawOptions(extractor=args.extractor)
+
+    def documents(path: Path) -> int:
+        (file,) = find_files([str(path)], "auto", Account())
+        return sum(len(one.text) for one in read_warc(cut(file, file.num_bytes)[0], options, Account()))
+
+    def payloads(path: Path) -> int:
+        with path.open("rb") as stream:
+            return sum(len(one.reader.read()) for one in ArchiveIterator(stream, parse_http=False))
+
+    with tempfile.TemporaryDirectory() as folder:
+        wet, warc, pages, size = make(Path(folder), int(args.mb * 1e6))
+        compare(
+            "WET to documents", size, lambda: documents(wet), lambda: payloads(wet), "fastwarc", args.rounds
+        )
+        html_bytes = sum(len(page.encode()) for page in pages)
+        texts = lambda: sum(len(extract(page, args.extractor).text) for page in pages)  # noqa: E731
+        compare("WARC to text", html_bytes, lambda: documents(warc), texts, args.extractor, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
