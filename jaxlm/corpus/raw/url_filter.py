@@ -33,6 +33,10 @@ _APART = re.compile(r"[^a-z0-9]+")
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.\-]*://", re.IGNORECASE)
 
 
+def _hash(string: str) -> int:
+    return xxhash.xxh64_intdigest(string.encode("utf-8", "replace"))
+
+
 class HashSet:
     """A set of strings by their 64-bit hashes, ascending: 8 bytes each. Among five million, one string in four
     million million is taken for a member though it is none."""
@@ -43,11 +47,11 @@ class HashSet:
     @staticmethod
     def of(strings: Iterable[str]) -> HashSet:
         """A set of the strings."""
-        hashes = np.fromiter(map(xxhash.xxh64_intdigest, strings), np.uint64)
+        hashes = np.fromiter((_hash(string) for string in strings), np.uint64)
         return HashSet(np.unique(hashes))
 
     def __contains__(self, string: str) -> bool:
-        wanted = np.uint64(xxhash.xxh64_intdigest(string))
+        wanted = np.uint64(_hash(string))
         place = int(np.searchsorted(self.hashes, wanted))
         return place < len(self.hashes) and bool(self.hashes[place] == wanted)
 
