@@ -18,11 +18,8 @@ from datatrove.pipeline.filters.gopher_repetition_filter import (
 )
 from datatrove.utils.word_tokenizers import load_word_tokenizer
 
+from jaxlm.corpus.raw.powers import powers
 from jaxlm.corpus.raw.steps import Verdict
-
-_BASE = 0x9E3779B97F4A7C15
-"""Odd, with bits all over: the base of the polynomial that hashes characters, modulo 2**64."""
-_KEPT_POWERS = 1 << 17
 
 
 class Repetition(GopherRepetitionFilter):
@@ -72,7 +69,7 @@ class NGramHashes:
         np.cumsum(lengths, out=self.ends[1:])
         # "surrogatepass": half a character hashes as well as a whole one.
         codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-        self._powers = _powers(len(codes) + 1)
+        self._powers = powers(len(codes) + 1)
         self._sums = np.zeros(len(words) + 1, np.uint64)
         if words:
             terms = codes * self._powers[: len(codes)]
@@ -110,20 +107,3 @@ class NGramHashes:
         stops = self.ends[repeated + n]
         stops[:-1] = np.minimum(stops[:-1], self.ends[repeated[1:]])
         return int((stops - self.ends[repeated]).sum())
-
-
-_kept = np.ones(1, np.uint64)
-
-
-def _powers(count: int) -> np.ndarray:
-    """The first powers of the base, modulo 2**64."""
-    global _kept
-    if count <= len(_kept):
-        return _kept
-    with np.errstate(over="ignore"):
-        factors = np.full(max(count, 1024), _BASE, np.uint64)
-        factors[0] = 1
-        powers = np.multiply.accumulate(factors)
-    if count <= _KEPT_POWERS:
-        _kept = powers
-    return powers

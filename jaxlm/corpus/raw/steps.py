@@ -28,8 +28,8 @@ class AccountedStep(PipelineStep):
     type = "filter"
 
     def __init__(self, name: str, account: Account | None = None):
+        self.name = name  # datatrove reads it in its own __init__
         super().__init__()
-        self.name = name
         self.account = Account() if account is None else account
 
     def __repr__(self) -> str:
