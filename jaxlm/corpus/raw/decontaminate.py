@@ -24,13 +24,12 @@ from datatrove.data import Document
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.evaluation_sets import iterate_texts
 from jaxlm.corpus.raw.filter_config import DecontaminateConfig
+from jaxlm.corpus.raw.memory import Memory
 from jaxlm.corpus.raw.powers import INVERSE, powers
 from jaxlm.corpus.raw.steps import AccountedStep
 from jaxlm.corpus.raw.words import plain_word_pattern
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200c\u200d"))
-_MAX_CHUNK, _MAX_CHUNKS = 32, 1 << 17
-"""What stands between two spaces is kept with its words' numbers, up to so long and so many: some 30 MB."""
 _MAX_TABLE_BITS = 24
 
 
@@ -39,21 +38,16 @@ def normal_form(word: str) -> str:
     return unicodedata.normalize("NFKC", word).casefold().translate(_INVISIBLE)
 
 
-class _NumbersOf(dict[str, tuple[int, ...]]):
+class _NumbersOf(Memory[tuple[int, ...]]):
     """What stands between two spaces -> the numbers of its words, 0 for a word of no evaluation set."""
 
     def __init__(self, vocabulary: dict[str, int]):
         super().__init__()
         self.vocabulary = vocabulary
 
-    def __missing__(self, chunk: str) -> tuple[int, ...]:
-        words = plain_word_pattern().findall(chunk)
-        numbers = tuple(self.vocabulary.get(normal_form(word), 0) for word in words)
-        if len(chunk) <= _MAX_CHUNK:
-            if len(self) >= _MAX_CHUNKS:
-                self.clear()
-            self[chunk] = numbers
-        return numbers
+    def make(self, key: str) -> tuple[int, ...]:
+        words = plain_word_pattern().findall(key)
+        return tuple(self.vocabulary.get(normal_form(word), 0) for word in words)
 
 
 @dataclass
@@ -106,7 +100,9 @@ class NGramIndex:
       min_words: shorter texts are left out; those between are one n-gram of their own length.
     """
 
-    def __init__(self, texts: Iterator[tuple[str, str]] | Sequence[tuple[str, str]], num_words: int, min_words: int):
+    def __init__(
+        self, texts: Iterator[tuple[str, str]] | Sequence[tuple[str, str]], num_words: int, min_words: int
+    ):
         self.names: list[str] = []
         self.vocabulary: dict[str, int] = {}
         self.num_texts: dict[str, int] = {}
@@ -122,7 +118,9 @@ class NGramIndex:
             self.num_texts[name] += 1
             if name not in self.names:
                 self.names.append(name)
-            numbers.append(np.array([self.vocabulary.setdefault(w, len(self.vocabulary) + 1) for w in words], np.int32))
+            numbers.append(
+                np.array([self.vocabulary.setdefault(w, len(self.vocabulary) + 1) for w in words], np.int32)
+            )
             length = min(num_words, len(words))
             starts = np.arange(done, done + len(words) - length + 1)
             found.setdefault(length, []).append((starts, self.names.index(name)))
@@ -217,7 +215,9 @@ class DecontaminateStep(AccountedStep):
             return
         self.account.changed[f"contaminated_{first}"] += 1
         for number, piece in enumerate(kept):
-            yield replace(document, text=piece, id=f"{document.id}/{number}", metadata=dict(document.metadata))
+            yield replace(
+                document, text=piece, id=f"{document.id}/{number}", metadata=dict(document.metadata)
+            )
 
 
 def _without(text: str, found: list[Match], window: int) -> Iterator[str]:

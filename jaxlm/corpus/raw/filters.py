@@ -79,7 +79,11 @@ class _C4Step(RuleStep):
 
 
 def build_filters(
-    config: FilterConfig, account: Account, *, cache_dir: str | None = None, say: Callable[[str], None] = print
+    config: FilterConfig,
+    account: Account,
+    *,
+    cache_dir: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> list[AccountedStep]:
     """The steps that the config asks for. They share the account, also when they are copied or pickled together.
 
@@ -131,7 +135,7 @@ class _Rules:
             min_doc_words=self.config.min_words * factor or None,
             max_doc_words=self.config.max_words * factor or None,
             min_avg_word_length=3 if factor == 1 else None,
-            max_avg_word_length=_MAX_MEAN_CHARS.get(language, 10) if factor == 1 else None,
+            max_avg_word_length=10 if factor == 1 else None,
             min_stop_words=self.config.stop_words if stop_words else None,
             stop_words=list(stop_words),
             language=self.words,  # type: ignore[arg-type]  # load_word_tokenizer takes an instance

@@ -124,7 +124,9 @@ def _open_fasttext(path: str) -> Any:
             "py3langid."
         ) from None
     if not os.path.isfile(path):
-        raise UserError(f"filters.language_model={path!r} is not a file. Nothing is downloaded: put it there.")
+        raise UserError(
+            f"filters.language_model={path!r} is not a file. Nothing is downloaded: put it there."
+        )
     try:
         return fasttext.load_model(path)
     except (ValueError, RuntimeError, MemoryError) as error:

@@ -8,6 +8,9 @@ functions count, so that no hash and no other order of counting ever decides.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.filters.gopher_repetition_filter import (
@@ -51,10 +54,9 @@ class Repetition(GopherRepetitionFilter):
                 continue
             if find_top_duplicate(get_n_grams(words, n)) / num_chars > limit:
                 return False, f"top_{n}_gram"
-        for n, limit in self.dup_n_grams:
-            if len(words) < n or hashes.most_repeated_chars(n) / num_chars <= limit:
-                continue
-            if find_all_duplicate(words, n) / num_chars > limit:
+        bounds = hashes.most_repeated_chars([n for n, _ in self.dup_n_grams])
+        for (n, limit), bound in zip(self.dup_n_grams, bounds):
+            if bound / num_chars > limit and find_all_duplicate(words, n) / num_chars > limit:
                 return False, f"duplicated_{n}_n_grams"
         return True
 
@@ -76,34 +78,50 @@ class NGramHashes:
             np.cumsum(np.add.reduceat(terms, self.ends[:-1], dtype=np.uint64), out=self._sums[1:])
         # H(a, b) = (S(b) - S(a)) * base**(L - a): the same wherever the same characters stand.
         self._shifts = self._powers[len(codes) - self.ends]
-        self._index_bits = np.uint64(max(1, len(words)).bit_length())
 
-    def _sorted(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """(places of the n-grams, grouped by hash and ascending within; whether each has the hash of the one before)."""
-        hashes = (self._sums[n:] - self._sums[:-n]) * self._shifts[: len(self._sums) - n]
-        bits = self._index_bits
-        # The place takes the low bits of the hash, so that one sort of plain numbers orders both.
-        keys = (hashes >> bits << bits) | np.arange(len(hashes), dtype=np.uint64)
-        keys.sort()
-        same = np.zeros(len(keys), bool)
-        np.equal(keys[1:] >> bits, keys[:-1] >> bits, out=same[1:])
-        return (keys & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64), same
+    def _hashes(self, n: int) -> np.ndarray:
+        return (self._sums[n:] - self._sums[:-n]) * self._shifts[: len(self._sums) - n]
 
     def most_chars_of_one(self, n: int) -> int:
-        """At least the characters, with spaces, of all occurrences of any one n-gram."""
-        places, same = self._sorted(n)
-        lengths = self.ends[places + n] - self.ends[places] + (n - 1)
-        starts = np.flatnonzero(~same)
-        counts = np.diff(starts, append=len(places))
-        return int((np.maximum.reduceat(lengths, starts) * counts).max())
+        """At least the characters, with spaces, of all occurrences of any one n-gram, n >= 2."""
+        longest = int((self.ends[n:] - self.ends[:-n]).max()) + n - 1
+        # A longer n-gram stands nowhere but where its first two words stand.
+        return longest * self._most_pairs
 
-    def most_repeated_chars(self, n: int) -> int:
-        """At least the characters of n-grams that stood before, where those that are counted do not overlap."""
-        places, same = self._sorted(n)
-        repeated = np.sort(places[same])
-        if not len(repeated):
-            return 0
+    @functools.cached_property
+    def _most_pairs(self) -> int:
+        """At least how often any two words stand together."""
+        hashes = np.sort(self._hashes(2))
+        starts = np.flatnonzero(hashes[1:] != hashes[:-1]) + 1
+        return int(np.diff(starts, prepend=0, append=len(hashes)).max())
+
+    def most_repeated_chars(self, sizes: Sequence[int]) -> list[int]:
+        """For each n, at least the characters of n-grams that stood before, where those counted do not overlap."""
+        num_words = len(self.ends) - 1
+        width = num_words - min(sizes, default=0) + 1
+        if not sizes or width < 1:
+            return [0] * len(sizes)
+        bits = np.uint64(num_words.bit_length())
+        places = np.arange(width, dtype=np.uint64)
+        # The place takes the low bits of the hash, so that one sort of plain numbers orders by hash, then by place.
+        keys = np.empty((len(sizes), width), np.uint64)
+        for row, n in enumerate(sizes):
+            count = max(0, num_words - n + 1)
+            keys[row, :count] = self._hashes(n)[:count] if count else 0
+            keys[row, count:] = ~(places[count:] << bits)  # nothing stands there: each is its own
+        keys = (keys >> bits << bits) | places
+        keys.sort(axis=1)
+        rows, columns = np.nonzero((keys[:, 1:] >> bits) == (keys[:, :-1] >> bits))
+        repeated = np.zeros(keys.shape, bool)
+        repeated[
+            rows, (keys[rows, columns + 1] & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+        ] = True
+        rows, starts = np.nonzero(repeated)
+        if not len(rows):
+            return [0] * len(sizes)
+        stops = np.minimum(starts + np.asarray(sizes)[rows], num_words)
         # Characters under any repeated n-gram: each is cut where the next begins.
-        stops = self.ends[repeated + n]
-        stops[:-1] = np.minimum(stops[:-1], self.ends[repeated[1:]])
-        return int((stops - self.ends[repeated]).sum())
+        inner = rows[1:] == rows[:-1]
+        stops[:-1][inner] = np.minimum(stops[:-1][inner], starts[1:][inner])
+        covered = self.ends[stops] - self.ends[starts]
+        return np.bincount(rows, covered, len(sizes)).astype(np.int64).tolist()

@@ -12,21 +12,20 @@ STOP_WORDS: dict[str, frozenset[str]] = {
     for language, words in {
         "ar": "في من على إلى عن أن هذا هذه التي الذي كان ما لا مع",
         "bn": "এবং ও এই না করে থেকে তার যে আর হয় হয় জন্য এক কিন্তু তিনি একটি আমি সে কি তা করতে ছিল",
-        "cs": "a v na se je že to s z do o jsem jako",
+        "cs": "a v na se je že to s z do o jsem jako pro při by nebo k ve po za od být musí",
         "da": "og i at det en den til er som på de med af for",
         "de": "der die das und in zu den mit von ist nicht ein eine auf für sich",
         "el": "και το να του η της με για που από την τα είναι στο",
         "en": "the be to of and that have with",
         "es": "de la que el en y a los se del las un por con una para no es",
         "fa": "و در به از که این را با است آن برای یک",
-        "fi": "ja on ei se että oli hän joka mutta kun niin ovat myös",
+        "fi": "ja on ei se että oli hän joka mutta kun niin ovat myös ole olla tämä tai",
         "fr": "de la le et les des en un du une que est pour dans qui il",
-        "he": "של את על לא זה הוא עם כי גם או היא אני",
+        "he": "של את על לא זה הוא עם כי גם או היא אני אין יש כל אינו להיות",
         "hi": "के का में है और से को की पर ने यह कि हैं नहीं था एक",
-        "hu": "a az és hogy nem is egy ez van volt meg de",
+        "hu": "a az és hogy nem is egy ez van volt meg de kell lehet",
         "id": "yang dan di dengan untuk dari dalam ini itu pada tidak adalah",
         "it": "di e il la che in un per è non una con del della si i",
-        "ko": "이 그 및 수 있는 것이 있다 그리고 한 등 더 위해 것은 하는",
         "mr": "आणि आहे या च्या हे तो की व ते होते नाही एक",
         "ms": "yang dan di dengan untuk dari dalam ini itu pada tidak adalah",
         "nl": "de het een en van in is dat op te zijn met voor niet",
@@ -34,16 +33,14 @@ STOP_WORDS: dict[str, frozenset[str]] = {
         "pl": "i w na z się nie do to że jest o jak a po",
         "pt": "de a o que e do da em um para com não uma os no se",
         "ro": "de și în la a care cu o pe un că nu din este",
-        "ru": "и в не на что с он как это по но из у к",
+        "ru": "и в не на что с он как это по но из у к для или от до быть",
         "sv": "och i att det en som på är av för den med till inte",
         "sw": "ya na wa kwa ni katika za la kuwa cha hii yake",
-        "ta": "ஒரு என்று மற்றும் இந்த அந்த இது என்ற அவர் என நான்",
-        "te": "ఒక ఈ మరియు ఆ కాదు అని కూడా ఉంది నుండి తన",
-        "tr": "ve bir bu da de için ile olarak çok daha ne gibi o",
-        "uk": "і в на не що з до та як це за у він але",
+        "tr": "ve bir bu da de için ile olarak çok daha ne gibi o veya olan",
+        "uk": "і в на не що з до та як це за у він але для або від",
         "ur": "کے کی میں ہے اور سے کا کو پر نے یہ کہ ہیں نہیں",
         "vi": "và của là có trong được cho một không với các những để này",
     }.items()
 }
-"""Only lists whose words any text of fifty words has two of. Chinese, Japanese and Thai have none: their words cannot
-be told without a dictionary."""
+"""Tried on Django's translations, in pieces of sixty words: nine in ten or more have two of the list. Korean glues such
+words to others, Chinese, Japanese and Thai write them together: they have no list."""

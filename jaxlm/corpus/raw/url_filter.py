@@ -144,7 +144,9 @@ def _asset(name: str) -> Any:
 
 def _words(name: str) -> frozenset[str]:
     lines = _asset(name).read_text(encoding="utf-8").splitlines()
-    return frozenset(_APART.sub("", line.lower()) for line in lines if line.strip() and not line.startswith("#"))
+    return frozenset(
+        _APART.sub("", line.lower()) for line in lines if line.strip() and not line.startswith("#")
+    )
 
 
 def _read_own(path: str) -> Iterator[str]:
@@ -164,7 +166,9 @@ def _read_own(path: str) -> Iterator[str]:
 def _shipped(cache: str) -> tuple[HashSet, HashSet]:
     """Hosts and addresses of datatrove's lists, as hashes in the cache."""
     archive = _asset(ARCHIVE)
-    folder = os.path.join(cache, "url_lists", f"{ARCHIVE.removesuffix('.tar.gz')}-{os.path.getsize(str(archive))}")
+    folder = os.path.join(
+        cache, "url_lists", f"{ARCHIVE.removesuffix('.tar.gz')}-{os.path.getsize(str(archive))}"
+    )
     paths = {name: os.path.join(folder, f"{name}.npy") for name in ("domains", "urls")}
     for attempt in range(2):
         try:
@@ -175,7 +179,9 @@ def _shipped(cache: str) -> tuple[HashSet, HashSet]:
             pass  # not made yet, or damaged: it is made again
         if attempt == 0:
             _make(str(archive), folder, paths)
-    raise UserError(f"{folder} cannot be read back: is the disk full? Choose another place with $JAXLM_CACHE.")
+    raise UserError(
+        f"{folder} cannot be read back: is the disk full? Choose another place with $JAXLM_CACHE."
+    )
 
 
 def _is_sorted_list(hashes: np.ndarray) -> bool:
