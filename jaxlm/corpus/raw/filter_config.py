@@ -85,7 +85,7 @@ class DecontaminateConfig:
     min_words: int = 8
     """Evaluation texts of fewer words are not matched: they are said everywhere."""
     contaminated: str = "drop"
-    """`drop` the document, or `cut` out the match with window_chars on each side and keep what is left, as for GPT-3."""
+    """`drop` the document, or `cut` out the match with window_chars on each side and keep the rest, as for GPT-3."""
     window_chars: int = 200
     """Of `cut`; pieces shorter than this are dropped."""
     max_pieces: int = 10

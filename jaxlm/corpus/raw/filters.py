@@ -11,7 +11,7 @@ their n-grams are counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 from datatrove.data import Document
@@ -26,7 +26,7 @@ from jaxlm.corpus.raw.repetition import Repetition
 from jaxlm.corpus.raw.steps import AccountedStep, FilterStep, Verdict
 from jaxlm.corpus.raw.stop_words import STOP_WORDS
 from jaxlm.corpus.raw.url_filter import UrlFilter
-from jaxlm.corpus.raw.words import UNSPACED, UnicodeWords
+from jaxlm.corpus.raw.words import UNSPACED, UnicodeWords, word_pattern
 
 HALF_WORDS = 2
 """In languages without spaces a word of ours is about half a word: limits that count words are this many times as
@@ -42,7 +42,7 @@ class RuleStep(FilterStep):
     """A rule that differs between languages: made once for each."""
 
     def __init__(self, name: str, make: Callable[[str], _Rule], words: UnicodeWords, account: Account):
-        super().__init__(name, self._decide, account)
+        super().__init__(name, self._decide, account, family=name.partition("_")[0])
         self._make = make
         self._words = words
         self._rules: dict[str, _Rule] = {}
@@ -104,14 +104,14 @@ def build_filters(
     identify.identifier.check()
     steps.append(identify)
     if config.gopher_quality:
-        steps.append(_GopherStep("gopher", rules.gopher, words, account))
+        steps.append(_GopherStep("gopher_quality", rules.gopher, words, account))
         lacking = sorted(set(identify.languages) - STOP_WORDS.keys())
         if lacking and config.stop_words:
             say(
                 f"Filters: no list of stop words for {', '.join(lacking)}: that rule of Gopher's is left out for them."
             )
     if config.gopher_repetition:
-        steps.append(RuleStep("gopher", rules.repetition, words, account))
+        steps.append(RuleStep("gopher_repetition", rules.repetition, words, account))
     if config.c4:
         steps.append(_C4Step("c4", rules.c4, words, account))
     if config.fineweb:
@@ -144,8 +144,8 @@ class _Rules:
     def repetition(self, language: str) -> Repetition:
         factor = HALF_WORDS if language in UNSPACED else 1
         return Repetition(
-            top_n_grams=tuple((n * factor, share) for n, share in ((2, 0.2), (3, 0.18), (4, 0.16))),
-            dup_n_grams=tuple((n * factor, (20 - n) / 100) for n in range(5, 11)),
+            top_n_grams=tuple((n * factor, share) for n, share in ((2, 0.2), (3, 0.18), (4, 0.16))),  # type: ignore[arg-type]
+            dup_n_grams=tuple((n * factor, (20 - n) / 100) for n in range(5, 11)),  # type: ignore[arg-type]
             language=self.words,  # type: ignore[arg-type]
         )
 
@@ -156,12 +156,9 @@ class _Rules:
             filter_no_terminal_punct=self.config.c4_terminal_punctuation,
             min_num_sentences=self.config.min_sentences or -1,
             min_words_per_line=3 * HALF_WORDS if unspaced else 3,
-            count_words=self._count if unspaced else None,
+            count_words=_count if unspaced else None,
             language=self.words,
         )
-
-    def _count(self, line: str) -> int:
-        return len(UnicodeWords().word_tokenize(line))
 
     def fineweb(self, language: str) -> FineWebQuality:
         factor = HALF_WORDS if language in UNSPACED else 1
@@ -170,3 +167,7 @@ class _Rules:
             new_line_ratio=0.3 / factor,
             language=self.words,  # type: ignore[arg-type]
         )
+
+
+def _count(line: str) -> int:
+    return len(word_pattern().findall(line))

@@ -16,6 +16,7 @@ at its start, middle and end.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -65,7 +66,7 @@ class LanguageIdentifier(LID):
     def check(self) -> None:
         """UserError where the identifier cannot work here."""
         self._open()
-        known = getattr(self._model, "labels", None)
+        known: Any = getattr(self._model, "labels", None)
         known = known() if callable(known) else known
         unknown = sorted(set(self.languages or ()) - {_code(label) for label in known or ()})
         if unknown and known:
@@ -92,7 +93,7 @@ class LanguageIdentifier(LID):
             code, score = model.classify(piece)
         return (UNKNOWN, float(score)) if code in _NO_LANGUAGE else (code, min(1.0, float(score)))
 
-    def predict(self, doc: Document) -> tuple[tuple[str, float], dict[str, float]]:
+    def predict(self, doc: Document) -> tuple[tuple[str, Any], dict[str, float]]:
         """datatrove's interface: the best pair, and the scores of `languages` (of the best alone without them)."""
         code, score = self.identify(doc.text)
         names = self.languages or [code]
@@ -106,7 +107,8 @@ def _code(label: str) -> str:
 
 def _open_py3langid() -> Any:
     try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier as Py3langid
+        from py3langid.langid import MODEL_FILE
+        from py3langid.langid import LanguageIdentifier as Py3langid
     except ImportError:
         raise UserError(
             "Identifying languages needs py3langid: pip install 'jaxlm[corpus]', or give a fastText model that lies "
@@ -117,7 +119,7 @@ def _open_py3langid() -> Any:
 
 def _open_fasttext(path: str) -> Any:
     try:
-        import fasttext
+        fasttext = importlib.import_module("fasttext")
     except ImportError:
         raise UserError(
             f"filters.language_model={path!r} needs fastText: pip install fasttext-predict, or leave it unset for "

@@ -3,9 +3,9 @@
 The patterns of the first two are datatrove's (PIIFormatter), with three differences. A replacement is chosen by the
 address, not by a counter over all documents of a process: a text does not depend on what was read before it, and the
 same address becomes the same one everywhere. The pattern of e-mail is tried only around an "@" and over at most 64
-characters before it (RFC 5321, 4.5.3.1.1): on a megabyte of "a/a/a/" it takes hours. Four numbers are no IP address where
-a fifth stands beside them. Replacements are datatrove's: example.com belongs to nobody, and nothing answered at its IP
-addresses when its list was made.
+characters before it (RFC 5321, 4.5.3.1.1): its time grows with the square of a run such as "a/a/a/". Four numbers are
+no IP address where a fifth stands beside them. Replacements are datatrove's: example.com belongs to nobody, and nothing
+answered at its IP addresses when its list was made.
 
 A telephone number is replaced where it is written as such: `+` and a country, or the ten digits of North America with
 separators, (206) 555-0100. In the sample of web pages, news, Wikipedia, speeches, Python's documentation and public

@@ -8,9 +8,9 @@ documents -> step(documents, rank, world_size) -> documents
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from datatrove.data import Document, DocumentsPipeline
+from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import get_filter_result
 
@@ -23,12 +23,17 @@ Verdict = bool | tuple[bool, str]
 
 
 class AccountedStep(PipelineStep):
-    """A step that writes in an account; a subclass says in `apply` what becomes of a document."""
+    """A step that writes in an account; a subclass says in `apply` what becomes of a document.
+
+    Args:
+      family: what its reasons start with, where that is not its name.
+    """
 
     type = "filter"
 
-    def __init__(self, name: str, account: Account | None = None):
+    def __init__(self, name: str, account: Account | None = None, family: str | None = None):
         self.name = name  # datatrove reads it in its own __init__
+        self.family = family or name
         super().__init__()
         self.account = Account() if account is None else account
 
@@ -39,22 +44,30 @@ class AccountedStep(PipelineStep):
         """Yields what is left of the document, in pieces."""
         raise NotImplementedError
 
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+    def run(
+        self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
         """Yields what is left of each document, in order."""
         for document in data or ():
             yield from self.apply(document)
 
     def drop(self, document: Document, reason: str, example: str | None = None) -> None:
-        """Counts a document under `<name of the step>_<reason>`."""
+        """Counts a document under `<family of the step>_<reason>`."""
         shown = " ".join(document.text[:EXAMPLE_CHARS].split()) if example is None else example
-        self.account.drop(reason_name(self.name, reason), f"{document.id}: {shown}")
+        self.account.drop(reason_name(self.family, reason), f"{document.id}: {shown}")
 
 
 class FilterStep(AccountedStep):
     """Keeps the documents that a rule keeps. The rule is `filter` of a datatrove filter, or any function like it."""
 
-    def __init__(self, name: str, rule: Callable[[Document], Verdict], account: Account | None = None):
-        super().__init__(name, account)
+    def __init__(
+        self,
+        name: str,
+        rule: Callable[[Document], Verdict],
+        account: Account | None = None,
+        family: str | None = None,
+    ):
+        super().__init__(name, account, family)
         self.rule = rule
 
     def apply(self, document: Document) -> Iterator[Document]:
@@ -65,6 +78,6 @@ class FilterStep(AccountedStep):
             self.drop(document, reason or "dropped")
 
 
-def reason_name(step: str, reason: str) -> str:
+def reason_name(family: str, reason: str) -> str:
     """`gopher` and `dup_line_frac` -> `gopher_dup_line_frac`; a reason that says its family stays as it is."""
-    return reason if reason.startswith(f"{step}_") else f"{step}_{reason}"
+    return reason if reason.startswith(f"{family}_") else f"{family}_{reason}"
