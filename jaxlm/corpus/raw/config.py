@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.config import check_choice, from_config_dict, to_config_dict
 from jaxlm.config_flags import parse_config_flags
-from jaxlm.corpus.raw.filter_config import FilterConfig
+from jaxlm.corpus.raw.filter_config import DecontaminateConfig, FilterConfig, evaluation_sets
 from jaxlm.data.config import EVAL_SPLITS, TokenizerConfig
 from jaxlm.types import UserError
 
@@ -46,7 +46,8 @@ class RawSourceConfig:
     disambiguation: bool = False
     """Whether Wikipedia's pages that only list the meanings of a word are kept."""
     filter: bool = True
-    """Whether `filters` apply; False for text that was chosen by hand, such as books. Languages always do."""
+    """Whether the rules of quality in `filters` apply; False for text that was chosen by hand, such as books. Languages
+    and personal data always do."""
 
     def __post_init__(self):
         if not self.path:
@@ -127,12 +128,7 @@ class CorpusConfig:
     max_document_bytes: int = 16 << 20
     """A longer page or record is skipped as a fault."""
     filters: FilterConfig = field(default_factory=FilterConfig)
-    scrub_personal_data: bool = False
-    """Whether addresses of mail and public IP addresses are replaced, and counted."""
-    evaluation_sets: str | None = None
-    """Files of texts or records, as in `path`: documents that share a phrase of `evaluation_ngram_words` words with one
-    of them are dropped (GPT-3, appendix C, arXiv:2005.14165)."""
-    evaluation_ngram_words: int = 13
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """Without a path, one is trained on the corpus itself, each source by its weight."""
@@ -153,7 +149,7 @@ class CorpusConfig:
         check_choice("eval_split", self.eval_split, EVAL_SPLITS)
         if not 0.0 <= self.eval_fraction < 1.0:
             raise UserError(f"eval_fraction={self.eval_fraction} must be in [0, 1).")
-        for name in ("max_document_bytes", "evaluation_ngram_words", "unit_mib", "shard_tokens"):
+        for name in ("max_document_bytes", "unit_mib", "shard_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
         if not self.budget_tokens >= 0:
@@ -178,6 +174,13 @@ def resolve(config: ConfigDict) -> CorpusConfig:
             "The config has no source: add one with --config.sources.NAME.path=PATH."
         )
     return cfg
+
+
+def decontamination(cfg: CorpusConfig) -> DecontaminateConfig:
+    """With paths that can be opened."""
+    sets = evaluation_sets(cfg.decontaminate.evaluation)
+    named = {name: ",".join(paths_of(cfg.root, path)) for name, path in sets.items()}
+    return replace(cfg.decontaminate, evaluation=",".join(f"{name}={path}" for name, path in named.items()))
 
 
 def paths_of(root: str, paths: str) -> list[str]:

@@ -269,5 +269,11 @@ def _cut_lines(file: RawFile, unit_bytes: int) -> list[RawPart]:
     return [RawPart(file, start, stop) for start, stop in zip(starts, [*starts[1:], file.num_bytes])]
 
 
-CUTTERS: dict[tuple[str, str], Cutter] = {("jsonl", ""): _cut_lines}
+def _cut_wikipedia(file: RawFile, unit_bytes: int) -> list[RawPart]:
+    from jaxlm.corpus.raw.wikipedia_dump import cut_wikipedia
+
+    return cut_wikipedia(file, unit_bytes)
+
+
+CUTTERS: dict[tuple[str, str], Cutter] = {("jsonl", ""): _cut_lines, ("wikipedia", "bz2"): _cut_wikipedia}
 """How files of a format and compression are cut. Lines of JSON can be, lines of CSV need not be records."""

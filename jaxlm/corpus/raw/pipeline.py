@@ -23,32 +23,46 @@ from datatrove.pipeline.base import PipelineStep
 
 from jaxlm.config import to_json
 from jaxlm.corpus.raw import report
-from jaxlm.corpus.raw.config import CorpusConfig, RawSourceConfig, paths_of
-from jaxlm.corpus.raw.decontaminate import decontamination_step, evaluation_rules
+from jaxlm.corpus.raw.config import CorpusConfig, RawSourceConfig, decontamination, paths_of
+from jaxlm.corpus.inputs import find_inputs
+from jaxlm.corpus.raw.decontaminate import DecontaminateStep, NGramIndex, build_index
 from jaxlm.corpus.raw.dedup import ChooseCopies, FindPairs, dedup_folder
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.executors import Stage, run_stages
 from jaxlm.corpus.raw.files import RawFile, RawOptions, find_files
-from jaxlm.corpus.raw.filters import filter_steps
-from jaxlm.corpus.raw.personal_data import scrub_step
+from jaxlm.corpus.raw.evaluation_sets import KINDS
+from jaxlm.corpus.raw.filter_config import evaluation_sets
+from jaxlm.corpus.raw.filters import build_filters
 from jaxlm.corpus.raw.read import ReadUnits, WriteUnits, num_columns
 from jaxlm.corpus.raw.tokens import Tokenise, TrainTokenizer, assemble, tokenizer_file
-from jaxlm.corpus.raw.words import UnicodeWords
 from jaxlm.corpus.raw.work import BUILD, RawUnit, plan_units, result_of
+from jaxlm.corpus.text import Tally
 from jaxlm.data.files import exclusive, make_folder, write_atomic
 from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
 CONFIG = "config.json"
 _LOCK = ".lock"
+_NO_QUALITY: dict[str, Any] = {
+    "url": False, "url_block_list": None, "gopher_quality": False, "gopher_repetition": False, "c4": False,
+    "fineweb": False,
+}  # fmt: skip
+"""What `sources.<name>.filter=False` makes of FilterConfig."""
 
 
-def build(cfg: CorpusConfig, output: str, *, progress: bool | None = None) -> dict[str, Any] | None:
+def build(
+    cfg: CorpusConfig,
+    output: str,
+    *,
+    progress: bool | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any] | None:
     """Builds, or brings up to date, the corpora of a config; returns the report. None: it goes on elsewhere, on Slurm.
 
     Args:
       output: folder of the corpora, on a file system that all machines share.
-      progress: False: say nothing.
+      progress: False: no progress.
+      say: takes a line about each rule that works less than fully here.
 
     Errors: UserError; what is finished stays, and the same call goes on with the rest.
     """
@@ -67,7 +81,7 @@ def build(cfg: CorpusConfig, output: str, *, progress: bool | None = None) -> di
         units = {name: plan_units(cfg, name, found, _rules(cfg, name)) for name, (found, _) in files.items()}
         write_atomic(os.path.join(output, CONFIG), to_json(cfg).encode())
         left_out = {name: account.to_json() for name, (_, account) in files.items()}
-        waves = _waves(cfg, output, units, left_out)
+        waves = _waves(cfg, output, units, left_out, say)
         if not run_stages(waves, cfg.executor, os.path.join(output, BUILD, "logs"), progress):
             return None
         return report.read_report(output)
@@ -133,11 +147,18 @@ def _rules(cfg: CorpusConfig, name: str) -> Any:
     dedup = dataclasses.asdict(cfg.dedup)
     for key in ("across_sources", "memory_gib"):
         del dedup[key]
-    sets = paths_of(cfg.root, cfg.evaluation_sets or "")
+    against = decontamination(cfg)
+    sets = [[name, path, *map(_stamp, _files_of(path))] for name, path in evaluation_sets(against.evaluation).items()]
+    lists = [_stamp(path) for path in (cfg.filters.language_model, cfg.filters.url_block_list) if path]
     return [
-        source, links, dataclasses.asdict(cfg.filters), cfg.extractor, cfg.max_document_bytes, cfg.strict,
-        cfg.scrub_personal_data, evaluation_rules(sets, cfg.evaluation_ngram_words), dedup,
+        source, links, dataclasses.asdict(cfg.filters), lists, cfg.extractor, cfg.max_document_bytes, cfg.strict,
+        dataclasses.asdict(against), sets, dedup,
     ]  # fmt: skip
+
+
+def _files_of(path: str) -> list[str]:
+    """The files of an evaluation set."""
+    return [file.path for file in find_inputs([path], Tally(), KINDS)]
 
 
 def _stamp(path: str) -> list[Any]:
@@ -148,13 +169,25 @@ def _stamp(path: str) -> list[Any]:
 
 
 def _waves(
-    cfg: CorpusConfig, output: str, units: dict[str, list[RawUnit]], left_out: dict[str, Any]
+    cfg: CorpusConfig,
+    output: str,
+    units: dict[str, list[RawUnit]],
+    left_out: dict[str, Any],
+    say: Callable[[str], None],
 ) -> list[list[Stage]]:
     every = [unit for name in cfg.sources for unit in units[name]]
     dedup = dedup_folder(output, every, cfg.dedup)
     reading = []
+    index = build_index(decontamination(cfg)) if cfg.decontaminate.evaluation else None
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
     for name, own in units.items():
-        steps = _reading_steps(cfg, output, name, own)
+        steps = _reading_steps(cfg, output, name, own, index, say_once)
         reading.append(
             Stage(f"read:{name}", steps, [unit.num_bytes for unit in own], _undone(output, own))
         )
@@ -190,18 +223,22 @@ def _undone(output: str, units: Sequence[RawUnit]) -> Callable[[], list[int]]:
     return lambda: [r for r, unit in enumerate(units) if result_of(unit.folder(output)) is None]
 
 
-def _reading_steps(cfg: CorpusConfig, output: str, name: str, units: Sequence[RawUnit]) -> list[Any]:
+def _reading_steps(
+    cfg: CorpusConfig,
+    output: str,
+    name: str,
+    units: Sequence[RawUnit],
+    index: NGramIndex | None,
+    say: Callable[[str], None],
+) -> list[Any]:
     source = cfg.sources[name]
     account = Account(strict=cfg.strict)
-    words = UnicodeWords()
-    options = _options(cfg, source)
     links = tuple(paths_of(cfg.root, source.links or ""))
-    steps: list[Any] = [ReadUnits(units, output, options, account, links)]
-    steps += filter_steps(cfg.filters, words, account, quality=source.filter)
-    if cfg.scrub_personal_data:
-        steps.append(scrub_step(account))
-    if sets := paths_of(cfg.root, cfg.evaluation_sets or ""):
-        steps.append(decontamination_step(sets, cfg.evaluation_ngram_words, words, account))
+    filters = cfg.filters if source.filter else dataclasses.replace(cfg.filters, **_NO_QUALITY)
+    steps: list[Any] = [ReadUnits(units, output, _options(cfg, source), account, links)]
+    steps += build_filters(filters, account, cache_dir=os.path.join(output, BUILD, "cache"), say=say)
+    if index is not None:
+        steps.append(DecontaminateStep(decontamination(cfg), index, account))
     steps.append(WriteUnits(units, output, cfg.dedup, account))
     return steps
 

@@ -23,7 +23,7 @@ from datatrove.pipeline.base import PipelineStep
 from jaxlm.corpus.raw.config import DedupConfig
 from jaxlm.corpus.raw.document import Account, RawDocument
 from jaxlm.corpus.raw.files import RawOptions, RawPart
-from jaxlm.corpus.raw.links import normalise_url, read_links
+from jaxlm.corpus.raw.links import keep_linked, read_links
 from jaxlm.corpus.raw.minhash import Signatures
 from jaxlm.corpus.raw.work import RawUnit, result_of, write_result
 from jaxlm.corpus.split import hash_of
@@ -69,7 +69,7 @@ class ReadUnits(PipelineStep):
         super().__init__()
         self.units, self.output, self.options, self.account = units, output, options, account
         self.links = links
-        self._wanted: frozenset[str] | None = None
+        self._wanted: set[str] | None = None
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         unit = self.units[rank]
@@ -81,16 +81,20 @@ class ReadUnits(PipelineStep):
                 self.stat_update("documents")
                 self.account.read_documents += 1
                 self.account.read_text_bytes += len(document.text.encode())
-                if self.links and not self._is_wanted(document.url):
-                    self.account.drop("not_in_links", document.url or document.id)
+                if self.links and not keep_linked(document.url, self.wanted, self.account):
                     continue
                 metadata = {name: getattr(document, name) for name in _FIELDS}
                 yield Document(text=document.text, id=document.id, metadata=metadata)
 
-    def _is_wanted(self, url: str | None) -> bool:
+    @property
+    def wanted(self) -> set[str]:
+        """The addresses on the lists, read once in a process."""
         if self._wanted is None:
-            self._wanted = frozenset().union(*(read_links(path, self.options.min_score) for path in self.links))
-        return url is not None and normalise_url(url) in self._wanted
+            self._wanted = set().union(*(read_links(path, self.options.min_score) for path in self.links))
+        return self._wanted
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_wanted": None}
 
 
 class WriteUnits(PipelineStep):

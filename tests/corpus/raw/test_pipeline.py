@@ -228,7 +228,7 @@ def texts_of_split(output, source, split):
 def test_evaluation_sets_are_held_out(raw, tmp_path):
     secret = " ".join(prose(5).split()[10:40])
     (raw / "test_set.jsonl").write_text(json.dumps({"text": secret}) + "\n")
-    report = build(raw, tmp_path / "out", "--config.evaluation_sets=test_set.jsonl")
+    report = build(raw, tmp_path / "out", "--config.decontaminate.evaluation=test_set.jsonl")
     dropped = report["sources"]["crawl"]["dropped"]
     assert sum(n for reason, n in dropped.items() if "contaminated" in reason) == 1
     assert prose(5) not in texts(tmp_path / "out", "crawl")
@@ -237,7 +237,7 @@ def test_evaluation_sets_are_held_out(raw, tmp_path):
 def test_personal_data_is_scrubbed_and_counted(raw, tmp_path):
     rows = [{"text": prose(4000) + "\nWrite to jane.doe@corp.com or 8.8.8.8 now."}, {"text": prose(4001)}]
     (raw / "links.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = build(raw, tmp_path / "out", "--config.scrub_personal_data")
+    report = build(raw, tmp_path / "out", "--config.filters.personal_data")
     found = " ".join(texts(tmp_path / "out", "links"))
     assert "jane.doe" not in found and "8.8.8.8" not in found
     assert sum(report["sources"]["links"]["changed"].values()) >= 2
