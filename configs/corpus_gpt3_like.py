@@ -28,9 +28,9 @@ def get_config():
         "webtext2": "pretrain/webtext2.jsonl",
         "common_crawl": "raw/*.warc.gz, raw/*.wet.gz, pretrain/common_crawl.jsonl",
     }
-    for name, weight in WEIGHTS.items():
+    for order, (name, weight) in enumerate(WEIGHTS.items()):
         is_crawl = name == "common_crawl"
-        cfg.sources[name] = dict(path=paths[name], weight_tokens=weight, filter=is_crawl)
+        cfg.sources[name] = dict(path=paths[name], weight_tokens=weight, order=order, filter=is_crawl)
     cfg.tokenizer.vocab_size = 8192
     cfg.eval_fraction = 0.02
     cfg.budget_tokens = 2e6

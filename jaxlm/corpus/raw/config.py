@@ -23,7 +23,7 @@ EXECUTORS = ("local", "slurm", "ray")
 
 @dataclass(frozen=True)
 class RawSourceConfig:
-    """One named source: `sources.<name>.<field>`. What the first one has, later ones have no second copy of."""
+    """One named source: `sources.<name>.<field>`."""
 
     path: str = ""
     """Files, folders, globs, lists of paths (`*.paths.gz`), `hf://datasets/...`, several with commas between; below
@@ -33,6 +33,8 @@ class RawSourceConfig:
     `parquet`."""
     weight_tokens: float = 1.0
     """Share of the tokens of a run, for the epochs of the report. Weights are normalised to 1."""
+    order: int = 0
+    """Of two copies the one stays whose source comes first: lower numbers, then names by the alphabet."""
     document: str = "file"
     """What one document of a text file or book is: `file`, `chapter`, `paragraph` or `line`."""
     text_key: str = "text"
@@ -144,6 +146,11 @@ class CorpusConfig:
     shard_tokens: int = 16 << 20
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
+    @property
+    def names(self) -> list[str]:
+        """The sources, by their `order`."""
+        return sorted(self.sources, key=lambda name: (self.sources[name].order, name))
+
     def __post_init__(self):
         check_choice("extractor", self.extractor, EXTRACTORS)
         check_choice("eval_split", self.eval_split, EVAL_SPLITS)
@@ -185,6 +192,8 @@ def decontamination(cfg: CorpusConfig) -> DecontaminateConfig:
 
 def paths_of(root: str, paths: str) -> list[str]:
     """The paths of a source or of evaluation sets, as they can be opened."""
+    if not paths:
+        return []
     known = os.path.join(root, paths)
     names = [paths] if os.path.exists(known) else [part.strip() for part in paths.split(",") if part.strip()]
     return [name if "://" in name else os.path.normpath(os.path.join(root, name)) for name in names]

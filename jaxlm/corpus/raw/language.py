@@ -16,6 +16,7 @@ at its start, middle and end.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Iterator
@@ -105,7 +106,9 @@ def _code(label: str) -> str:
     return label.removeprefix("__label__").partition("_")[0]
 
 
+@functools.cache
 def _open_py3langid() -> Any:
+    """Read once in a process: unpacking it takes most of a second."""
     try:
         from py3langid.langid import MODEL_FILE
         from py3langid.langid import LanguageIdentifier as Py3langid

@@ -37,7 +37,7 @@ from jaxlm.corpus.raw.read import ReadUnits, WriteUnits, num_columns
 from jaxlm.corpus.raw.tokens import Tokenise, TrainTokenizer, assemble, tokenizer_file
 from jaxlm.corpus.raw.work import BUILD, RawUnit, plan_units, result_of
 from jaxlm.corpus.text import Tally
-from jaxlm.data.files import exclusive, make_folder, write_atomic
+from jaxlm.data.files import cache_root, exclusive, make_folder, write_atomic
 from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
@@ -78,6 +78,7 @@ def build(
     output = os.path.abspath(output)
     with exclusive(os.path.join(output, _LOCK)):
         _check_folder(output, cfg)
+        make_folder(os.path.join(output, BUILD))
         units = {name: plan_units(cfg, name, found, _rules(cfg, name)) for name, (found, _) in files.items()}
         write_atomic(os.path.join(output, CONFIG), to_json(cfg).encode())
         left_out = {name: account.to_json() for name, (_, account) in files.items()}
@@ -90,8 +91,8 @@ def build(
 def _find(cfg: CorpusConfig) -> dict[str, tuple[list[RawFile], Account]]:
     """The files of each source; one error for all that are not there, before any work."""
     found, wrong = {}, []
-    for name, source in cfg.sources.items():
-        account = Account(strict=cfg.strict)
+    for name in cfg.names:
+        source, account = cfg.sources[name], Account(strict=cfg.strict)
         try:
             found[name] = find_files(paths_of(cfg.root, source.path), source.format, account), account
             for path in paths_of(cfg.root, source.links or ""):
@@ -141,7 +142,7 @@ def _options(cfg: CorpusConfig, source: RawSourceConfig) -> RawOptions:
 def _rules(cfg: CorpusConfig, name: str) -> Any:
     """All that decides what a slice of a source becomes."""
     source = dataclasses.asdict(cfg.sources[name])
-    for key in ("path", "weight_tokens"):
+    for key in ("path", "weight_tokens", "order"):
         del source[key]
     links = [_stamp(path) for path in paths_of(cfg.root, cfg.sources[name].links or "")]
     dedup = dataclasses.asdict(cfg.dedup)
@@ -175,7 +176,7 @@ def _waves(
     left_out: dict[str, Any],
     say: Callable[[str], None],
 ) -> list[list[Stage]]:
-    every = [unit for name in cfg.sources for unit in units[name]]
+    every = [unit for name in cfg.names for unit in units[name]]
     dedup = dedup_folder(output, every, cfg.dedup)
     reading = []
     index = build_index(decontamination(cfg)) if cfg.decontaminate.evaluation else None
@@ -236,7 +237,7 @@ def _reading_steps(
     links = tuple(paths_of(cfg.root, source.links or ""))
     filters = cfg.filters if source.filter else dataclasses.replace(cfg.filters, **_NO_QUALITY)
     steps: list[Any] = [ReadUnits(units, output, _options(cfg, source), account, links)]
-    steps += build_filters(filters, account, cache_dir=os.path.join(output, BUILD, "cache"), say=say)
+    steps += build_filters(filters, account, cache_dir=cache_root(), say=say)
     if index is not None:
         steps.append(DecontaminateStep(decontamination(cfg), index, account))
     steps.append(WriteUnits(units, output, cfg.dedup, account))

@@ -32,7 +32,7 @@ def make_report(step: Any, manifests: Mapping[str, Mapping[str, Any]], left_out:
     chosen = result_of(step.dedup) or {"removed": {}, "examples": []}
     copies = _example_lines(step, chosen["examples"])
     sources, seconds = {}, Counter()
-    for name in cfg.sources:
+    for name in cfg.names:
         units = [unit for unit in step.units if unit.source == name]
         results = [result_of(unit.folder(output)) or {} for unit in units]
         account = Account.from_json(left_out[name])
@@ -78,7 +78,7 @@ def make_report(step: Any, manifests: Mapping[str, Mapping[str, Any]], left_out:
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "disk_bytes": {
             **{name: _size(os.path.join(output, BUILD, name)) for name in ("read", "dedup", "tokens")},
-            "corpora": sum(_size(os.path.join(output, name)) for name in cfg.sources),
+            "corpora": sum(_size(os.path.join(output, name)) for name in cfg.names),
         },
     }
 

@@ -22,7 +22,7 @@ from jaxlm.corpus.split import Split, plan_split_of_hashes
 from jaxlm.corpus.units import SPLITS, write_shards
 from jaxlm.data.checksums import sha256
 from jaxlm.data.files import make_folder, write_atomic
-from jaxlm.data.manifest import make_manifest, write_manifest
+from jaxlm.data.manifest import is_corpus, make_manifest, read_manifest, write_manifest
 from jaxlm.data.npy import read_npy
 from jaxlm.data.shards import CHUNK_TOKENS, join_shards
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -78,6 +78,8 @@ class TrainTokenizer(PipelineStep):
         path = tokenizer_file(self.output, self.units, self.dedup, self.cfg)
         if self.cfg.tokenizer.path is not None or os.path.exists(path):
             return
+        for name in self.cfg.names:
+            _check_not_empty(self.output, self.dedup, name, [u for u in self.units if u.source == name])
         make_folder(os.path.dirname(path))
         model = train_tokenizer(self._texts(), self.cfg.tokenizer.kind, self.cfg.tokenizer.vocab_size)
         write_atomic(path, model)
@@ -165,7 +167,7 @@ def assemble(step: Tokenise) -> dict[str, dict[str, Any]]:
     the old one: there is a whole corpus under its name at any time but for a moment.
     """
     manifests = {}
-    for name in step.cfg.sources:
+    for name in step.cfg.names:
         units = [unit for unit in step.units if unit.source == name]
         folders = [step.folder(unit) for unit in units]
         manifests[name] = _assemble(step, name, units, folders)
@@ -177,14 +179,11 @@ def assemble(step: Tokenise) -> dict[str, dict[str, Any]]:
 def _assemble(step: Tokenise, name: str, units: Sequence[RawUnit], folders: Sequence[str]) -> dict[str, Any]:
     target = os.path.join(step.output, name)
     key = key_of(TOKENS_VERSION, [os.path.basename(folder) for folder in folders])
-    from jaxlm.data.manifest import is_corpus, read_manifest
-
     if is_corpus(target) and (found := read_manifest(target)).get("key") == key:
         return found
+    _check_not_empty(step.output, step.dedup, name, units)
     results = [result_of(folder) for folder in folders]
-    accounts = Account()
-    for unit in units:
-        accounts.add(Account.from_json((result_of(unit.folder(step.output)) or {})["account"]))
+    account = _account(step.output, units)
     staging = os.path.join(step.output, BUILD, "assembling", name)
     shutil.rmtree(staging, ignore_errors=True)
     make_folder(staging)
@@ -195,13 +194,6 @@ def _assemble(step: Tokenise, name: str, units: Sequence[RawUnit], folders: Sequ
             join_shards(group, staging, f"{split}-{number:05d}", step.tokenizer.vocab_size, keep=True)
             for number, group in enumerate(grouped(pieces, step.cfg.shard_tokens))
         ]
-    if not sum(shard["num_documents"] for shard in splits["train"]):
-        drops = ", ".join(f"{n:,} {reason}" for reason, n in accounts.dropped.most_common(6)) or "none"
-        raise UserError(
-            f"sources.{name}: no document is left to train on, of {accounts.read_documents:,} read. Dropped: {drops}. "
-            f"Look at `jaxlm corpus report {step.output}`, loosen config.filters or set "
-            f"--config.sources.{name}.filter=false, or remove the source with --config.sources.{name}=None."
-        )
     step.tokenizer.save(staging)
     split_plan = step.split(name)
     source = {
@@ -216,14 +208,37 @@ def _assemble(step: Tokenise, name: str, units: Sequence[RawUnit], folders: Sequ
         vocab_size=step.tokenizer.vocab_size,
         splits=splits,
         source=source,
-        dropped=accounts.dropped,
-        changed=dict(sorted(accounts.changed.items())),
+        dropped=account.dropped,
+        changed=dict(sorted(account.changed.items())),
         chunk_tokens=CHUNK_TOKENS,
         key=key,
     )
     write_manifest(staging, manifest)
     _replace(staging, target)
     return manifest
+
+
+def _account(output: str, units: Sequence[RawUnit]) -> Account:
+    account = Account()
+    for unit in units:
+        account.add(Account.from_json((result_of(unit.folder(output)) or {})["account"]))
+    return account
+
+
+def _check_not_empty(output: str, dedup: str, name: str, units: Sequence[RawUnit]) -> None:
+    """UserError where nothing of a source is left: its weight would silently be that of others."""
+    passed = sum((result_of(unit.folder(output)) or {})["num_documents"] for unit in units)
+    gone = sum(len(read_npy(removed_file(dedup, unit))) for unit in units)
+    if passed > gone:
+        return
+    account = _account(output, units)
+    reasons = account.dropped + account.faults
+    drops = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common(6)) or "none"
+    raise UserError(
+        f"sources.{name}: no document is left to train on, of {account.read_documents:,} read. Dropped: {drops}; copies: "
+        f"{gone:,}. Loosen config.filters or set --config.sources.{name}.filter=false, point its path to other files, or "
+        f"leave the source out with --config.sources.{name}=None."
+    )
 
 
 def _replace(staging: str, target: str) -> None:

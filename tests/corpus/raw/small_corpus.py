@@ -6,4 +6,6 @@ from jaxlm.corpus.raw import config
 def get_config():
     cfg = config.default_config()
     cfg.eval_fraction = 0.2
+    for rule in ("url", "gopher_quality", "gopher_repetition", "c4", "fineweb"):
+        cfg.filters[rule] = False
     return cfg
