@@ -90,7 +90,7 @@ def test_mistakes_are_one_line(raw, model, tmp_path, flags, part):
 
 
 def test_config_flags_are_refused(raw, model, tmp_path):
-    with pytest.raises(UserError, match="takes no --config"):
+    with pytest.raises(UserError, match="--input does not go with --config"):
         run(
             "build",
             "--input",

@@ -217,7 +217,7 @@ def _run_on_ray(waves: Sequence[Sequence[Stage]], config: ExecutorConfig, logs: 
         from datatrove.executor import RayPipelineExecutor
     except ImportError:
         raise UserError(
-            "executor.kind=ray needs a package that is not installed: pip install 'ray[default]'."
+            "executor.kind=ray needs a package that is not installed: pip install 'jaxlm[ray]'."
         ) from None
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for wave in waves:
