@@ -53,7 +53,7 @@ class FindPairs(PipelineStep):
         self.folder = dedup_folder(output, units, dedup)
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        target = os.path.join(self.folder, f"pairs-{rank:02d}.npy")
+        target = pairs_file(self.folder, rank)
         if result_of(self.folder) is not None or os.path.exists(target):
             return
         make_folder(self.folder)
@@ -114,9 +114,7 @@ class ChooseCopies(PipelineStep):
         if result_of(self.folder) is not None:
             return
         make_folder(self.folder)
-        files = [
-            os.path.join(self.folder, f"pairs-{number:02d}.npy") for number in range(num_columns(self.dedup))
-        ]
+        files = [pairs_file(self.folder, number) for number in range(num_columns(self.dedup))]
         removed, kept = choose_copies(files)
         is_exact = _exact_copies(files[0] if self.dedup.exact else None, removed)
         owners = (removed >> _PLACE_BITS).astype(np.int64)
@@ -176,6 +174,11 @@ def _exact_copies(path: str | None, removed: np.ndarray) -> np.ndarray:
     if path is None:
         return np.zeros(len(removed), bool)
     return np.isin(removed, read_npy(path)[:, 1])
+
+
+def pairs_file(folder: str, column: int) -> str:
+    """The pairs of documents with equal hashes in a column; gone when the copies are chosen."""
+    return os.path.join(folder, f"pairs-{column:02d}.npy")
 
 
 def removed_file(folder: str, unit: RawUnit) -> str:

@@ -174,6 +174,14 @@ def _work(executor: TaskExecutor, rank: int) -> None:
     executor.run_task(rank)
 
 
+def _quiet() -> None:
+    """datatrove tells of all it does, and of the whole pipeline for each task."""
+    from loguru import logger
+
+    logger.remove()
+    logger.add(sys.stderr, level="ERROR")
+
+
 def _submit(waves: Sequence[Sequence[Stage]], config: ExecutorConfig, logs: str) -> None:
     """One array of jobs for each stage that has something to do, behind the one before."""
     import shutil
@@ -184,6 +192,7 @@ def _submit(waves: Sequence[Sequence[Stage]], config: ExecutorConfig, logs: str)
         raise UserError(
             "executor.kind=slurm needs the command sbatch, which is not here: run it on a login node of the cluster."
         )
+    _quiet()
     before = None
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for wave in waves:
@@ -219,6 +228,7 @@ def _run_on_ray(waves: Sequence[Sequence[Stage]], config: ExecutorConfig, logs: 
         raise UserError(
             "executor.kind=ray needs a package that is not installed: pip install 'jaxlm[ray]'."
         ) from None
+    _quiet()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for wave in waves:
         for stage in wave:
@@ -233,7 +243,7 @@ def _run_on_ray(waves: Sequence[Sequence[Stage]], config: ExecutorConfig, logs: 
                 logging_dir=os.path.join(logs, f"{stage.name}-{stamp}"),
             )
             executor.run()
-            if failed := stage.waiting():
+            if failed := executor.get_incomplete_ranks(skip_completed=True):
                 raise UserError(
                     f"{len(failed)} of {stage.num_tasks} tasks of the stage {stage.name} failed; their logs are in "
                     f"{os.path.join(logs, f'{stage.name}-{stamp}')}. What is done is kept: run the same command again."

@@ -26,7 +26,7 @@ from jaxlm.corpus.raw import report
 from jaxlm.corpus.raw.config import CorpusConfig, RawSourceConfig, decontamination, paths_of
 from jaxlm.corpus.inputs import find_inputs
 from jaxlm.corpus.raw.decontaminate import DecontaminateStep, NGramIndex, build_index
-from jaxlm.corpus.raw.dedup import ChooseCopies, FindPairs, dedup_folder
+from jaxlm.corpus.raw.dedup import ChooseCopies, FindPairs, dedup_folder, pairs_file
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.executors import Stage, run_stages
 from jaxlm.corpus.raw.files import RawFile, RawOptions, find_files
@@ -198,7 +198,9 @@ def _waves(
     columns = num_columns(cfg.dedup)
 
     def not_compared() -> list[int]:
-        return list(range(columns)) if result_of(dedup) is None else []
+        if result_of(dedup) is not None:
+            return []
+        return [column for column in range(columns) if not os.path.exists(pairs_file(dedup, column))]
 
     def not_chosen() -> list[int]:
         return [0] if result_of(dedup) is None else []
