@@ -82,14 +82,19 @@ def _replace_emails(text: str, counts: Counter[str]) -> str:
     while place >= 0:
         before = _LOCAL.search(text[max(done, place - _MAX_LOCAL) : place])
         if before:
-            start = place - len(before[0])
-            found = _EMAIL.regex.search(text, start, min(len(text), place + 1 + _MAX_DOMAIN))
-            if found and found.start() < place < found.end():
+            found = _email_at(text, place - len(before[0]), place)
+            if found:
                 counts["email"] += 1
                 pieces += (text[done : found.start()], _chosen(found[0], _EMAIL.replacements))
                 done = found.end()
         place = text.find("@", max(place + 1, done))
     return "".join((*pieces, text[done:])) if pieces else text
+
+
+def _email_at(text: str, first: int, place: int) -> re.Match[str] | None:
+    """The address whose "@" is at `place`, from the first start at or behind `first`."""
+    end = min(len(text), place + 1 + _MAX_DOMAIN)
+    return next(filter(None, (_EMAIL.regex.match(text, start, end) for start in range(first, place))), None)
 
 
 def _ip(found: str, counts: Counter[str]) -> str:
