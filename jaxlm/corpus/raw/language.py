@@ -16,6 +16,7 @@ its start, middle and end, and their scores are averaged: an English menu above 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections import Counter
@@ -114,6 +115,7 @@ def _code(label: str) -> str:
     return label.removeprefix("__label__").partition("_")[0]
 
 
+@functools.cache
 def _open_py3langid() -> Any:
     try:
         from py3langid.langid import MODEL_FILE

@@ -164,7 +164,8 @@ class C4Quality(C4QualityFilter):
             if self.remove_citations and "[" in line:
                 line = CITATION_REGEX.sub("", line)
             if rule := self._shape(line, words):
-                self.removed[rule] += bool(words)
+                if words:
+                    self.removed[rule] += 1
                 continue
             lower = line.lower()
             if self.filter_lorem_ipsum and "lorem ipsum" in lower:

@@ -95,7 +95,7 @@ class NGramHashes:
         return int((np.maximum.reduceat(lengths, starts) * counts).max())
 
     def most_chars_of_one_quickly(self, n: int) -> int:
-        """No less than `most_chars_of_one`, with one sort for every n >= 2."""
+        """The same, mostly looser, with one sort for every n >= 2."""
         longest = int((self.ends[n:] - self.ends[:-n]).max()) + n - 1
         # A longer n-gram stands nowhere but where its first two words stand.
         return longest * self._most_pairs
