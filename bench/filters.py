@@ -76,7 +76,8 @@ def theirs(words: UnicodeWords) -> dict[str, Callable[[Document], object]]:
 
 def steps_of(evaluation: str, account: Account) -> Iterable[AccountedStep]:
     yield from build_filters(FilterConfig(personal_data=True), account)
-    yield DecontaminateStep(DecontaminateConfig(evaluation=evaluation), build_index(DecontaminateConfig(evaluation=evaluation)), account)  # fmt: skip
+    config = DecontaminateConfig(evaluation=evaluation)
+    yield DecontaminateStep(config, build_index(config), account)
 
 
 def main() -> None:

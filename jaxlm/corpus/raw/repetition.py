@@ -19,10 +19,10 @@ from datatrove.pipeline.filters.gopher_repetition_filter import (
     find_top_duplicate,
     get_n_grams,
 )
-from datatrove.utils.word_tokenizers import load_word_tokenizer
 
 from jaxlm.corpus.raw.powers import powers
 from jaxlm.corpus.raw.steps import Verdict
+from jaxlm.corpus.raw.words import words_of
 
 
 class Repetition(GopherRepetitionFilter):
@@ -44,7 +44,7 @@ class Repetition(GopherRepetitionFilter):
             num_chars = sum(map(len, parts)) - sum(map(len, unique))
             if char_limit and num_chars / len(text) > char_limit:
                 return False, f"dup_{name}_char_frac"
-        words = load_word_tokenizer(self.language).word_tokenize(text)
+        words = words_of(self.language, text)
         return self._decide_n_grams(words, len(text))
 
     def _decide_n_grams(self, words: list[str], num_chars: int) -> Verdict:

@@ -106,6 +106,7 @@ def test_what_cannot_work_is_said_at_the_start(monkeypatch, tmp_path):
         UserError, match="languages has xx, which the identifier does not know. It knows .*bn"
     ):
         LanguageIdentifier(languages=["xx", "en"]).check()
+    language._open_py3langid.cache_clear()
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     with pytest.raises(UserError, match="needs py3langid: pip install"):
         LanguageIdentifier().check()
