@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,14 +86,14 @@ class LanguageIdentifier(LID):
 
     def identify(self, text: str) -> tuple[str, float]:
         """(ISO 639 code or `und`, how sure from 0 to 1) of a text: the mean over its windows."""
-        scores: Counter[str] = Counter()
+        scores: dict[str, float] = {}
         looked_at = 0
         for piece in windows(text):
             looked_at += 1
             if piece:
                 code, score = self._identify(piece)
-                scores[code] += score
-            if looked_at == 2 and len(scores) == 1 and scores.total() > 2 * _SURE:
+                scores[code] = scores.get(code, 0.0) + score
+            if looked_at == 2 and len(scores) == 1 and sum(scores.values()) > 2 * _SURE:
                 break
         code, score = max(scores.items(), key=lambda item: item[1], default=(UNKNOWN, 0.0))
         score = min(1.0, score / looked_at)

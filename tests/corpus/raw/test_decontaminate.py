@@ -171,7 +171,7 @@ def test_sets_are_read_from_every_kind_of_file(tmp_path):
     [
         ({"evaluation": "a=x,a=y"}, "names 'a' twice"),
         ({"evaluation": "a="}, "'a=' must be a path, or name=path"),
-        ({"contaminated": "dorp"}, "did you mean 'drop'"),
+        ({"contaminated": "dropp"}, "did you mean 'drop'"),
         ({"min_words": 14}, "min_words=14 is above decontaminate.num_words=13"),
         ({"num_words": 0}, "num_words=0 must be at least 1"),
         ({"window_chars": -1}, "must not be negative"),
