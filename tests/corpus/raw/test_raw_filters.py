@@ -247,7 +247,7 @@ def verdict(rule, text):
 
 
 @given(FRAGMENTS | REPEATS, st.integers(0, 40), st.integers(0, 3))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_gophers_quality_decides_as_datatrove(text, min_words, stop_words):
     options = dict(min_doc_words=min_words, min_stop_words=stop_words, language=UnicodeWords())
     theirs = verdict(GopherQualityFilter(**options), text)[0]
@@ -261,7 +261,7 @@ def test_gophers_quality_decides_as_datatrove(text, min_words, stop_words):
 
 
 @given(FRAGMENTS | REPEATS, st.sampled_from([1.0, 0.3, 3.0]))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_gophers_repetition_decides_as_datatrove(text, scale):
     options = dict(
         language=UnicodeWords(),
@@ -311,7 +311,7 @@ def test_nearly_all_prose_is_decided_by_the_bounds(monkeypatch):
 
 
 @given(FRAGMENTS, st.booleans(), st.sampled_from([-1, 1, 2, 5]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_c4_decides_as_datatrove_and_leaves_the_same_text(text, ends, sentences):
     options = dict(filter_no_terminal_punct=ends, min_num_sentences=sentences, language=UnicodeWords())
     theirs, their_text = verdict(C4QualityFilter(**options), text)
@@ -328,6 +328,13 @@ def test_fineweb_decides_as_datatrove(text):
     theirs = verdict(FineWebQualityFilter(language=UnicodeWords()), text)[0]
     ours = verdict(FineWebQuality(language=UnicodeWords()), text)[0]
     assert ours == ((False, "list_ratio") if theirs == "fails" else theirs)
+
+
+def test_fineweb_drops_lines_without_a_word_where_datatrove_divides_by_zero():
+    options = dict(line_punct_thr=0.0, language=UnicodeWords())
+    text = "\x01" * 40
+    assert verdict(FineWebQualityFilter(**options), text)[0] == "fails"
+    assert verdict(FineWebQuality(**options), text)[0] == (False, "list_ratio")
 
 
 def test_a_line_of_sixteen_megabytes_passes_through_every_rule(no_network):
