@@ -1,7 +1,7 @@
 """Pages that are left out for their address, by the lists that lie in datatrove's wheel and one of the user's.
 
 The rules are those of datatrove's URLFilter (RefinedWeb, Penedo et al. 2023, arXiv:2306.01116, appendix G.1). Its
-code is not used: it holds 4.6 million hosts as Python strings in every process (600 MB), unpacks its lists into the
+code is not used: it holds 4.6 million hosts as Python strings in every process (800 MB), unpacks its lists into the
 cache of Hugging Face, needs tldextract, which fetches its list of suffixes, fails on a document without an address,
 and compares whole addresses, `https://` and all, with a list that has none, so that no address ever matches. Here the
 hosts are 8 bytes each in one file of the cache, which every process maps; a host is compared with every suffix of two

@@ -296,6 +296,22 @@ def test_bounds_of_repetition_are_never_below_what_is_counted(tokens):
     assert hashes.most_repeated_chars([2]) == hashes.most_repeated_chars([2, 9])[:1]
 
 
+@given(SMALL, st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_long_documents_are_hashed_in_blocks_to_the_same_bounds(tokens, block):
+    from jaxlm.corpus.raw import repetition
+
+    whole = NGramHashes(tokens)
+    sizes = [2, 3, 5]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repetition, "_BLOCK_WORDS", block)
+        cut = NGramHashes(tokens)
+        assert cut.most_repeated_chars(sizes) == whole.most_repeated_chars(sizes)
+        for n in sizes:
+            if len(tokens) >= n:
+                np.testing.assert_array_equal(cut._hashes(n), whole._hashes(n))
+
+
 def test_nearly_all_prose_is_decided_by_the_bounds(monkeypatch):
     from jaxlm.corpus.raw import repetition
 
