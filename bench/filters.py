@@ -28,14 +28,19 @@ from jaxlm.corpus.raw.decontaminate import DecontaminateStep, build_index
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.filter_config import DecontaminateConfig, FilterConfig
 from jaxlm.corpus.raw.filters import RuleStep, build_filters
+from jaxlm.corpus.raw.language import LanguageIdentifier
 from jaxlm.corpus.raw.steps import AccountedStep
 from jaxlm.corpus.raw.words import UnicodeWords
 
 ROUNDS = 3
 
 
-def read(files: list[str], num_bytes: int) -> list[tuple[str, str | None]]:
-    """(text, address) of every record, again and again until there are num_bytes."""
+Record = tuple[str, str | None, str]
+"""Text, address, language."""
+
+
+def read(files: list[str], num_bytes: int) -> list[Record]:
+    """Every record, again and again until there are num_bytes."""
     texts: list[tuple[str, str | None]] = []
     for path in files:
         with open(path, encoding="utf-8") as file:
@@ -44,16 +49,18 @@ def read(files: list[str], num_bytes: int) -> list[tuple[str, str | None]]:
     if not files:
         texts = [(text, None) for text in embedded.texts("embedded:topics")]
     size = sum(len(text.encode()) for text, _ in texts)
-    return texts * max(1, -(-num_bytes // size))
+    identifier = LanguageIdentifier()
+    records = [(text, url, identifier.identify(text)[0]) for text, url in texts]
+    return records * max(1, -(-num_bytes // size))
 
 
-def seconds(work: Callable[[Document], object], texts: list[tuple[str, str | None]], before) -> float:
+def seconds(work: Callable[[Document], object], texts: list[Record], before) -> float:
     """CPU time of the best round; `before` is done to each document outside of it."""
     rounds = []
     for _ in range(ROUNDS):
         total = 0.0
-        for number, (text, url) in enumerate(texts):
-            document = Document(text, str(number), metadata={"url": url, "language": "en"})
+        for number, (text, url, language) in enumerate(texts):
+            document = Document(text, str(number), metadata={"url": url, "language": language})
             before(document)
             begin = time.process_time()
             work(document)
@@ -89,7 +96,7 @@ def main() -> None:
     parser.add_argument("--evaluation", default="embedded:licences", help="see decontaminate.evaluation")
     options = parser.parse_args()
     texts = read(options.files, options.bytes)
-    size = sum(len(text.encode()) for text, _ in texts)
+    size = sum(len(text.encode()) for text, _, _ in texts)
     print(f"{len(texts):,} documents, {size / 1e6:.1f} MB of {', '.join(options.files) or 'embedded:topics'}")
     words = UnicodeWords()
 
