@@ -8,7 +8,7 @@ no IP address where a fifth stands beside them. Replacements are datatrove's: ex
 answered at its IP addresses when its list was made.
 
 A telephone number is replaced where it is written as such: `+` and a country, or the ten digits of North America with
-separators, (206) 555-0100. In a sample of web pages, news, Wikipedia, speeches, Python's documentation and public domain
+separators, (206) 555-0100. In a sample of web pages, news, Wikipedia, speeches, Python's documentation and old
 books (8.7 MB) that finds 2, both right; in 4,124 mails it finds 351, 183 different ones, and each is a telephone
 number by the words around it. Bare runs of digits are left, so many numbers of other countries are too.
 """
