@@ -25,7 +25,7 @@ class RawDocument:
 
     text: str
     id: str
-    """Unique within its source, and the same whenever the file is read: `<urn:uuid:...>`, `enwiki:12`, `pg1342.txt#3`."""
+    """Unique within its source, the same whenever the file is read: `<urn:uuid:...>`, `enwiki:12`, `pg1342.txt#3`."""
     file: str
     offset: int
     """Of its first byte in the file as it lies there (of its compressed member, where it has one of its own; of the

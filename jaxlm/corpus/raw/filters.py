@@ -65,6 +65,11 @@ class RuleStep(FilterStep):
         """What is counted besides."""
 
 
+class _AddressStep(FilterStep):
+    def drop(self, document: Document, reason: str, example: str | None = None) -> None:
+        super().drop(document, reason, example or document.metadata["url"])
+
+
 class _GopherStep(RuleStep):
     def after(self, rule: _Rule, language: str, verdict: Verdict) -> None:
         if verdict is True and language not in STOP_WORDS:
@@ -99,7 +104,7 @@ def build_filters(
     if config.url:
         address = UrlFilter(config.url_block_list, cache_dir)
         address.check()
-        steps.append(FilterStep("url", address.filter, account))
+        steps.append(_AddressStep("url", address.filter, account))
     identify = LanguageStep(config, account)
     identify.identifier.check()
     steps.append(identify)

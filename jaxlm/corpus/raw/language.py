@@ -1,17 +1,20 @@
 """The language of a document, identified with what is installed: nothing is downloaded.
 
-By default py3langid, whose model lies in its wheel. Measured on 73 languages (Django's own translations, the same
-for all) and on English, German and Bengali texts; share of pieces identified, averaged over the languages:
+By default py3langid, whose model lies in its wheel. Measured on Django's translations into 73 languages, 2026-11;
+share of pieces identified, averaged over all of them, also those that an identifier does not know:
 
-| identifier                  | 50 characters | 200   | 1000  | 1000 characters a second |
-|-----------------------------|---------------|-------|-------|--------------------------|
-| py3langid 0.4.0             | 0.880         | 0.903 | 0.908 | 2.6 MB/s                 |
-| fastText lid.176.ftz        | 0.793         | 0.895 | 0.925 | 5.3 MB/s                 |
-| resiliparse 2.0.1           | 0.473         | 0.802 | 0.849 | 46 MB/s                  |
-| lingua 2.1.1 (low accuracy) | 0.697         | 0.746 | -     | 0.3 MB/s                 |
+| identifier                   | 50 characters | 200   | 1,000 | speed at 1,000 |
+|------------------------------|---------------|-------|-------|----------------|
+| py3langid 0.4.0              | 0.880         | 0.903 | 0.908 | 2.6 MB/s       |
+| fastText lid.176.ftz         | 0.793         | 0.895 | 0.925 | 5.3 MB/s       |
+| resiliparse 2.0.1            | 0.473         | 0.802 | 0.849 | 46 MB/s        |
+| lingua 2.1.1                 | 0.737         | 0.746 | 0.751 | 0.6 MB/s       |
+| lingua 2.1.1 (low accuracy)  | 0.697         | 0.746 | 0.751 | 0.4 MB/s       |
 
-It is as good at 500 characters as at 1,000, so a longer document is identified by a sample of that length, taken
-at its start, middle and end.
+English, German and Bengali texts are identified without a mistake by the first two at every length. Of pieces of 3,000
+characters, looking at 768 identifies no more than at 512. So of a longer document that much is looked at, in three
+pieces from its start, end and middle, and their scores are averaged: an English menu above a Bengali page costs a
+third. At filters.language_threshold=0.65 that leaves 98% of the documents whose language is found.
 """
 
 from __future__ import annotations
@@ -34,23 +37,26 @@ SAMPLE_CHARS = 512
 UNKNOWN = "und"
 """ISO 639 code of a text that is in no language, or in none that can be told."""
 _NO_LANGUAGE = ("zxx", "und", "unknown")
-_WINDOWS = 3
+_SURE = 0.9
+"""Where the start and the end of a document are in the same language for so sure, the middle is not looked at."""
+_GUESS = 0.3
+"""Less sure than that is `und`: of texts in a language, one in three hundred of 50 characters, none of 150."""
 
 
-def sample(text: str) -> str:
-    """At most about SAMPLE_CHARS characters from start, middle and end, cut between words where there are spaces."""
+def windows(text: str) -> list[str]:
+    """What is looked at: all of a short text; of a longer one, pieces from its start, end and middle, cut between words
+    where there are spaces."""
     if len(text) <= SAMPLE_CHARS:
-        return " ".join(text.split())
-    width = SAMPLE_CHARS // _WINDOWS
-    starts = (number * (len(text) - width) // (_WINDOWS - 1) for number in range(_WINDOWS))
-    return " ".join(_window(text, start, width) for start in starts)
+        return [" ".join(text.split())]
+    width = SAMPLE_CHARS // 3
+    last = len(text) - width
+    return [_window(text, start, width) for start in (0, last, last // 2)]
 
 
 def _window(text: str, start: int, width: int) -> str:
     words = text[start : start + width].split()
     # A word cut in two at the edge misleads; one of a script without spaces is the whole window.
-    inner = words[1:-1] if len(words) > 4 else words
-    return " ".join(inner)
+    return " ".join(words[1:-1] if len(words) > 4 else words)
 
 
 class LanguageIdentifier(LID):
@@ -82,17 +88,27 @@ class LanguageIdentifier(LID):
         return self._model
 
     def identify(self, text: str) -> tuple[str, float]:
-        """(ISO 639 code or `und`, how sure from 0 to 1) of a text."""
-        piece = sample(text)
-        if not piece:
-            return UNKNOWN, 0.0
+        """(ISO 639 code or `und`, how sure from 0 to 1) of a text: the mean over its windows."""
+        scores: dict[str, float] = {}
+        looked_at = 0
+        for piece in windows(text):
+            looked_at += 1
+            if piece:
+                code, score = self._identify(piece)
+                scores[code] = scores.get(code, 0.0) + score
+            if looked_at == 2 and len(scores) == 1 and sum(scores.values()) > 2 * _SURE:
+                break
+        code, score = max(scores.items(), key=lambda item: item[1], default=(UNKNOWN, 0.0))
+        score = min(1.0, score / looked_at)
+        return (UNKNOWN if code in _NO_LANGUAGE or score < _GUESS else code), score
+
+    def _identify(self, piece: str) -> tuple[str, float]:
         model = self._open()
-        if self.model_file:
-            labels, scores = model.predict(piece, k=1)
-            code, score = (_code(labels[0]), float(scores[0])) if len(labels) else (UNKNOWN, 0.0)
-        else:
+        if not self.model_file:
             code, score = model.classify(piece)
-        return (UNKNOWN, float(score)) if code in _NO_LANGUAGE else (code, min(1.0, float(score)))
+            return code, float(score)
+        labels, scores = model.predict(piece, k=1)
+        return (_code(labels[0]), float(scores[0])) if len(labels) else (UNKNOWN, 0.0)
 
     def predict(self, doc: Document) -> tuple[tuple[str, Any], dict[str, float]]:
         """datatrove's interface: the best pair, and the scores of `languages` (of the best alone without them)."""

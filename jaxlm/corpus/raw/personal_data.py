@@ -8,8 +8,9 @@ no IP address where a fifth stands beside them. Replacements are datatrove's: ex
 answered at its IP addresses when its list was made.
 
 A telephone number is replaced where it is written as such: `+` and a country, or the ten digits of North America with
-separators, (206) 555-0100. In the sample of web pages, news, Wikipedia, speeches, Python's documentation and public
-domain books (8.5 MB) that finds 2, both right; in 4,124 mails and spam it finds 259. Bare runs of digits are left.
+separators, (206) 555-0100. In a sample of web pages, news, Wikipedia, speeches, Python's documentation and old
+books (8.7 MB) that finds 2, both right; in 4,124 mails it finds 351, 183 different ones, and each is a telephone
+number by the words around it. Bare runs of digits are left, so many numbers of other countries are too.
 """
 
 from __future__ import annotations
@@ -82,14 +83,19 @@ def _replace_emails(text: str, counts: Counter[str]) -> str:
     while place >= 0:
         before = _LOCAL.search(text[max(done, place - _MAX_LOCAL) : place])
         if before:
-            start = place - len(before[0])
-            found = _EMAIL.regex.search(text, start, min(len(text), place + 1 + _MAX_DOMAIN))
-            if found and found.start() < place < found.end():
+            found = _email_at(text, place - len(before[0]), place)
+            if found:
                 counts["email"] += 1
                 pieces += (text[done : found.start()], _chosen(found[0], _EMAIL.replacements))
                 done = found.end()
         place = text.find("@", max(place + 1, done))
     return "".join((*pieces, text[done:])) if pieces else text
+
+
+def _email_at(text: str, first: int, place: int) -> re.Match[str] | None:
+    """The address whose "@" is at `place`, from the first start at or behind `first`."""
+    end = min(len(text), place + 1 + _MAX_DOMAIN)
+    return next(filter(None, (_EMAIL.regex.match(text, start, end) for start in range(first, place))), None)
 
 
 def _ip(found: str, counts: Counter[str]) -> str:

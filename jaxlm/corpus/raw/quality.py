@@ -22,10 +22,10 @@ from datatrove.pipeline.filters.fineweb_quality_filter import FineWebQualityFilt
 from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
 from datatrove.pipeline.filters.gopher_repetition_filter import find_duplicates
 from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION
-from datatrove.utils.word_tokenizers import load_word_tokenizer
 
 from jaxlm.corpus.raw.memory import Memory
 from jaxlm.corpus.raw.steps import Verdict
+from jaxlm.corpus.raw.words import spans_of, words_of
 
 _PUNCTUATION = "".join(sorted(PUNCTUATION_SET))
 ENDS = (
@@ -74,7 +74,7 @@ class GopherQuality(GopherQualityFilter):
 
     def filter(self, doc: Document) -> Verdict:
         text = doc.text
-        words = load_word_tokenizer(self.language).word_tokenize(text)
+        words = words_of(self.language, text)
         if not words:
             return False, "gopher_short_doc"
         spoken = list(map(_spoken_chars.__getitem__, words))
@@ -154,7 +154,6 @@ class C4Quality(C4QualityFilter):
     def filter(self, doc: Document) -> Verdict:
         self.removed = Counter()
         num_sentences, kept = 0, []
-        tokenizer = load_word_tokenizer(self.language)
         for line in doc.text.splitlines():
             line = line.strip()
             words = line.split()
@@ -164,7 +163,8 @@ class C4Quality(C4QualityFilter):
             if self.remove_citations and "[" in line:
                 line = CITATION_REGEX.sub("", line)
             if rule := self._shape(line, words):
-                self.removed[rule] += bool(words)
+                if words:
+                    self.removed[rule] += 1
                 continue
             lower = line.lower()
             if self.filter_lorem_ipsum and "lorem ipsum" in lower:
@@ -178,7 +178,7 @@ class C4Quality(C4QualityFilter):
                 self.removed["policy"] += 1
                 continue
             if num_sentences < self.min_num_sentences:  # enough is enough
-                num_sentences += max(1, len(tokenizer.span_tokenize(line)))
+                num_sentences += max(1, len(spans_of(self.language, line)))
             kept.append(line)
         if num_sentences < self.min_num_sentences:
             return False, "too_few_sentences"
@@ -210,7 +210,7 @@ class FineWebQuality(FineWebQualityFilter):
             return False, "short_line_ratio"
         if find_duplicates(lines)[1] / len(doc.text.replace("\n", "")) > self.char_duplicates_ratio:
             return False, "char_dup_ratio"
-        words = load_word_tokenizer(self.language).word_tokenize(doc.text)
+        words = words_of(self.language, doc.text)
         if not words or doc.text.count("\n") / len(words) > self.new_line_ratio:
             return False, "list_ratio"
         return True

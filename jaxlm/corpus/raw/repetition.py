@@ -19,10 +19,13 @@ from datatrove.pipeline.filters.gopher_repetition_filter import (
     find_top_duplicate,
     get_n_grams,
 )
-from datatrove.utils.word_tokenizers import load_word_tokenizer
 
-from jaxlm.corpus.raw.powers import powers
+from jaxlm.corpus.raw.powers import BASE, powers
 from jaxlm.corpus.raw.steps import Verdict
+from jaxlm.corpus.raw.words import words_of
+
+_BLOCK_WORDS = 1 << 14
+"""Hashed at a time."""
 
 
 class Repetition(GopherRepetitionFilter):
@@ -44,7 +47,7 @@ class Repetition(GopherRepetitionFilter):
             num_chars = sum(map(len, parts)) - sum(map(len, unique))
             if char_limit and num_chars / len(text) > char_limit:
                 return False, f"dup_{name}_char_frac"
-        words = load_word_tokenizer(self.language).word_tokenize(text)
+        words = words_of(self.language, text)
         return self._decide_n_grams(words, len(text))
 
     def _decide_n_grams(self, words: list[str], num_chars: int) -> Verdict:
@@ -67,19 +70,28 @@ class NGramHashes:
     """Upper bounds on what the n-grams of a list of words repeat."""
 
     def __init__(self, words: list[str]):
-        joined = "".join(words)
         lengths = np.fromiter(map(len, words), np.int64, len(words))
         self.ends = np.zeros(len(words) + 1, np.int64)
+        """Where each word begins in the characters of all of them; at last their number."""
         np.cumsum(lengths, out=self.ends[1:])
+        # H(a, b) = (S(b) - S(a)) * base**(L - a): the same wherever the same characters stand. S is summed over words.
+        self._sums = np.zeros(len(words) + 1, np.uint64)
+        self._shifts = np.zeros(len(words) + 1, np.uint64)
+        for first in range(0, len(words), _BLOCK_WORDS):  # so that the powers of a block do
+            self._add_block(words, first)
+        np.cumsum(self._sums, out=self._sums)
+
+    def _add_block(self, words: list[str], first: int) -> None:
+        ends = self.ends[first : first + _BLOCK_WORDS + 1]
+        low, high = int(ends[0]), int(ends[-1])
+        joined = "".join(words[first : first + _BLOCK_WORDS])
         # "surrogatepass": half a character hashes as well as a whole one.
         codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-        self._powers = powers(len(codes) + 1)
-        self._sums = np.zeros(len(words) + 1, np.uint64)
-        if words:
-            terms = codes * self._powers[: len(codes)]
-            np.cumsum(np.add.reduceat(terms, self.ends[:-1], dtype=np.uint64), out=self._sums[1:])
-        # H(a, b) = (S(b) - S(a)) * base**(L - a): the same wherever the same characters stand.
-        self._shifts = self._powers[len(codes) - self.ends]
+        table = powers(high - low + 1)
+        sums = np.add.reduceat(codes * table[: high - low], ends[:-1] - low)
+        self._sums[first + 1 : first + len(ends)] = sums * np.uint64(pow(BASE, low, 1 << 64))
+        after = np.uint64(pow(BASE, int(self.ends[-1]) - high, 1 << 64))
+        self._shifts[first : first + len(ends)] = table[high - ends] * after
 
     def _hashes(self, n: int) -> np.ndarray:
         return (self._sums[n:] - self._sums[:-n]) * self._shifts[: len(self._sums) - n]
@@ -95,7 +107,7 @@ class NGramHashes:
         return int((np.maximum.reduceat(lengths, starts) * counts).max())
 
     def most_chars_of_one_quickly(self, n: int) -> int:
-        """No less than `most_chars_of_one`, with one sort for every n >= 2."""
+        """The same, mostly looser, with one sort for every n >= 2."""
         longest = int((self.ends[n:] - self.ends[:-n]).max()) + n - 1
         # A longer n-gram stands nowhere but where its first two words stand.
         return longest * self._most_pairs
@@ -113,6 +125,8 @@ class NGramHashes:
         width = num_words - min(sizes, default=0) + 1
         if not sizes or width < 1:
             return [0] * len(sizes)
+        if width > _BLOCK_WORDS and len(sizes) > 1:  # together they are quicker, and take more memory
+            return [self.most_repeated_chars([n])[0] for n in sizes]
         bits = np.uint64(num_words.bit_length())
         places = np.arange(width, dtype=np.uint64)
         # The place takes the low bits of the hash, so that one sort of plain numbers orders by hash, then by place.

@@ -28,7 +28,7 @@ STOP_WORDS: dict[str, frozenset[str]] = {
         "it": "di e il la che in un per è non una con del della si i",
         "mr": "आणि आहे या च्या हे तो की व ते होते नाही एक",
         "ms": "yang dan di dengan untuk dari dalam ini itu pada tidak adalah",
-        "nl": "de het een en van in is dat op te zijn met voor niet",
+        "nl": "de het een en van in is dat op te zijn met voor niet",  # codespell:ignore
         "no": "og i det er på en som til av for at med de ikke",  # codespell:ignore
         "pl": "i w na z się nie do to że jest o jak a po",
         "pt": "de a o que e do da em um para com não uma os no se",

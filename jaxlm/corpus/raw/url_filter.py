@@ -1,7 +1,7 @@
 """Pages that are left out for their address, by the lists that lie in datatrove's wheel and one of the user's.
 
 The rules are those of datatrove's URLFilter (RefinedWeb, Penedo et al. 2023, arXiv:2306.01116, appendix G.1). Its
-code is not used: it holds 4.6 million hosts as Python strings in every process (600 MB), unpacks its lists into the
+code is not used: it holds 4.6 million hosts as Python strings in every process (800 MB), unpacks its lists into the
 cache of Hugging Face, needs tldextract, which fetches its list of suffixes, fails on a document without an address,
 and compares whole addresses, `https://` and all, with a list that has none, so that no address ever matches. Here the
 hosts are 8 bytes each in one file of the cache, which every process maps; a host is compared with every suffix of two
@@ -15,8 +15,8 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import numpy as np
 import xxhash
@@ -27,14 +27,11 @@ from jaxlm.data.files import cache_root, make_folder, write_atomic
 from jaxlm.types import UserError
 
 ARCHIVE = "url_filterblacklistsv0_3_0.tar.gz"
+_BLOCK_BYTES = 8 << 20
 SOFT_WORDS = 2
 """Words of the soft list in one address that drop it."""
 _APART = re.compile(r"[^a-z0-9]+")
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.\-]*://", re.IGNORECASE)
-
-
-def _hash(string: str) -> int:
-    return xxhash.xxh64_intdigest(string.encode("utf-8", "replace"))
 
 
 class HashSet:
@@ -44,14 +41,8 @@ class HashSet:
     def __init__(self, hashes: np.ndarray):
         self.hashes = hashes
 
-    @staticmethod
-    def of(strings: Iterable[str]) -> HashSet:
-        """A set of the strings."""
-        hashes = np.fromiter((_hash(string) for string in strings), np.uint64)
-        return HashSet(np.unique(hashes))
-
     def __contains__(self, string: str) -> bool:
-        wanted = np.uint64(_hash(string))
+        wanted = np.uint64(xxhash.xxh64_intdigest(string.encode("utf-8", "replace")))
         place = int(np.searchsorted(self.hashes, wanted))
         return place < len(self.hashes) and bool(self.hashes[place] == wanted)
 
@@ -194,9 +185,22 @@ def _make(archive: str, folder: str, paths: dict[str, str]) -> None:
         for name, path in paths.items():
             member = tar.extractfile(name)
             assert member is not None, f"{archive} has no {name}"
-            # "www." goes here as it goes from the addresses compared.
-            entries = (line.decode().strip().removeprefix("www.") for line in member)
-            hashes = HashSet.of(entry.rstrip("/") for entry in entries if entry and not entry.startswith("#"))
+            found = [_hashes_of(block) for block in _line_blocks(member)]
             content = io.BytesIO()
-            np.save(content, hashes.hashes)
+            np.save(content, np.unique(np.concatenate(found)))
             write_atomic(path, content.getvalue())
+
+
+def _line_blocks(stream: IO[bytes]) -> Iterator[bytes]:
+    """The stream in pieces of whole lines."""
+    rest = b""
+    while block := stream.read(_BLOCK_BYTES):
+        lines, _, rest = (rest + block).rpartition(b"\n")
+        yield lines
+    yield rest
+
+
+def _hashes_of(block: bytes) -> np.ndarray:
+    # As in `bare`: "www." and a closing slash go.
+    lines = (b"\n" + block + b"\n").replace(b"\nwww.", b"\n").replace(b"/\n", b"\n").split(b"\n")
+    return np.fromiter(map(xxhash.xxh64_intdigest, filter(None, lines)), np.uint64)

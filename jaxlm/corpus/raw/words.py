@@ -14,7 +14,7 @@ import unicodedata
 from itertools import chain
 
 from datatrove.utils.text import TERMINAL_PUNCTUATION
-from datatrove.utils.word_tokenizers import WordTokenizer
+from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
 
 from jaxlm.corpus.raw.memory import Memory
 
@@ -144,6 +144,24 @@ class UnicodeWords(WordTokenizer):
     def sent_tokenize(self, text: str) -> list[str]:
         """The sentences in their order, without the white space around them."""
         return [text[start:stop] for start, stop in self.span_tokenize(text)]
+
+
+def words_of(language: str | WordTokenizer, text: str) -> list[str]:
+    """The words of a text, for a filter of datatrove's whose `language` is a tokenizer of ours or one of its names.
+
+    Not by its `load_word_tokenizer`, which keeps every tokenizer for ever, nor by `split_into_words`, which keeps the
+    last five documents with all their words.
+    """
+    return _tokenizer(language).word_tokenize(text)
+
+
+def spans_of(language: str | WordTokenizer, text: str) -> list[tuple[int, int]]:
+    """The same for its sentences."""
+    return _tokenizer(language).span_tokenize(text)
+
+
+def _tokenizer(language: str | WordTokenizer) -> WordTokenizer:
+    return language if isinstance(language, WordTokenizer) else load_word_tokenizer(language)
 
 
 def _trim(text: str, start: int, stop: int) -> tuple[int, int] | None:
