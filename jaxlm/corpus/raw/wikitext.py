@@ -82,7 +82,7 @@ _INLINE_TAG = re.compile(
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"\{\{+|\}\}+|\[\[|\]\]+|^[ \t:]*+\{\||^[ \t]*+\|\}(?!\})", re.MULTILINE)
-_LINK_ITEM = re.compile(r"^[*#][*#:;]*[ \t]*[\"'\u201c\u00ab]*\[(?:[a-z]{3,6}:)?//[^\n]*", re.MULTILINE)
+_LINK_ITEM = re.compile(r"^[*#][*#:;]*[ \t]*[\"'\u201c\u00ab]*(?:\[(?:[a-z]{3,6}:)?//|https?://)[^\n]*", re.MULTILINE)
 _EXTERNAL = re.compile(
     r"\[(?:(?:https?|ftps?|sftp|ircs?|gopher|news|mailto|git|svn|telnet|geo|tel|urn|xmpp|magnet):|//)"
     r"[^\s\[\]<>\"]{0,4000}+[ \t]*+([^\]\n]{0,2000}+)\]",
@@ -94,17 +94,12 @@ _VARIANT = re.compile(r"-\{([^{}\n]{0,2000}+)\}-")
 _LEFT_OVER = re.compile(r"\{\{+|\}\}+|\[\[+|\]\]+")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
 _SPACES = re.compile(r"[ \t\u00a0\u202f\u2007]{2,}|[\t\u00a0\u202f\u2007]")
-_UNSEEN = str.maketrans("", "", "\u00ad\ufeff\u200b")
+_UNSEEN = ("\u00ad", "\ufeff", "\u200b")
+"""Soft hyphen, byte order mark, zero-width space; not ZWJ and ZWNJ, which are spelling in Bengali and Persian."""
 
-_GAP = r" \t,;:،؛、，；–"
-_MENDS = (
-    (re.compile(rf"[ \t]{{0,4}}+[(（][ \t,;:،؛、，；–]*+{HOLE}[{HOLE}{_GAP}]*+[)）]"), HOLE),
-    (re.compile(rf"([(（])[{_GAP}]*+{HOLE}[{HOLE}{_GAP}]*+"), r"\1"),
-    (re.compile(rf"[{_GAP}]{{0,4}}+{HOLE}[{HOLE}{_GAP}]*+(?=[)）])"), ""),
-    (re.compile(rf"[,;،؛、，；][ \t]{{0,4}}+{HOLE}[{HOLE} \t]*+(?=[,;.،؛、，；。।])"), ""),
-    (re.compile(rf"[ \t]{{0,4}}+{HOLE}{{1,100}}+(?=[,.;:!?%)。、，।])"), ""),
-)
-"""What is wrong around something that was taken out: "()", "( ; born", ", )", ", ,", " ."."""
+_GAP = " \t,;:،؛、，；–"
+_ENDS = ",.;:!?%。、，।"
+_HOLES = re.compile(f"{HOLE}(?:[{HOLE}{_GAP}]*{HOLE})?")
 
 
 def plain_text(
@@ -143,10 +138,13 @@ def _without_extensions(text: str) -> str:
         if not name:
             end = text.find("-->", at)
             at = len(text) if end < 0 else end + 3
-            # A comment alone on its line takes the line with it.
+            # As in MediaWiki, a comment alone on its line takes the line with it.
             if text[match.start() - 1 : match.start()] in ("", "\n") and text[at : at + 1] == "\n":
                 at += 1
-        elif not match[2].rstrip().endswith("/") and name not in unclosed:
+            continue
+        if name == "ref" and text[match.start() - 1 : match.start()] in (" ", "("):
+            out.append(HOLE)
+        if not match[2].rstrip().endswith("/") and name not in unclosed:
             closing = re.compile(rf"</{name}\s{{0,9}}>", re.IGNORECASE).search(text, at)
             if closing is None:
                 unclosed.add(name)  # so that a thousand of them do not search to the end a thousand times
@@ -280,9 +278,32 @@ def _inline(text: str) -> str:
     if "-{" in text:
         text = _VARIANT.sub(_variant, text)
     if HOLE in text:
-        for pattern, instead in _MENDS:
-            text = pattern.sub(instead, text)
+        text = _mended(text)
     return _LEFT_OVER.sub("", text)
+
+
+def _mended(text: str) -> str:
+    """Repairs what is wrong around something that was taken out: "()", "( ; born", ", )", ", ,", " ."."""
+    pieces = _HOLES.split(text)
+    out = [pieces[0]]
+    for right in pieces[1:]:
+        left = out[-1]
+        before, after = left.rstrip(_GAP), right.lstrip(_GAP)
+        opened, closed = before.endswith(("(", "（")), after.startswith((")", "）"))
+        if opened and closed:
+            left, right = before[:-1], after[1:]
+            left = left.rstrip(" ") if right[:1] in _ENDS else left
+        elif opened or closed:
+            left, right = before, after
+        else:
+            before, after = left.rstrip(" "), right.lstrip(" ")
+            if before.endswith((",", ";", "،", "、", "，")) and after.startswith((",", ";", ".", "،", "、", "，", "。")):
+                left, right = before[:-1], after
+            elif after and after[0] in _ENDS:
+                left, right = before, after
+        out[-1] = left
+        out.append(right)
+    return HOLE.join(out)
 
 
 def _apostrophes(match: re.Match[str]) -> str:
@@ -331,6 +352,7 @@ def _lines(text: str, open_table: bool) -> str:
 def _item(line: str) -> str:
     text = line.lstrip("*#:; \t")
     marks = line[: len(line) - len(text)].rstrip()
+    text = text.lstrip(HOLE + _GAP + ".") if text.startswith(HOLE) else text
     if not text or not any(map(str.isalnum, text.translate(_RESTORE))):
         return ""
     return f"- {text}" if marks[-1] in "*#" else text
@@ -371,5 +393,8 @@ def _characters(text: str) -> str:
     """Entities and protected characters as themselves; no-break spaces as spaces, runs of them as one."""
     if "&" in text:
         text = _ENTITY.sub(lambda m: html.unescape(m[0]), text)
-    text = _SPACES.sub(" ", text.translate(_UNSEEN))
-    return text.translate(_RESTORE)
+    for character in _UNSEEN:
+        if character in text:  # five times faster than str.translate
+            text = text.replace(character, "")
+    text = _SPACES.sub(" ", text)
+    return text.translate(_RESTORE) if _ILLEGAL.search(text) else text

@@ -173,9 +173,9 @@ TEMPLATES: dict[str, Shown] = {
         "nowrap, nobr, nobold, noitalic, small, smaller, big, bigger, large, larger, huge, em, strong, bold, italic, "
         "abbr, abbrlink, tooltip, hint, sic, not a typo, notatypo, typo, as written, chem name, proper name, vanchor, "
         "visible anchor, anchord, smallcaps, small caps, sc, sc1, sc2, caps, allcaps, smallcaps2, mono, code, mvar, "
-        "math, var, bigmath, overline, underline, ul, strikethrough, script, linktext, ill, illm, ill2, interlanguage "
+        "math, var, bigmath, overline, underline, ul, strikethrough, script, nastaliq, linktext, ill, illm, ill2, interlanguage "
         "link, interlanguage link multi, link-interwiki, linkfr, red link, format price, formatnum, nts, number, "
-        "ruby, rubyja, zh-ruby, unicode, kbd, keypress, samp, tt, monospace, okina text, angbr, transl-text, "
+        "ruby, rubyja, zh-ruby, unicode, kbd, keypress, samp, tt, monospace, okina text, transl-text, "
         "my, big5, nihongo core, flag, flagcountry, flagu, flaglist, flagdeco, noflag, country, language with name, "
         "pad, no wrap, nw, no break, mdash text, first word, okeh, cns, citation needed span, "
         "tq, talkquote, dy, ref2text, ordinal, ord, romanum, roman, "
@@ -209,7 +209,7 @@ TEMPLATES: dict[str, Shown] = {
     ),
     **_same(
         _lines,
-        "ubl, ublist, unbulleted list, bulleted list, blist, ordered list, olist, numbered list, unbulletedlist",
+        "vunblist, ubl, ublist, unbulleted list, bulleted list, blist, ordered list, olist, numbered list, unbulletedlist",
     ),
     **_same(_joined(", "), "hlist, comma separated entries, comma-separated entries, csl, cslist"),
     # Quantities and numbers.
@@ -232,6 +232,7 @@ TEMPLATES: dict[str, Shown] = {
     **_same(_before("¥"), "¥, jpy, jp¥, cny"),
     **_same(_before("₹"), "₹, inr, indian rupee, rupee, inrconvert"),
     **_same(_before("৳"), "৳, bdt, টাকা"),
+    **_same(lambda a: f"⟨{a[1]}⟩", "angle bracket, angbr, angle brackets, grapheme"),
     # Dates.
     **_same(_as_of, "as of, asof"),
     **_same(_circa, "circa, c., ca., c, ca"),
@@ -247,6 +248,7 @@ TEMPLATES: dict[str, Shown] = {
     "er": _text("er"),
     "mme": _text("Mme"),
     "m.": _text("M."),
+    **_same(lambda a: "-".join(a.listed[:2]), "simplenuclide, simplenuclide2, nuclide, nuclide2"),
     # Names.
     **_same(_nihongo, "nihongo, nihongo2, nihongo3, nihongo4, japonais, jap"),
     **_same(_ship, "ship"),
@@ -255,7 +257,7 @@ TEMPLATES: dict[str, Shown] = {
     **_same(lambda a: f"{a[1]}-class {a[2]}".strip(), "sclass, sclass2"),
     # Marks.
     **_same(_text("–"), "ndash, en dash, endash, –"),
-    **_same(_text("—"), "mdash, em dash, emdash, —"),
+    **_same(_text("—"), "mdash, mdashb, em dash, emdash, —"),
     **_same(_text(" – "), "snd, spnd, spaced ndash, spaced en dash, snds, spacedendash, nbsndns, tiret"),
     **_same(_text(" — "), "spaced mdash, smd, spaced em dash"),
     **_same(_text(" · "), "·, dot, middot, bull, •, bullet, wrap dot, w•, w·"),
