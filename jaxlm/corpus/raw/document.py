@@ -98,7 +98,9 @@ class Account:
 
     def to_json(self) -> dict[str, Any]:
         """For the file of a work unit."""
-        counts = {name: dict(sorted(getattr(self, name).items())) for name in ("dropped", "changed", "faults")}
+        counts = {
+            name: dict(sorted(getattr(self, name).items())) for name in ("dropped", "changed", "faults")
+        }
         return {**counts, "examples": dict(sorted(self.examples.items()))}
 
     @staticmethod

@@ -6,14 +6,14 @@
 | markup                                       | becomes                                                        |
 |----------------------------------------------|----------------------------------------------------------------|
 | `[[page|text]]`, `[[page]]`, `[http://x text]` | `text`, `page`, `text`                                       |
-| `[[File:...]]`, `[[Category:...]]`, `[[de:...]]` | nothing, in the words of some thirty languages and those of the dump's `<namespaces>` |
+| `[[File:...]]`, `[[Category:...]]`, `[[de:...]]` | nothing, in the words of thirty languages and of the dump itself |
 | `== Heading ==`                              | a line `Heading` between blank ones; nothing if nothing is below it |
 | `* item`, `# item`; `: indented`, `; term`   | `- item`; the text                                             |
 | `* [http://x ...]`                           | nothing: a line of "External links"                            |
 | `''`, `'''`, `<b>`, `<span ...>`, `__TOC__`  | nothing; what they enclose stays                               |
 | templates                                    | what wikitext_templates knows of them, or nothing              |
 | `{| tables |}`, `<ref>`, `<gallery>`, comments | nothing                                                      |
-| `<math>x^2</math>`                           | `$x^2$` (`$$` as a block): without it sentences lose their subject, and so do models that learn from them; the same notation as in pages, papers and answers elsewhere |
+| `<math>x^2</math>`                           | `$x^2$` (`$$` as a block): without it sentences lose their subject |
 | `<sup>2</sup>`, `<sub>2</sub>`               | `²`, `₂`: 10² is not 102; letters as they are                  |
 | `<nowiki>`, `<pre>`, `<syntaxhighlight>`     | what they enclose, to the letter                               |
 | `-{zh-hans:A;zh-hant:B}-`                    | `A`                                                            |
@@ -48,18 +48,23 @@ _ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _PIPE = "|".translate(_PROTECT)
 
 DROPPED_NAMESPACES = frozenset(
-    "file image category media datei bild kategorie fichier catégorie archivo imagen categoría ficheiro imagem categoria "
-    "immagine bestand afbeelding categorie plik grafika kategoria fil kategori tiedosto kuva luokka fájl kép kategória "
+    "file image category media datei bild kategorie fichier catégorie archivo imagen categoría ficheiro imagem "
+    "categoria immagine bestand afbeelding categorie plik grafika kategoria fil kategori tiedosto kuva luokka fájl kép kategória "
     "soubor obrázek súbor slika datoteka kategorija fișier imagine dosya resim tập_tin hình thể_loại berkas gambar "
     "файл изображение категория зображення категорія картинка слика датотека категорија "
     "αρχείο εικόνα κατηγορία պատկեր կատեգորիա קובץ תמונה קטגוריה ملف صورة تصنيف پرونده رده زمرہ "
     "ファイル 画像 カテゴリ 文件 檔案 档案 圖像 图像 分类 分類 파일 그림 분류 ไฟล์ ภาพ หมวดหมู่ "
     "চিত্র বিষয়শ্রেণী विषयशब्द चित्र श्रेणी वर्ग படிமம் பகுப்பு దస్త్రం బొమ్మ వర్గం പ്രമാണം ചിത്രം വർഗ്ഗം "
-    "ಚಿತ್ರ ವರ್ಗ ચિત્ર શ્રેણી ਤਸਵੀਰ ਸ਼੍ਰੇਣੀ".replace("_", "\n").replace(" ", "\t").replace("\n", " ").split("\t")
+    "ಚಿತ್ರ ವರ್ಗ ચિત્ર શ્રેણી ਤਸਵੀਰ ਸ਼੍ਰੇਣੀ".replace("_", "\n")
+    .replace(" ", "\t")
+    .replace("\n", " ")
+    .split("\t")
 )
 """Names, in lower case, of pages of files and categories."""
 
-_LANGUAGE = re.compile(r"(?:[a-z]{2,3}|simple|be-x-old|be-tarask|zh-[a-z-]{3,12}|map-bms|roa-[a-z]{3,4}|nds-nl|fiu-vro|bat-smg|cbk-zam)")
+_LANGUAGE = re.compile(
+    r"(?:[a-z]{2,3}|simple|be-x-old|be-tarask|zh-[a-z-]{3,12}|map-bms|roa-[a-z]{3,4}|nds-nl|fiu-vro|bat-smg|cbk-zam)"
+)
 _MODIFIER_PREFIXES = frozenset(("wikt", "wp", "mw", "voy", "doi", "tag", "cia"))
 
 _DROPPED_TAGS = (
@@ -82,7 +87,9 @@ _INLINE_TAG = re.compile(
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"\{\{+|\}\}+|\[\[|\]\]+|^[ \t:]*+\{\||^[ \t]*+\|\}(?!\})", re.MULTILINE)
-_LINK_ITEM = re.compile(r"^[*#][*#:;]*[ \t]*[\"'\u201c\u00ab]*(?:\[(?:[a-z]{3,6}:)?//|https?://)[^\n]*", re.MULTILINE)
+_LINK_ITEM = re.compile(
+    r"^[*#][*#:;]*[ \t]*[\"'\u201c\u00ab]*(?:\[(?:[a-z]{3,6}:)?//|https?://)[^\n]*", re.MULTILINE
+)
 _EXTERNAL = re.compile(
     r"\[(?:(?:https?|ftps?|sftp|ircs?|gopher|news|mailto|git|svn|telnet|geo|tel|urn|xmpp|magnet):|//)"
     r"[^\s\[\]<>\"]{0,4000}+[ \t]*+([^\]\n]{0,2000}+)\]",
@@ -176,7 +183,7 @@ def _without_brackets(text: str, title: str, dropped: frozenset[str]) -> tuple[s
     parts: list[str] = []
     stack: list[tuple[str, int]] = []  # (kind of bracket, place in parts)
     num_open = {"{": 0, "[": 0, "|": 0}
-    too_deep, is_deep, deep_start = 0, False, 0
+    too_deep, is_deep = 0, False
     at = 0
 
     def pop_until(kind: str) -> int:
@@ -297,7 +304,9 @@ def _mended(text: str) -> str:
             left, right = before, after
         else:
             before, after = left.rstrip(" "), right.lstrip(" ")
-            if before.endswith((",", ";", "،", "、", "，")) and after.startswith((",", ";", ".", "،", "、", "，", "。")):
+            if before.endswith((",", ";", "،", "、", "，")) and after.startswith(
+                (",", ";", ".", "،", "、", "，", "。")
+            ):
                 left, right = before[:-1], after
             elif after and after[0] in _ENDS:
                 left, right = before, after

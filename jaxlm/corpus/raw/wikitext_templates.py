@@ -98,8 +98,8 @@ def _lines(arguments: Arguments) -> str:
 
 _RANGES = {"-": "–", "–": "–", "to": " to ", "to(-)": " to ", "and": " and ", "or": " or ", "x": " × ", "×": " × ",
            "by": " by ", "+/-": " ± ", "±": " ± ", ",": ", ", "&": " & "}  # fmt: skip
-_UNITS = {"km2": "km²", "m2": "m²", "cm2": "cm²", "km3": "km³", "m3": "m³", "cm3": "cm³", "sqmi": "sq mi", "sqft": "sq ft",
-          "cuft": "cu ft", "C": "°C", "F": "°F", "kph": "km/h", "km/h": "km/h", "impgal": "imp gal", "USgal": "US gal",
+_UNITS = {"km2": "km²", "m2": "m²", "cm2": "cm²", "km3": "km³", "m3": "m³", "cm3": "cm³", "sqmi": "sq mi", 
+          "sqft": "sq ft", "cuft": "cu ft", "C": "°C", "F": "°F", "kph": "km/h", "km/h": "km/h", "impgal": "imp gal", "USgal": "US gal",
           "lbf": "lbf", "nmi": "nmi", "acre": "acres", "acres": "acres", "mi2": "sq mi", "ft2": "sq ft"}  # fmt: skip
 _SMALL_UNITS = {"ft", "in", "yd", "mi", "lb", "oz", "st", "ch", "fur"}
 
@@ -112,7 +112,11 @@ def _convert(arguments: Arguments) -> str:
         out += _RANGES[values[at]] + values[at + 1]
         at += 2
     out += f" {_UNITS.get(values[at], values[at])}"
-    while at + 2 < len(values) and {values[at], values[at + 2]} <= _SMALL_UNITS and re.match(r"\d", values[at + 1]):
+    while (
+        at + 2 < len(values)
+        and {values[at], values[at + 2]} <= _SMALL_UNITS
+        and re.match(r"\d", values[at + 1])
+    ):
         out += f" {values[at + 1]} {values[at + 2]}"
         at += 2
     return out.strip()
@@ -173,8 +177,8 @@ TEMPLATES: dict[str, Shown] = {
         "nowrap, nobr, nobold, noitalic, small, smaller, big, bigger, large, larger, huge, em, strong, bold, italic, "
         "abbr, abbrlink, tooltip, hint, sic, not a typo, notatypo, typo, as written, chem name, proper name, vanchor, "
         "visible anchor, anchord, smallcaps, small caps, sc, sc1, sc2, caps, allcaps, smallcaps2, mono, code, mvar, "
-        "math, var, bigmath, overline, underline, ul, strikethrough, script, nastaliq, linktext, ill, illm, ill2, interlanguage "
-        "link, interlanguage link multi, link-interwiki, linkfr, red link, format price, formatnum, nts, number, "
+        "math, var, bigmath, overline, underline, ul, strikethrough, script, nastaliq, linktext, ill, illm, ill2, "
+        "interlanguage link, interlanguage link multi, link-interwiki, linkfr, red link, format price, formatnum, nts, number, "
         "ruby, rubyja, zh-ruby, unicode, kbd, keypress, samp, tt, monospace, okina text, transl-text, "
         "my, big5, nihongo core, flag, flagcountry, flagu, flaglist, flagdeco, noflag, country, language with name, "
         "pad, no wrap, nw, no break, mdash text, first word, okeh, cns, citation needed span, "
@@ -185,8 +189,8 @@ TEMPLATES: dict[str, Shown] = {
         "nombre simple, formatperc, fmtn, no quebrar, versalete, kapitaliki, ej bruten, "
         # Russian, Ukrainian, Bengali, Hindi, Japanese, Chinese, Korean, Arabic
         "s, число, num, комментарий, comment, nobr, unité simple, মূল পাঠ্য, ছোট, বড়, নোর‍্যাপ, ইংলিশ, छोटा, "
-        "仮リンク, 読み仮名, 読み仮名 ruby不使用, 読み, ルビ, ふりがな, fontsize, 루비, 빈 링크, link-en, link-ja, link-de, link-fr, "
-        "link-ru, le, internal link helper/en, internal link helper/ja, 僻字, 잘못된 한자, وصلة إنترويكي, صغير",
+        "仮リンク, 読み仮名, 読み仮名 ruby不使用, 読み, ルビ, ふりがな, fontsize, 루비, 빈 링크, link-en, link-ja, link-de, "
+        "link-fr, link-ru, le, internal link helper/en, internal link helper/ja, 僻字, 잘못된 한자, وصلة إنترويكي, صغير",
     ),
     **_same(
         _at(2, "text", "texte", "testo", "texto"),
@@ -195,26 +199,32 @@ TEMPLATES: dict[str, Shown] = {
         "script/arabic, xlit, resize, size, font, hs2, dunkelgrau, цвет, color text, colored text",
     ),
     **_same(lambda a: a.first_of(3, 2, 1), "transl, transliteration, translit, tsl"),
-    **_same(lambda a: a.first_of(2, 1), "нп, нп2, нп3, нп4, нп5, нп1, не переведено, не переведено 2, не переведено 3, "
-            "не переведено 4, не переведено 5, iw, iw2, нп6, link, internal link, lien simple"),  # fmt: skip
+    **_same(
+        lambda a: a.first_of(2, 1),
+        "нп, нп2, нп3, нп4, нп5, нп1, не переведено, не переведено 2, не переведено 3, "
+        "не переведено 4, не переведено 5, iw, iw2, нп6, link, internal link, lien simple",
+    ),  # fmt: skip
     "lien": _at("texte", "fr", "trad", 1),
     # Quotations and lists: blocks of their own.
     **_same(
         _block(1, "text", "quote", "content", "texte", "texto", "testo", "contenu", "текст"),
-        "quote, quotation, blockquote, block quote, cquote, rquote, quote box2, bquote, centered pull quote, poemquote, "
-        "poem quote, poem, verse, zitat, cita, citação, citazione, citaat, cytat, citat, цитата, цитата2, quote2, "
+        "quote, quotation, blockquote, block quote, cquote, rquote, quote box2, bquote, centered pull quote, "
+        "poemquote, poem quote, poem, verse, zitat, cita, citação, citazione, citaat, cytat, citat, цитата, цитата2, quote2, "
         "引用, 引文, 인용문, উক্তি, উদ্ধৃতি, উদ্ধৃতি ২, उद्धरण, اقتباس, epigraph, эпиграф, columns-list, colist, "
         "columnslist, plainlist, plain list, flatlist, col-list, multicol list, center, centre, align, indent, "
         "block indent, blockindent",
     ),
     **_same(
         _lines,
-        "vunblist, ubl, ublist, unbulleted list, bulleted list, blist, ordered list, olist, numbered list, unbulletedlist",
+        "vunblist, ubl, ublist, unbulleted list, bulleted list, blist, ordered list, olist, numbered list",
     ),
     **_same(_joined(", "), "hlist, comma separated entries, comma-separated entries, csl, cslist"),
     # Quantities and numbers.
-    **_same(_convert, "convert, cvt, converter, convertir, conversion, convertor, 単位変換, রূপান্তর, kilometres, "
-            "unit, unité, unidad, unità, num unit, unite, перевести, unidade"),  # fmt: skip
+    **_same(
+        _convert,
+        "convert, cvt, converter, convertir, conversion, convertor, 単位変換, রূপান্তর, kilometres, "
+        "unit, unité, unidad, unità, num unit, unite, перевести, unidade",
+    ),  # fmt: skip
     **_same(_fraction, "frac, fraction, sfrac, nfrac, vfrac, bruch, fract"),
     **_same(_value, "val"),
     **_same(lambda a: f"×10{raised(a[1])}", "e, esp"),
@@ -238,8 +248,10 @@ TEMPLATES: dict[str, Shown] = {
     **_same(_circa, "circa, c., ca., c, ca"),
     **_same(_before("fl. "), "floruit, fl, fl."),
     **_same(lambda a: f"r. {'–'.join(a.listed)}", "reign, r."),
-    **_same(_joined(" "), "date, дата, oldstyledate, sortname, date-, datum, sclass-, jour, heure2, "
-            "date de naissance simple"),  # fmt: skip
+    **_same(
+        _joined(" "),
+        "date, дата, oldstyledate, sortname, date-, datum, sclass-, jour, heure2, date de naissance simple",
+    ),  # fmt: skip
     **_same(_century, "siècle, s-, -s, s2"),
     **_same(lambda a: "av. J.-C.", "av jc, avjc, av. j.-c., -jc"),
     **_same(lambda a: "apr. J.-C.", "apr jc, ap jc, apjc"),
@@ -252,8 +264,10 @@ TEMPLATES: dict[str, Shown] = {
     # Names.
     **_same(_nihongo, "nihongo, nihongo2, nihongo3, nihongo4, japonais, jap"),
     **_same(_ship, "ship"),
-    **{name: (lambda a, name=name: f"{name.upper()} {a[1]}")
-       for name in "uss hms ss ms mv rms hmcs hmas usns usat sms".split()},  # fmt: skip
+    **{
+        name: (lambda a, name=name: f"{name.upper()} {a[1]}")
+        for name in "uss hms ss ms mv rms hmcs hmas usns usat sms".split()
+    },  # fmt: skip
     **_same(lambda a: f"{a[1]}-class {a[2]}".strip(), "sclass, sclass2"),
     # Marks.
     **_same(_text("–"), "ndash, en dash, endash, –"),
