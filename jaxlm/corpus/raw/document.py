@@ -41,6 +41,8 @@ class RawDocument:
     """ISO 639 code, where the source says so; filters fill it in otherwise."""
     score: float | None = None
     """Of a list of links: how many readers liked it."""
+    author: str | None = None
+    """Of a book, as its file states it."""
 
 
 @dataclass
