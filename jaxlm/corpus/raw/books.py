@@ -36,7 +36,17 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x0b\x1a\x1b")) + b"\x7f"
-_MAGIC = (b"%PDF-", b"PK\x03\x04", b"\x89PNG", b"\x1f\x8b", b"BZh9", b"\x28\xb5\x2f\xfd", b"GIF8", b"\xff\xd8\xff", b"{\\rtf")
+_MAGIC = (
+    b"%PDF-",
+    b"PK\x03\x04",
+    b"\x89PNG",
+    b"\x1f\x8b",
+    b"BZh9",
+    b"\x28\xb5\x2f\xfd",
+    b"GIF8",
+    b"\xff\xd8\xff",
+    b"{\\rtf",
+)
 _SAMPLE_BYTES = 64 << 10
 _REPLACE = ReadOptions(invalid_utf8="replace")
 _PARAGRAPH = re.compile(r"(?:[^\n]*\S[^\n]*(?:\n|$))+")
@@ -147,7 +157,9 @@ def read_limited(file: RawFile, limit: int, account: Account) -> bytes | None:
     for block in unpacked:
         size += len(block)
         if size > limit:
-            account.fault("too_long", file.name, "offset 0", f"it has more than {limit:,} bytes (max_document_bytes)")
+            account.fault(
+                "too_long", file.name, "offset 0", f"it has more than {limit:,} bytes (max_document_bytes)"
+            )
             return None
         blocks.append(block)
     return None if unpacked.damaged else b"".join(blocks)

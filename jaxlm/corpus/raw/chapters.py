@@ -29,7 +29,9 @@ _HEADING = re.compile(
 _INDIC = re.compile(
     r"[ \t]*(?P<label>(?:\S{2,12}[ \t]+(?:অধ্যায়|পরিচ্ছেদ|খণ্ড|সর্গ)|(?:অধ্যায়|পরিচ্ছেদ|অধ্যায়|अध्याय|परिच्छेद)[ \t]+[০-৯०-९]{1,3}))[ \t।:.-]*(?P<rest>)$"
 )
-_EAST_ASIAN = re.compile(r"[ \t\u3000]*(?P<label>第[一二三四五六七八九十百千零〇\d０-９]{1,6}[章回節节卷部])(?P<rest>[^\n。]{0,30})$")
+_EAST_ASIAN = re.compile(
+    r"[ \t\u3000]*(?P<label>第[一二三四五六七八九十百千零〇\d０-９]{1,6}[章回節节卷部])(?P<rest>[^\n。]{0,30})$"
+)
 _ROMAN = re.compile(r"[ \t]*(?P<label>[IVXLC]{1,8})\.?[ \t]*")
 _VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
 EMPTY_CHARS = 120
@@ -60,7 +62,9 @@ def _headings(text: str) -> list[_Heading]:
     romans: list[tuple[_Heading, int]] = []
     lines = text.split("\n")
     at, before_is_blank = 0, True
-    is_dense = not any(line.isspace() or not line for line in lines[:-1])  # some copies have lost their blank lines
+    is_dense = not any(
+        line.isspace() or not line for line in lines[:-1]
+    )  # some copies have lost their blank lines
     for index, line in enumerate(lines):
         if (before_is_blank or is_dense) and 0 < len(line) < 120:
             after = [] if is_dense else [other.strip() for other in lines[index + 1 : index + 4]]
@@ -87,6 +91,13 @@ def _label(line: str, after: list[str]) -> str | None:
         return None
     if rest.endswith((".", ",", ";")) and len(rest) > 60:
         return None
+    if (
+        after
+        and (other := _HEADING.match(after[0])) is not None
+        and match.re is _HEADING
+        and other["word"] == match["word"]
+    ):
+        return None  # a line of a table of contents
     # A paragraph below without a blank line is a sentence that starts with "Chapter"; a title has a line or two.
     if all(after) and len(after) == 3 and not line.strip().isupper():
         return None
@@ -114,7 +125,8 @@ def _starts(text: str, headings: list[_Heading]) -> list[int]:
     """Where chapters begin: without the entries of tables of contents, and headings without text joined to the next."""
     stops = [heading.start for heading in headings[1:]] + [len(text)]
     is_empty = [
-        len(" ".join(text[h.stop : stop].split())) < EMPTY_CHARS and h is not headings[-1] for h, stop in zip(headings, stops)
+        len(" ".join(text[h.stop : stop].split())) < EMPTY_CHARS and h is not headings[-1]
+        for h, stop in zip(headings, stops)
     ]
     later: set[str] = set()
     repeated = [False] * len(headings)

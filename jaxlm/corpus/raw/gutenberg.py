@@ -41,7 +41,8 @@ _NOTES_AT_END = re.compile(
 _FIELD = re.compile(r"^[ \t]*(Title|Author|Language|Release Date|Posting Date):[ \t]*([^\n]*(?:\n[ \t]+\S[^\n]*){0,4})",
                     re.IGNORECASE | re.MULTILINE)  # fmt: skip
 _FIRST_LINE = re.compile(
-    r"Project Gutenberg(?:'s|\u2019s)?(?: E-?(?:text|book))?(?: of)?:? ([^\n]{2,100}?),? by ([^\n*#\[(]{2,80})", re.IGNORECASE
+    r"Project Gutenberg(?:'s|\u2019s)?(?: E-?(?:text|book))?(?: of)?:? ([^\n]{2,100}?),? by ([^\n*#\[(]{2,80})",
+    re.IGNORECASE,
 )
 _DATE = re.compile(r"([A-Z][a-z]{2,8})\.? ?(\d{1,2})?,? ?(\d{4})|(\d{4}-\d\d-\d\d)")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -77,11 +78,16 @@ def body(text: str) -> tuple[int, int]:
     if not is_gutenberg(text):
         return start, stop
     for match in _START.finditer(text, 0, min(len(text), HEADER_CHARS)):
+        if start and _END.search(text, start, match.start()):
+            break  # small print behind the book
         start = match.end()
     if (end := _END.search(text, start)) is not None:
         stop = end.start()
     start = _after_credits(text, start, stop)
-    notes = [match.start() for match in _NOTES_AT_END.finditer(text, max(start, stop - 6000, (start + 4 * stop) // 5), stop)]
+    notes = [
+        match.start()
+        for match in _NOTES_AT_END.finditer(text, max(start, stop - 6000, (start + 4 * stop) // 5), stop)
+    ]
     return start, _trimmed(text, start, notes[0] if notes else stop)
 
 
@@ -99,7 +105,9 @@ def _after_credits(text: str, start: int, stop: int) -> int:
             closing = text.find("]", start, min(stop, start + 5000))
             after = max(after, closing + 1)
         start = after
-    return start - len(text[:start]) + len(text[:start].rstrip(" \t"))  # the indent of its first line belongs to it
+    return (
+        start - len(text[:start]) + len(text[:start].rstrip(" \t"))
+    )  # the indent of its first line belongs to it
 
 
 def _trimmed(text: str, start: int, stop: int) -> int:
@@ -120,7 +128,11 @@ def book(text: str) -> Book:
         fields["title"], fields["author"] = match[1].strip(" ,"), match[2].strip(" ,")
     date = _date(fields.get("release date", "")) or _date(fields.get("posting date", ""))
     licence = None
-    if re.search(r"public\s+domain\s+in\s+the\s+(?:USA|United\s+States)|FOR\s+PUBLIC\s+DOMAIN\s+E-?(?:TEXT|BOOK)S?", head, re.IGNORECASE):
+    if re.search(
+        r"public\s+domain\s+in\s+the\s+(?:USA|United\s+States)|FOR\s+PUBLIC\s+DOMAIN\s+E-?(?:TEXT|BOOK)S?",
+        head,
+        re.IGNORECASE,
+    ):
         licence = "Public domain in the USA"
     elif re.search(r"this is a \*?copyrighted\*? project gutenberg", head, re.IGNORECASE):
         licence = "Copyrighted, Project Gutenberg License"
