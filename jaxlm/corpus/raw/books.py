@@ -1,16 +1,15 @@
 """Text files: books of Project Gutenberg and of others, and folders of plain text.
 
-A document is a file, a chapter, a paragraph (lines between blank ones) or a line. Header, licence and transcribers' notes
-of Project Gutenberg are cut off (`changed["gutenberg"]`), and title, author, language, date and licence taken from them.
-Lines stay as they are broken.
+A document is a file, a chapter, a paragraph (lines between blank ones) or a line. Header, licence and transcribers'
+notes of Project Gutenberg are cut off (`changed["gutenberg"]`), and title, author, language, date and licence taken
+from them. Lines stay as they are broken.
 
-Encodings: UTF-8; UTF-16 and UTF-32 by their byte order mark; what is not UTF-8 is read as Windows-1252, of which Latin-1
-is a part (`changed["cp1252"]`), unless more of it is well-formed UTF-8 than is not: then it is damaged UTF-8, and the
-damaged bytes become U+FFFD (`changed["invalid_utf8"]`).
+Encodings: UTF-8; UTF-16 and UTF-32 by their byte order mark; what is not UTF-8 is read as Windows-1252, of which
+Latin-1 is a part (`changed["cp1252"]`), unless more of it is well-formed UTF-8 than is not: then it is damaged UTF-8,
+and the damaged bytes become U+FFFD (`changed["invalid_utf8"]`).
 
-Faults: `binary` (no text), `too_long`, and those of compression. A file that is cut short is skipped where a document is
-the file or a chapter, and read as far as it goes otherwise.
-"""
+Faults: `binary` (no text), `too_long`, and those of compression. A file that is cut short is skipped where a document
+is the file or a chapter, and read as far as it goes otherwise."""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ _FREE_BYTES = 1 << 20
 """A member may have this many bytes however small it is compressed."""
 _PACKAGE_BYTES = 8 << 20
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError,
-               struct.error, KeyError, IndexError, OverflowError, MemoryError)  # fmt: skip
+               struct.error, LookupError, OverflowError, MemoryError)  # fmt: skip
 _PAGES = ("application/xhtml+xml", "text/html", "application/x-dtbook+xml", "text/x-oeb1-document")
-_EMPTY_TAG = re.compile(r"<((?!br\b|hr\b|img\b|meta\b|link\b|input\b|col\b|wbr\b|area\b|base\b|embed\b|source\b|track\b)"
+_EMPTY_TAG = re.compile(r"<((?!(?:br|hr|img|meta|link|input|col|wbr|area|base|embed|source|track)\b)"
                         r"[a-z][a-z0-9]{0,20})\b([^<>]{0,2000}+)(?<=/)>", re.IGNORECASE)  # fmt: skip
 _DECLARED = re.compile(rb"<\?xml[^>]{0,200}encoding=[\"']([\w.-]{1,40})")
 
@@ -185,7 +185,7 @@ def _check_readable(archive: zipfile.ZipFile, folder: str, package: _Package) ->
 def _pages(
     archive: zipfile.ZipFile, folder: str, package: _Package, name: str, limit: int, account: Account
 ) -> list[tuple[int, str]] | None:
-    """(number in the spine, text) of the pages; those that are damaged are faults, and so is a book that is too long."""
+    """(number in the spine, text) of the pages. A damaged one is a fault, and so is a book that is too long."""
     out: list[tuple[int, str]] = []
     size = 0
     for number, key in enumerate(package.spine, 1):

@@ -79,8 +79,8 @@ def read_links(path: str, min_score: float | None = None) -> set[str]:
                 wanted.add(normal)
     if not wanted:
         raise UserError(
-            f"{path} holds no link{'' if min_score is None else f' with a score of at least {min_score:g}'}: every page "
-            "would be left out. Give a list of addresses, one on each line or in a column url."
+            f"{path} holds no link{'' if min_score is None else f' with a score of at least {min_score:g}'}: every "
+            "page would be left out. Give a list of addresses, one on each line or in a column url."
         )
     return wanted
 

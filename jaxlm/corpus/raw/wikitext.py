@@ -49,9 +49,9 @@ _PIPE = "|".translate(_PROTECT)
 
 DROPPED_NAMESPACES = frozenset(
     "file image category media datei bild kategorie fichier catégorie archivo imagen categoría ficheiro imagem "
-    "categoria immagine bestand afbeelding categorie plik grafika kategoria fil kategori tiedosto kuva luokka fájl kép kategória "
-    "soubor obrázek súbor slika datoteka kategorija fișier imagine dosya resim tập_tin hình thể_loại berkas gambar "
-    "файл изображение категория зображення категорія картинка слика датотека категорија "
+    "categoria immagine bestand afbeelding categorie plik grafika kategoria fil kategori tiedosto kuva luokka fájl "
+    "kép kategória soubor obrázek súbor slika datoteka kategorija fișier imagine dosya resim tập_tin hình thể_loại "
+    "berkas gambar файл изображение категория зображення категорія картинка слика датотека категорија "
     "αρχείο εικόνα κατηγορία պատկեր կատեգորիա קובץ תמונה קטגוריה ملف صورة تصنيف پرونده رده زمرہ "
     "ファイル 画像 カテゴリ 文件 檔案 档案 圖像 图像 分类 分類 파일 그림 분류 ไฟล์ ภาพ หมวดหมู่ "
     "চিত্র বিষয়শ্রেণী विषयशब्द चित्र श्रेणी वर्ग படிமம் பகுப்பு దస్త్రం బొమ్మ వర్గం പ്രമാണം ചിത്രം വർഗ്ഗം "
