@@ -16,8 +16,8 @@ _TENS = "twenty thirty forty fifty".split()
 _ORDINALS = (
     *_DIGITS,
     *"ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen first second third fourth".split(),
-    *"fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth sixteenth".split(),
-    *"seventeenth eighteenth nineteenth twentieth last premier première deuxième troisième erstes zweites".split(),
+    *"fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth ".split(),
+    *"sixteenth seventeenth eighteenth nineteenth twentieth last premier première deuxième troisième erstes zweites".split(),
     *"drittes viertes primero segundo primo secondo terzo".split(),
 )
 _NUMBER = (

@@ -92,7 +92,7 @@ _LINK_ITEM = re.compile(
 )
 _EXTERNAL = re.compile(
     r"\[(?:(?:https?|ftps?|sftp|ircs?|gopher|news|mailto|git|svn|telnet|geo|tel|urn|xmpp|magnet):|//)"
-    r"[^\s\[\]<>\"]{0,4000}+[ \t]*+([^\]\n]{0,2000}+)\]",
+    r"[^\s\[\]<>\"]{0,2000}+[ \t]*+([^\]\n]{0,500}+)\]",
     re.IGNORECASE,
 )
 _QUOTES = re.compile(r"'{2,}")

@@ -288,7 +288,7 @@ TEMPLATES: dict[str, Shown] = {
     **_same(_text("…"), "ellipsis, ..., …"),
     **_same(_text("π"), "pi"),
     **_same(_text("+"), "plus"),
-    **_same(_text("×"), "times, x, ×"),
+    **_same(_text("×"), "times, ×"),
     **_same(_text("\u2212"), "minus, −"),
     **_same(_text("♯"), "music sharp, sharp, music/sharp"),
     **_same(_text("♭"), "flat, music flat"),
