@@ -1,14 +1,15 @@
 """Where the chapters of a book begin, by the look of its lines.
 
 A heading stands between blank lines (or above a title that does): `CHAPTER I.`, `Chapter 1`, `BOOK THE FIRST`,
-`Kapitel 3`, `Глава II`, `第三章`, `প্রথম পরিচ্ছেদ`, or roman numerals that count I, II, III. A list of three and more
-headings with nothing between them is a table of contents, unless its entries come nowhere else. A heading with nothing
+`Kapitel 3`, `Глава II`, `第三章`, `প্রথম পরিচ্ছেদ`, or roman numerals that count I, II, III. A list of headings of
+one kind with nothing between them is a table of contents, unless its entries come nowhere else. A heading with nothing
 below it but the next (BOOK I above CHAPTER I) belongs to the chapter that follows.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 _DIGITS = "one two three four five six seven eight nine".split()
@@ -129,6 +130,11 @@ def _counted(romans: list[tuple[_Heading, int]]) -> list[_Heading]:
     return kept if longest >= 3 else []
 
 
+def _word(label: str) -> str:
+    first = label.split()[0].rstrip(".")
+    return first if first in _WORDS else ""
+
+
 def _starts(text: str, headings: list[_Heading]) -> list[int]:
     """Where chapters begin: without the entries of tables of contents, and headings without text joined to the next."""
     stops = [heading.start for heading in headings[1:]] + [len(text)]
@@ -149,7 +155,8 @@ def _starts(text: str, headings: list[_Heading]) -> list[int]:
             end += 1
         # The last entry of a table has the preface below it, or the first chapter's heading far away.
         run = range(index, min(end + 1, len(headings)))
-        if end - index >= 2 and sum(repeated[i] for i in run) * 2 > len(run):
+        words = Counter(_word(headings[i].label) for i in run)
+        if max(words.values()) >= 2 and sum(repeated[i] for i in run) * 2 > len(run):
             for i in run:
                 listed[i] = repeated[i]
         index = end + 1

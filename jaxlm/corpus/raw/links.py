@@ -37,6 +37,8 @@ def normalise_url(url: str) -> str | None:
     `http://www.Example.org:80/a/?utm_source=x&b=1#top` and `https://example.org/a?b=1` are one.
     """
     text = url.strip()
+    if re.match(r"[a-z][a-z0-9+.-]*:(?!//|\d)", text, re.IGNORECASE):
+        return None  # mailto:, javascript:
     if "://" not in text[:12]:
         text = f"http://{text.removeprefix('//')}"
     try:
