@@ -16,10 +16,11 @@ _DIGITS = "one two three four five six seven eight nine".split()
 _TENS = "twenty thirty forty fifty".split()
 _ORDINALS = (
     *_DIGITS,
-    *"ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen first second third fourth".split(),
-    *"fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth ".split(),
-    *"sixteenth seventeenth eighteenth nineteenth twentieth last premier première deuxième troisième erstes zweites".split(),
-    *"drittes viertes primero segundo primo secondo terzo".split(),
+    *"ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split(),
+    *"first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth".split(),
+    *"fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth last".split(),
+    *"premier première deuxième troisième erstes zweites drittes viertes primero segundo".split(),
+    *"primo secondo terzo".split(),
 )
 _NUMBER = (
     rf"(?:[IVXLC]{{1,8}}|\d{{1,3}}|(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_DIGITS)}|first|second|third|fourth))?"

@@ -172,7 +172,7 @@ def _check_readable(archive: zipfile.ZipFile, folder: str, package: _Package) ->
     """_Damage where pages of the spine are encrypted; obfuscated fonts are in many free books."""
     if "META-INF/encryption.xml" not in archive.namelist():
         return
-    hrefs = (package.manifest[i][0] for i in package.spine if i in package.manifest)
+    hrefs = (package.manifest[i][0].partition("#")[0] for i in package.spine if i in package.manifest)
     pages = {posixpath.normpath(posixpath.join(folder, urllib.parse.unquote(href))) for href in hrefs}
     for name, attributes, _ in _elements(_member(archive, "META-INF/encryption.xml", _PACKAGE_BYTES)):
         locked = posixpath.normpath(urllib.parse.unquote(attributes.get("URI", "")).lstrip("/"))

@@ -100,7 +100,8 @@ _RANGES = {"-": "–", "–": "–", "to": " to ", "to(-)": " to ", "and": " and
            "by": " by ", "+/-": " ± ", "±": " ± ", ",": ", ", "&": " & "}  # fmt: skip
 _UNITS = {"km2": "km²", "m2": "m²", "cm2": "cm²", "km3": "km³", "m3": "m³", "cm3": "cm³", "sqmi": "sq mi",
           "sqft": "sq ft", "cuft": "cu ft", "C": "°C", "F": "°F", "kph": "km/h", "km/h": "km/h", "impgal": "imp gal",
-          "USgal": "US gal", "lbf": "lbf", "nmi": "nmi", "acre": "acres", "acres": "acres", "mi2": "sq mi", "ft2": "sq ft"}  # fmt: skip
+          "USgal": "US gal", "lbf": "lbf", "nmi": "nmi", "acre": "acres", "acres": "acres",
+          "mi2": "sq mi", "ft2": "sq ft"}  # fmt: skip
 _SMALL_UNITS = {"ft", "in", "yd", "mi", "lb", "oz", "st", "ch", "fur"}
 
 

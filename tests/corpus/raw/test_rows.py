@@ -91,7 +91,8 @@ def test_compressed_lines(tmp_path, compression, pack):
 
 
 def test_a_bad_line_is_a_fault_and_the_next_is_read(tmp_path):
-    bad = [b"{not json", b"[1]", b'{"other": 1}', b'{"text": 3}', b"[" * 5000, b'{"text": "' + b"9" * 9000 + b'", "n": 1e999}',
+    bad = [b"{not json", b"[1]", b'{"other": 1}', b'{"text": 3}',
+           b"[" * 5000, b'{"text": "' + b"9" * 9000 + b'", "n": 1e999}',
            b"1" * 5000]  # fmt: skip
     content = b"\n".join(
         [
