@@ -100,7 +100,10 @@ def test_damaged_compressed_dumps(seed, unit, compression, tmp_path_factory):
     else:
         content = packed(DUMP, compression)
     file = as_file(tmp_path_factory.getbasetemp(), random_damage(rng, content), "wikipedia", compression)
-    read_all(read_wikipedia, cut_wikipedia(file, unit))
+    parts = cut_wikipedia(file, unit)
+    read_all(read_wikipedia, parts)
+    one, many = ([d for p in some for d in read_wikipedia(p, RawOptions(), Account())] for some in (whole(file), parts))
+    assert {d.id for d in one} == {d.id for d in many}
 
 
 @fuzz(400)
