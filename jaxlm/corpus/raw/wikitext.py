@@ -86,7 +86,11 @@ _INLINE_TAG = re.compile(
     r"timeline|chem|ce|langconvert|translate|tvar|languages|label|input|button)\b[^<>]{0,2000}+>",
     re.IGNORECASE,
 )
-_TOKEN = re.compile(r"\{\{+|\}\}+|\[\[|\]\]+|^[ \t:]*+\{\||^[ \t]*+\|\}(?!\})", re.MULTILINE)
+_TOKEN = re.compile(
+    r"\[\[([^\[\]{}\n]*+)\]\]|\{\{([^{}\[\]]*+)\}\}"  # with nothing inside, as most are: faster as one token
+    r"|\{\{+|\}\}+|\[\[|\]\]+|^[ \t:]*+\{\||^[ \t]*+\|\}(?!\})",
+    re.MULTILINE,
+)
 _LINK_ITEM = re.compile(
     r"^[*#][*#:;]*[ \t]*[\"'\u201c\u00ab]*(?:\[(?:[a-z]{3,6}:)?//|https?://)[^\n]*", re.MULTILINE
 )
@@ -198,6 +202,10 @@ def _without_brackets(text: str, title: str, dropped: frozenset[str]) -> tuple[s
         if match.start() > at and not too_deep:
             parts.append(text[at : match.start()])
         at = match.end()
+        if match.lastindex:
+            if not too_deep:
+                parts.append(_link(match[1], dropped) if match.lastindex == 1 else shown(match[2], title))
+            continue
         token = match[0]
         length = len(token)
         kind = token[-1]
@@ -362,7 +370,7 @@ def _item(line: str) -> str:
     text = line.lstrip("*#:; \t")
     marks = line[: len(line) - len(text)].rstrip()
     text = text.lstrip(HOLE + _GAP + ".") if text.startswith(HOLE) else text
-    if not text or not any(map(str.isalnum, text.translate(_RESTORE))):
+    if not any(map(str.isalnum, text)) and (not text or not _ILLEGAL.search(text)):
         return ""
     return f"- {text}" if marks[-1] in "*#" else text
 
