@@ -24,8 +24,8 @@ from jaxlm.corpus.raw.wikitext import plain_text
 
 _PARAGRAPH = (
     "'''Name {n}''' ({{{{lang-la|Nomen}}}}; {{{{IPAc-en|n}}}}) is a [[village]] of [[Region {n}|the region]],"
-    '<ref name="a">{{{{cite web|url=http://example.org/{n}|title=Page {n}|date=2010}}}}</ref> with {{{{convert|{n}|km}}}} '
-    "of roads, and nobody knows what its [[history|past]] was before the long war ended.\n\n"
+    '<ref name="a">{{{{cite web|url=http://example.org/{n}|title=Page {n}|date=2010}}}}</ref> with '
+    "{{{{convert|{n}|km}}}} of roads, and nobody knows what its [[history|past]] was before the long war ended.\n\n"
     "== History of {n} ==\n* First ''item'' of [[List of items|the list]]\n* Second item\n\n"
 )
 

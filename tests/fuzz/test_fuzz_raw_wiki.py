@@ -23,24 +23,63 @@ from jaxlm.corpus.raw.rows import read_rows
 from jaxlm.corpus.raw.wikipedia import cut_wikipedia, read_wikipedia
 from jaxlm.corpus.raw.wikitext import plain_text
 
+WIKITEXT = (
+    "'''ঢাকা''' {{lang|bn|ক}} [[File:a.jpg|b]] &lt;ref&gt;x&lt;/ref&gt; == H ==\n{|\n|}\n* [[a|b]] &amp;amp;"
+)
 PAGES = [
-    f"<page><title>P{i}</title><ns>0</ns><id>{i}</id><revision><timestamp>2020</timestamp><text>'''ঢাকা''' {{{{lang|bn|ক}}}} "
-    f"[[File:a.jpg|b]] &lt;ref&gt;x&lt;/ref&gt; == H ==\n{{|\n|}}\n* [[a|b]] {i}</text></revision></page>\n"
+    f"<page><title>P{i}</title><ns>0</ns><id>{i}</id><revision><timestamp>2020</timestamp>"
+    f"<text>{WIKITEXT} {i}</text></revision></page>\n"
     for i in range(1, 5)
 ]
-HEAD = '<mediawiki xml:lang="bn"><siteinfo><dbname>bnwiki</dbname><base>https://bn.wikipedia.org/wiki/A</base></siteinfo>\n'
+HEAD = (
+    '<mediawiki xml:lang="bn"><siteinfo><dbname>bnwiki</dbname><base>https://bn.wikipedia.org/wiki/A</base>'
+    "</siteinfo>\n"
+)
 DUMP = (HEAD + "".join(PAGES) + "</mediawiki>").encode()
 BOOK = (
-    "The Project Gutenberg Etext of A, by B\nTitle: A\nRelease Date: May, 1999\n*** START OF THE PROJECT GUTENBERG EBOOK A ***\n\n"
-    "Produced by C\n\nCHAPTER I\n\nঢাকা caf\u00e9.\n\nCHAPTER II\n\nText.\n\nEnd of Project Gutenberg's A\n"
+    "The Project Gutenberg Etext of A, by B\nTitle: A\nRelease Date: May, 1999\n"
+    "*** START OF THE PROJECT GUTENBERG EBOOK A ***\n\nProduced by C\n\nCHAPTER I\n\nঢাকা caf\u00e9.\n\n"
+    "CHAPTER II\n\nText.\n\nEnd of Project Gutenberg's A\n"
 ).encode()
 LINES = (
     b'{"text": "a", "url": "http://a.org", "score": 3}\n{"text": "\\u0995"}\n{"text": "b", "date": "2020"}\n'
 )
 CSV = b'text,url,score\n"a, ""b""\nc",http://a.org,3\nd,,\n'
-TOKENS = ["{{", "}}", "[[", "]]", "{|", "\n|}", "|", "\n", "<ref>", "</ref>", "<ref name=a/>", "<math>", "</math>", "<!--",
-          "-->", "''", "'''", "== a ==", "\n* ", "\n: ", "lang|en|", "File:", "=", "(", ")", ", ", "&amp;", "&#0;", "&#xd800;",
-          "__TOC__", "-{", "}-", "[http://a ", "]", "<nowiki>", "</nowiki>", "<sup>2</sup>", "\x01", "\0", "ক\u09cd\u200d", " "]  # fmt: skip
+TOKENS = [
+    *(
+        "{{",
+        "}}",
+        "[[",
+        "]]",
+        "{|",
+        "\n|}",
+        "|",
+        "\n",
+        "<ref>",
+        "</ref>",
+        "<ref name=a/>",
+        "<math>",
+        "</math>",
+    ),
+    *(
+        "<!--",
+        "-->",
+        "''",
+        "'''",
+        "== a ==",
+        "\n* ",
+        "\n: ",
+        "lang|en|",
+        "File:",
+        "=",
+        "(",
+        ")",
+        ", ",
+        "&amp;",
+    ),
+    *("&#0;", "&#xd800;", "__TOC__", "-{", "}-", "[http://a ", "]", "<nowiki>", "</nowiki>", "<sup>2</sup>"),
+    *("\x01", "\0", "ক\u09cd\u200d", " "),
+]
 
 
 def packed(content, compression):
@@ -102,7 +141,9 @@ def test_damaged_compressed_dumps(seed, unit, compression, tmp_path_factory):
     file = as_file(tmp_path_factory.getbasetemp(), random_damage(rng, content), "wikipedia", compression)
     parts = cut_wikipedia(file, unit)
     read_all(read_wikipedia, parts)
-    one, many = ([d for p in some for d in read_wikipedia(p, RawOptions(), Account())] for some in (whole(file), parts))
+    one, many = (
+        [d for p in some for d in read_wikipedia(p, RawOptions(), Account())] for some in (whole(file), parts)
+    )
     assert {d.id for d in one} == {d.id for d in many}
 
 

@@ -51,7 +51,7 @@ _LANGUAGES = {"english": "en", "french": "fr", "german": "de", "spanish": "es", 
               "greek": "el", "chinese": "zh", "japanese": "ja", "russian": "ru", "polish": "pl", "hungarian": "hu",
               "esperanto": "eo", "tagalog": "tl", "catalan": "ca", "czech": "cs", "welsh": "cy", "bengali": "bn",
               "hindi": "hi", "sanskrit": "sa", "hebrew": "he", "arabic": "ar", "irish": "ga", "icelandic": "is",
-              "afrikaans": "af", "romanian": "ro", "bulgarian": "bg", "serbian": "sr", "telugu": "te"}  # fmt: skip
+              "afrikaans": "af", "romanian": "ro", "bulgarian": "bg", "serbian": "sr"}  # fmt: skip
 
 
 @dataclass(frozen=True)

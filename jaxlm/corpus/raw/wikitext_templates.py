@@ -177,7 +177,7 @@ TEMPLATES: dict[str, Shown] = {
         _at(1, "text", "content"),
         "nowrap, nobr, nobold, noitalic, small, smaller, big, bigger, large, larger, huge, em, strong, bold, italic, "
         "abbr, abbrlink, tooltip, hint, sic, not a typo, notatypo, typo, as written, chem name, proper name, vanchor, "
-        "visible anchor, anchord, smallcaps, small caps, sc, sc1, sc2, caps, allcaps, smallcaps2, mono, code, mvar, "
+        "visible anchor, smallcaps, small caps, sc, sc1, sc2, caps, allcaps, smallcaps2, mono, code, mvar, "
         "math, var, bigmath, overline, underline, ul, strikethrough, script, nastaliq, linktext, ill, illm, ill2, "
         "interlanguage link, interlanguage link multi, link-interwiki, linkfr, red link, format price, formatnum, "
         "nts, number, ruby, rubyja, zh-ruby, unicode, kbd, keypress, samp, tt, monospace, okina text, transl-text, "
@@ -224,7 +224,7 @@ TEMPLATES: dict[str, Shown] = {
     # Quantities and numbers.
     **_same(
         _convert,
-        "convert, cvt, converter, convertir, conversion, convertor, 単位変換, রূপান্তর, kilometres, "
+        "convert, cvt, converter, convertir, conversion, 単位変換, রূপান্তর, kilometres, "
         "unit, unité, unidad, unità, num unit, unite, перевести, unidade",
     ),  # fmt: skip
     **_same(_fraction, "frac, fraction, sfrac, nfrac, vfrac, bruch, fract"),

@@ -25,7 +25,7 @@ The Project Gutenberg eBook of The Sea, by Ann Author
 
 This eBook is for the use of anyone anywhere in the United States and
 most other parts of the world at no cost and with almost no restrictions
-whatsoever. You may copy it, give it away or re-use it under the terms
+whatsoever. You may copy it, give it away or use it under the terms
 of the Project Gutenberg License included with this eBook.
 
 Title: The Sea
