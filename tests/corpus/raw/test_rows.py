@@ -4,6 +4,7 @@ import bz2
 import datetime
 import gzip
 import json
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,6 +89,18 @@ def test_compressed_lines(tmp_path, compression, pack):
     documents, account = rows(tmp_path / "a.jsonl.x", content[:-6], kind="jsonl", compression=compression)
     assert [d.text for d in documents] in ([], ["a", "b"])
     assert account.faults == {f"truncated_{compression}": 1}
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, zstandard.compress])
+def test_compressed_members_one_after_the_other(tmp_path, pack):
+    lines = [
+        json.dumps({"text": random.Random(i).randbytes(3000 + i).hex()}).encode() + b"\n" for i in range(5)
+    ]
+    kind = {gzip.compress: "gz", bz2.compress: "bz2"}.get(pack, "zst")
+    content = b"".join(map(pack, lines)) + bytes(100 if kind == "gz" else 0)
+    documents, account = rows(tmp_path / "a.jsonl.x", content, kind="jsonl", compression=kind)
+    assert [d.text for d in documents] == [json.loads(line)["text"] for line in lines]
+    assert account.faults == {}
 
 
 def test_a_bad_line_is_a_fault_and_the_next_is_read(tmp_path):

@@ -198,6 +198,37 @@ def test_a_damaged_stream_costs_its_pages_and_no_other(tmp_path):
         assert account.faults == {"broken_bz2": 1}
 
 
+def test_a_page_that_lost_its_middle_is_no_page(tmp_path):
+    raw = (HEAD + "".join(page(i, f"P{i}", f"Text {i}. " * 100) for i in range(1, 6)) + TAIL).encode()
+    pieces = [bz2.compress(raw[i : i + 700]) for i in range(0, len(raw), 700)]
+    pieces[3] = pieces[3][:40] + bytes(10) + pieces[3][50:]
+    lost = range(3 * 700, 4 * 700)
+    expected = [i for i in range(1, 6) if not lost_of(raw, i, lost)]
+    assert 2 <= len(expected) < 5
+    documents, account = read(raw_file(tmp_path / "a.xml.bz2", b"".join(pieces), "bz2"))
+    assert [(d.title, d.text) for d in documents] == [
+        (f"P{i}", (f"Text {i}. " * 100).strip()) for i in expected
+    ]
+    assert account.faults == {"broken_bz2": 1}
+
+
+def lost_of(raw, number, lost):
+    """Whether a part of a page lies in the lost range of bytes."""
+    start = raw.index(f"<title>P{number}</title>".encode())
+    return start - 20 < lost.stop and raw.index(b"</page>", start) + 7 > lost.start
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7, 500])
+def test_blocks_may_end_anywhere(tmp_path, monkeypatch, block_bytes):
+    file = raw_file(tmp_path / "a.xml", DUMP.encode())
+    packed = raw_file(tmp_path / "b.xml.bz2", multistream(HEAD, [PAGES[:3], PAGES[3:]]), "bz2")
+    expected, cuts = read(file), [cut_wikipedia(f, 600) for f in (file, packed)]
+    monkeypatch.setattr("jaxlm.corpus.raw.wikipedia_dump.BLOCK_BYTES", block_bytes)
+    assert read(file) == expected
+    assert {d.id: d.text for d in read(packed)[0]} == TEXTS
+    assert [cut_wikipedia(f, 600) for f in (file, packed)] == cuts
+
+
 def test_a_page_of_fifty_megabytes_is_skipped(tmp_path):
     content = (HEAD + page(1, "Long", "x" * 50_000_000) + page(2, "B", "b") + TAIL).encode()
     documents, account = read(raw_file(tmp_path / "a.xml", content))
