@@ -28,7 +28,7 @@ from jaxlm.corpus.raw import gutenberg
 from jaxlm.corpus.raw.books import DOCUMENT_KINDS, cleaned
 from jaxlm.corpus.raw.document import Account, RawDocument
 from jaxlm.corpus.raw.files import RawOptions, RawPart
-from jaxlm.corpus.raw.unpacked import open_raw
+from jaxlm.corpus.raw.unpacked import has_bytes, open_raw
 from jaxlm.corpus.readers import MAX_EXPANSION
 
 MAX_MEMBERS = 20_000
@@ -60,7 +60,7 @@ def read_epub(part: RawPart, options: RawOptions, account: Account) -> Iterator[
     """The documents of a book."""
     check_choice("document", options.document, DOCUMENT_KINDS)
     file = part.file
-    if not file.num_bytes:
+    if not has_bytes(file):
         account.drop("empty_file", file.name)
         return
     with contextlib.ExitStack() as stack:

@@ -21,17 +21,21 @@ otherwise."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jaxlm.corpus.inputs import InputFile
 from jaxlm.corpus.raw.books import cleaned
 from jaxlm.corpus.raw.document import Account, RawDocument
-from jaxlm.corpus.raw.files import RawOptions, RawPart
+from jaxlm.corpus.raw.files import RawFile, RawOptions, RawPart
 from jaxlm.corpus.raw.links import as_score, first_url, normalise_url
-from jaxlm.corpus.raw.unpacked import Unpacked, open_raw
+from jaxlm.corpus.raw.unpacked import Unpacked, has_bytes, open_raw, stop_of
 from jaxlm.corpus.readers import (
     BLOCK_BYTES,
     MAX_LINE_BYTES,
@@ -44,6 +48,7 @@ from jaxlm.corpus.readers import (
 from jaxlm.corpus.records import read_records
 from jaxlm.corpus.text import Tally
 from jaxlm.limits import parse_json
+from jaxlm.paths import is_local
 from jaxlm.types import JSON_ERRORS, UserError
 
 _DATES = ("date", "timestamp", "published", "publish_date", "created", "created_at")
@@ -61,7 +66,7 @@ class _Row(NamedTuple):
 
 def read_rows(part: RawPart, options: RawOptions, account: Account) -> Iterator[RawDocument]:
     """The documents of a file of records, or of a slice of one."""
-    if not part.file.num_bytes:
+    if not has_bytes(part.file):
         account.drop("empty_file", part.file.name)
         return
     readers = {"jsonl": _jsonl, "json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet}
@@ -201,7 +206,7 @@ def _blocks(part: RawPart, account: Account) -> Iterator[bytes]:
         return
     with open_raw(part.file) as stream:
         stream.seek(part.start)
-        left = part.stop - part.start
+        left = stop_of(part) - part.start
         while left > 0 and (block := stream.read(min(left, BLOCK_BYTES))):
             left -= len(block)
             yield block
@@ -247,17 +252,25 @@ def _json(part: RawPart, options: RawOptions, account: Account) -> Iterator[_Row
             "bz2 around .json is not read: write JSON lines (.jsonl.bz2)",
         )
         return
-    open_raw(file).close()  # a file that is not there is an error, and no fault
-    records = read_records(
-        InputFile(file.path, file.name, "json", file.compression, file.num_bytes),
-        "replace",
-        Tally(account.dropped, account.changed),
-    )
-    try:
-        for record in records:
-            yield _Row(record.fields, f"{record.unit} {record.number:,}", record.number, 0)
-    except UserError as error:
-        account.fault("broken_json", file.name, "offset 0", str(error))
+    with _here(file) as source:
+        records = read_records(source, "replace", Tally(account.dropped, account.changed))
+        try:
+            for record in records:
+                yield _Row(record.fields, f"{record.unit} {record.number:,}", record.number, 0)
+        except UserError as error:
+            account.fault("broken_json", file.name, "offset 0", str(error))
+
+
+@contextlib.contextmanager
+def _here(file: RawFile) -> Iterator[InputFile]:
+    """The file for readers that need one on this machine: a copy of one that lies elsewhere."""
+    if is_local(file.path):
+        yield InputFile(file.path, file.name, file.format, file.compression, os.path.getsize(file.path))
+        return
+    with tempfile.NamedTemporaryFile(prefix="jaxlm-") as copy, open_raw(file) as stream:
+        shutil.copyfileobj(stream, copy, BLOCK_BYTES)
+        copy.flush()
+        yield InputFile(copy.name, file.name, file.format, file.compression, copy.tell())
 
 
 def _csv(part: RawPart, options: RawOptions, account: Account) -> Iterator[_Row]:
@@ -302,10 +315,8 @@ def _parquet(part: RawPart, options: RawOptions, account: Account) -> Iterator[_
     import pyarrow as pa
 
     file = part.file
-    open_raw(file).close()
-    source = InputFile(file.path, file.name, "parquet", "", file.num_bytes)
     try:
-        with open_parquet(source) as parquet:
+        with _here(file) as source, open_parquet(source) as parquet:
             names = parquet.schema_arrow.names
             if options.text_key not in names:
                 detail = f"no column {options.text_key!r}, only {some_of(names)} (text_key names the text's)"

@@ -30,6 +30,7 @@ from xml.parsers import expat
 
 from jaxlm.corpus.raw.document import Account, RawDocument
 from jaxlm.corpus.raw.files import RawFile, RawOptions, RawPart
+from jaxlm.corpus.raw.unpacked import has_bytes
 from jaxlm.corpus.raw.wikipedia_dump import blocks, cut_wikipedia, pages, place_of
 from jaxlm.corpus.raw.wikipedia_kinds import is_disambiguation, is_redirect
 from jaxlm.corpus.raw.wikitext import plain_text
@@ -60,13 +61,15 @@ class Site:
     """Of files and categories, in lower case."""
 
 
-def read_site(file: RawFile, account: Account) -> Site:
-    """The `<siteinfo>` at the start of a dump; faults: `not_a_dump`."""
+def read_site(file: RawFile, account: Account) -> Site | None:
+    """The `<siteinfo>` at the start of a dump, None of an empty file; faults: `not_a_dump`."""
     head = b""
     for block in blocks(RawPart(file, 0, file.num_bytes), Account()):
         head += block.data
         if b"</siteinfo>" in head or len(head) > _HEAD_BYTES or b"<page>" in head:
             break
+    if not head and not has_bytes(file):
+        return None
     root = re.search(rb"<mediawiki\b([^<>]{0,2000})>", head)
     if root is None:
         account.fault("not_a_dump", file.name, "offset 0", "it does not start with <mediawiki>")
@@ -191,10 +194,10 @@ class _Ids:
 def read_wikipedia(part: RawPart, options: RawOptions, account: Account) -> Iterator[RawDocument]:
     """The articles of a slice of a dump; see above for what is left out."""
     file = part.file
-    if not file.num_bytes:
+    site = read_site(file, account if part.start == 0 else Account())
+    if site is None:
         account.drop("empty_file", file.name)
         return
-    site = read_site(file, account if part.start == 0 else Account())
     ids = _Ids()
     for offset, xml in pages(part, options.max_document_bytes, account):
         try:

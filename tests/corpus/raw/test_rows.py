@@ -256,3 +256,12 @@ def test_empty_and_missing_files(tmp_path):
         file = RawFile(str(tmp_path / "none"), "none", kind, "", 9, "")
         with pytest.raises(UserError, match="none cannot be read"):
             list(read_rows(RawPart(file, 0, 9), RawOptions(), Account()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"), [("jsonl", b'{"text": "a"}\n'), ("json", b'[{"text": "a"}]'), ("csv", b"text\na\n")]
+)
+def test_the_size_of_a_file_need_not_be_known(tmp_path, kind, content):
+    (tmp_path / "a").write_bytes(content)
+    file = RawFile(str(tmp_path / "a"), "a", kind, "", 0, "")
+    assert [d.text for d in read_rows(RawPart(file, 0, 0), RawOptions(), Account())] == ["a"]

@@ -260,6 +260,13 @@ def test_pages_without_text_are_counted(tmp_path):
     assert (documents, account.dropped) == ([], {"empty": 2})
 
 
+@pytest.mark.parametrize(("compression", "pack"), [("", bytes), ("gz", gzip.compress), ("bz2", bz2.compress)])
+def test_size_need_not_be_known_before(tmp_path, compression, pack):
+    (tmp_path / "a").write_bytes(pack(DUMP.encode()))
+    documents, _ = read(RawFile(str(tmp_path / "a"), "a", "wikipedia", compression, 0, ""))
+    assert {d.id: d.text for d in documents} == TEXTS
+
+
 def test_a_file_that_is_not_there_is_an_error(tmp_path):
     file = RawFile(str(tmp_path / "none.xml"), "none.xml", "wikipedia", "", 7, "")
     with pytest.raises(UserError, match=r"none\.xml cannot be read \(No such file"):
