@@ -289,6 +289,23 @@ def test_files_that_are_empty_long_or_cut_short(tmp_path):
         read(tmp_path / "a.txt", b"x", document="chapters")
 
 
+@pytest.mark.parametrize(("kind", "newline"), [("line", "\n"), ("paragraph", "\n"), ("paragraph", "\r\n")])
+def test_long_files_are_read_in_pieces(tmp_path, monkeypatch, kind, newline):
+    content = "".join(f"Text ঢাকা {i}.\nMore.\n\n" for i in range(100)).replace("\n", newline).encode()
+    whole, _ = read(tmp_path / "a.txt", content, document=kind)
+    assert len(whole) == (200 if kind == "line" else 100)
+    monkeypatch.setattr("jaxlm.corpus.raw.unpacked.BLOCK_BYTES", 97)
+    pieces, account = read(tmp_path / "a.txt", content, document=kind, max_document_bytes=300)
+    assert (pieces, account.faults) == (whole, {})
+    packed = gzip.compress(content)
+    some, account = read(tmp_path / "a.txt.gz", packed[:-20], compression="gz", document=kind)
+    assert 0 < len(some) <= len(whole)
+    assert account.faults == {"truncated_gz": 1}
+    one = b"x" * 200 + b"\n\n" + b"y" * 500
+    documents, account = read(tmp_path / "a.txt", one, document=kind, max_document_bytes=300)
+    assert ([d.text for d in documents], account.faults) == (["x" * 200], {"too_long": 1})
+
+
 def firsts(text):
     return [text[start:stop].strip().split("\n")[0] for start, stop in chapters(text)]
 
