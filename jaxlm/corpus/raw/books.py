@@ -137,7 +137,7 @@ def read_text_files(part: RawPart, options: RawOptions, account: Account) -> Ite
 
 
 def _pieces(file: RawFile, options: RawOptions, account: Account) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes): all of a file; of a longer one than `max_document_bytes`, pieces of whole lines or paragraphs."""
+    """(offset, bytes): all of a file; of one longer than `max_document_bytes`, pieces of whole lines or paragraphs."""
     ends = {"line": (b"\n",), "paragraph": (b"\n\n", b"\n\r\n")}.get(options.document, ())
     unpacked = Unpacked(file, account)
     held, offset = bytearray(), 0

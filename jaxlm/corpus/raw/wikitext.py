@@ -19,7 +19,7 @@
 | `-{zh-hans:A;zh-hant:B}-`                    | `A`                                                            |
 | `&nbsp;`, U+00A0, U+202F                     | a space; ZWJ and ZWNJ stay                                     |
 
-Why not mwparserfromhell: it builds a tree of nodes first, which costs eight times the time on articles of the English
+Why not mwparserfromhell: it builds a tree of nodes first, which costs ten times the time on articles of the English
 Wikipedia (bench/wikitext.py --peer), and leaves holes such as "(; )" where templates were.
 The time here is linear in the length of the page: brackets nested more than 100 deep (MediaWiki's own limit of
 templates) go without being looked into.
