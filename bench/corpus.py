@@ -57,7 +57,9 @@ def make_wet(folder: str, num_bytes: int) -> int:
                     text = " ".join(words)
                 else:
                     lines = own.choices(pool, k=own.randint(*PAGE_SENTENCES))
-                    text = "\n".join(f"{line} {own.choice('abcdefgh')}{own.randrange(10**6)}." for line in lines)
+                    text = "\n".join(
+                        f"{line} {own.choice('abcdefgh')}{own.randrange(10**6)}." for line in lines
+                    )
                     pages = [*pages[-200:], text]
                 body = text.encode()
                 head = (
@@ -142,7 +144,11 @@ def by_hand(folder: str, output: str, tokenizer: str, workers: int) -> None:
     ]  # fmt: skip
     for number, (pipeline, tasks) in enumerate(stages):
         LocalPipelineExecutor(
-            pipeline, tasks=tasks, workers=min(workers, tasks), logging_dir=f"{output}/logs/{number}", start_method="fork"
+            pipeline,
+            tasks=tasks,
+            workers=min(workers, tasks),
+            logging_dir=f"{output}/logs/{number}",
+            start_method="fork",
         ).run()
 
 
@@ -164,7 +170,9 @@ def child(what: str, *args: str) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mb", type=int, default=100, help="text to compare with datatrove")
     parser.add_argument("--memory-mb", default="20,200", help="sizes to measure memory at")
     parser.add_argument("--workers", type=int, default=2)
@@ -203,7 +211,9 @@ def main() -> int:
             size = make_wet(folder, mb * 1_000_000)
             one = child("ours", folder, os.path.join(root, f"out{mb}"), tokenizer, str(args.workers))
             peaks.append(one["peak_mib"])
-            print(f"{size / 1e6:6.0f} MB: {size / 1e6 / one['seconds']:.2f} MB/s, peak {one['peak_mib']:.0f} MiB a process")
+            print(
+                f"{size / 1e6:6.0f} MB: {size / 1e6 / one['seconds']:.2f} MB/s, peak {one['peak_mib']:.0f} MiB a process"
+            )
             shutil.rmtree(folder)
         if len(peaks) > 1:
             print(f"peak, last / first: {peaks[-1] / peaks[0]:.2f} (limit: 1.25)")

@@ -16,7 +16,13 @@ is in docs/corpus.md.
 
 from jaxlm.corpus.raw import config
 
-WEIGHTS = {"wikipedia": 3, "books1": 8, "books2": 8, "webtext2": 22, "common_crawl": 60}  # percent of the tokens
+WEIGHTS = {
+    "wikipedia": 3,
+    "books1": 8,
+    "books2": 8,
+    "webtext2": 22,
+    "common_crawl": 60,
+}  # percent of the tokens
 
 
 def get_config():

@@ -19,7 +19,9 @@ from jaxlm.types import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `build` and `report` with their flags."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="{build,report}")
-    build = actions.add_parser("build", help="make shards of text, or of raw files by a config; again to continue")
+    build = actions.add_parser(
+        "build", help="make shards of text, or of raw files by a config; again to continue"
+    )
     build.add_argument("--input", nargs="+", metavar="PATH",
                        help="without --config: files, folders, globs, or embedded:topics")  # fmt: skip
     build.add_argument("--output", required=True, metavar="DIR", help="an empty or new folder")
@@ -36,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=None, metavar="N", help="processes (default: all processors)"
     )
     build.add_argument("--quiet", action="store_true", help="no progress")
-    show = actions.add_parser("report", help="what became of the raw files of a corpus that was built by a config")
+    show = actions.add_parser(
+        "report", help="what became of the raw files of a corpus that was built by a config"
+    )
     show.add_argument("output", metavar="DIR")
     show.add_argument("--json", action="store_true", help="the whole report, with examples")
 
@@ -74,7 +78,9 @@ def _build_raw(args: argparse.Namespace, config_argv: list[str]) -> int:
     flags = {"--input": args.input, "--tokenizer": args.tokenizer, "--shard-tokens": args.shard_tokens}
     for flag, value in {**flags, "--eval-fraction": args.eval_fraction}.items():
         if value:
-            raise UserError(f"{flag} does not go with --config: the config has a key for it (`jaxlm corpus --help`).")
+            raise UserError(
+                f"{flag} does not go with --config: the config has a key for it (`jaxlm corpus --help`)."
+            )
     from jaxlm.corpus.raw import config, report
 
     argv = list(config_argv)
@@ -91,7 +97,9 @@ def _build_raw(args: argparse.Namespace, config_argv: list[str]) -> int:
     if found is not None:
         for line in report.lines(found):
             print(line)
-        print(f"{args.output}: {len(found['sources'])} corpora; {args.output}/{report.PAGE} shows what became of all.")
+        print(
+            f"{args.output}: {len(found['sources'])} corpora; {args.output}/{report.PAGE} shows what became of all."
+        )
     return 0
 
 

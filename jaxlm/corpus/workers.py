@@ -102,7 +102,9 @@ def _start_worker(tokenizer: Tokenizer, stop: Any) -> None:
 
 def start_worker() -> None:
     """What every worker process does first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets the event of `open_pool`
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the parent, which sets the event of `open_pool`
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

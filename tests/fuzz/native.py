@@ -216,3 +216,15 @@ def read_damaged_hf(folder: Path, rng: random.Random) -> None:
             content = json.dumps(value).encode()
         (folder / file).write_bytes(content)
     use(load_tokenizer(folder))
+
+
+def read_damaged_raw_parquet(folder: Path, rng: random.Random) -> None:
+    from jaxlm.corpus.raw.document import Account
+    from jaxlm.corpus.raw.files import RawFile, RawOptions, RawPart
+    from jaxlm.corpus.raw.rows import read_rows
+
+    path = folder / "a.parquet"
+    path.write_bytes(random_damage(rng, parquet()))
+    file = RawFile(str(path), path.name, "parquet", "", path.stat().st_size, "")
+    for _ in read_rows(RawPart(file, 0, file.num_bytes), RawOptions(text_key="output"), Account()):
+        pass

@@ -1,16 +1,18 @@
 """Text files: books of Project Gutenberg and of others, and folders of plain text.
 
-A document is a file, a chapter, a paragraph (lines between blank ones) or a line. Header, licence and transcribers' notes
-of Project Gutenberg are cut off (`changed["gutenberg"]`), and title, author, language, date and licence taken from them.
-Lines stay as they are broken.
+A document is a file, a chapter, a paragraph (lines between blank ones) or a line. Header, licence and transcribers'
+notes of Project Gutenberg are cut off (`changed["gutenberg"]`), and title, author, language, date and licence taken
+from them. Lines stay as they are broken.
 
-Encodings: UTF-8; UTF-16 and UTF-32 by their byte order mark; what is not UTF-8 is read as Windows-1252, of which Latin-1
-is a part (`changed["cp1252"]`), unless more of it is well-formed UTF-8 than is not: then it is damaged UTF-8, and the
-damaged bytes become U+FFFD (`changed["invalid_utf8"]`).
+Encodings: UTF-8; UTF-16 and UTF-32 by their byte order mark; what is not UTF-8 is read as Windows-1252, of which
+Latin-1 is a part (`changed["cp1252"]`), unless more of it is well-formed UTF-8 than is not: then it is damaged UTF-8,
+and the damaged bytes become U+FFFD (`changed["invalid_utf8"]`).
 
-Faults: `binary` (no text), `too_long`, and those of compression. A file that is cut short is skipped where a document is
-the file or a chapter, and read as far as it goes otherwise.
-"""
+A file of more than `max_document_bytes` is read in pieces where a document is a paragraph or a line (what comes before
+and after a book is looked for in each), and is a fault otherwise.
+
+Faults: `binary` (no text), `too_long`, and those of compression. A file that is cut short is skipped where a document
+is the file or a chapter, and read as far as it goes otherwise."""
 
 from __future__ import annotations
 
@@ -35,6 +37,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_WIDE = tuple(bom for bom, _ in _BOMS[1:])
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x0b\x1a\x1b")) + b"\x7f"
 _MAGIC = (
     b"%PDF-",
@@ -98,7 +101,7 @@ def why_binary(sample: bytes) -> str | None:
     """What a file is that is no text, by its first bytes; None of a text."""
     if sample.startswith(_MAGIC):
         return f"it starts with {sample[:4]!r}, as files of another kind do"
-    if sample.startswith(tuple(bom for bom, _ in _BOMS[1:])):
+    if sample.startswith(_WIDE):
         return None
     controls = len(sample) - len(sample.translate(None, _CONTROLS))
     if controls * 100 > len(sample):
@@ -109,38 +112,19 @@ def why_binary(sample: bytes) -> str | None:
 def read_text_files(part: RawPart, options: RawOptions, account: Account) -> Iterator[RawDocument]:
     """The documents of a text file."""
     check_choice("document", options.document, DOCUMENT_KINDS)
-    file = part.file
-    raw = read_limited(file, options.max_document_bytes, account)
-    if raw is None:
-        return
-    if not raw.strip():
-        account.drop("empty_file", file.name)
-        return
-    if (reason := why_binary(raw[:_SAMPLE_BYTES])) is not None:
-        account.fault("binary", file.name, "offset 0", reason)
-        return
-    decoded = decode_text(raw, account)
-    text = decoded.text
-    if "\r" in text and "\n" not in text:
-        account.changed["cr"] += 1
-        decoded = Decoded(text.replace("\r", "\n"), decoded.encoding, decoded.mark)
-        text = decoded.text
-    start, stop = gutenberg.body(text)
-    if gutenberg.is_gutenberg(text):
-        account.changed["gutenberg"] += 1
-    about = gutenberg.book(text)
-    at, offset = 0, decoded.mark  # character, byte
-    for number, (first, last) in enumerate(_documents(text, start, stop, options.document), 1):
-        offset += decoded.num_bytes(at, first)
-        size = decoded.num_bytes(first, last)
-        at, here, offset = last, offset, offset + size
-        content = cleaned(text[first:last], account)
-        if content is not None:
+    name = part.file.name
+    number, num_faults = 0, account.faults.total()
+    for start, raw in _pieces(part.file, options, account):
+        if not start and (reason := why_binary(raw[:_SAMPLE_BYTES])) is not None:
+            account.fault("binary", name, "offset 0", reason)
+            return
+        for offset, size, text, about in _texts(raw, options.document, account):
+            number += 1
             yield RawDocument(
-                text=content.strip("\n"),
-                id=file.name if options.document == "file" else f"{file.name}#{number}",
-                file=file.name,
-                offset=here,
+                text=text,
+                id=name if options.document == "file" else f"{name}#{number}",
+                file=name,
+                offset=start + offset,
                 num_bytes=size,
                 date=about.date,
                 licence=about.licence,
@@ -148,21 +132,54 @@ def read_text_files(part: RawPart, options: RawOptions, account: Account) -> Ite
                 author=about.author,
                 language=about.language,
             )
+    if not number and account.faults.total() == num_faults:
+        account.drop("empty_file", name)
 
 
-def read_limited(file: RawFile, limit: int, account: Account) -> bytes | None:
-    """All of a file; None, and a fault, of one that is longer than the limit or damaged."""
-    blocks, size = [], 0
+def _pieces(file: RawFile, options: RawOptions, account: Account) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes): all of a file; of one longer than `max_document_bytes`, pieces of whole lines or paragraphs."""
+    ends = {"line": (b"\n",), "paragraph": (b"\n\n", b"\n\r\n")}.get(options.document, ())
     unpacked = Unpacked(file, account)
+    held, offset = bytearray(), 0
     for block in unpacked:
-        size += len(block)
-        if size > limit:
-            account.fault(
-                "too_long", file.name, "offset 0", f"it has more than {limit:,} bytes (max_document_bytes)"
+        held += block
+        if len(held) <= options.max_document_bytes:
+            continue
+        cut = max((held.rfind(end) + len(end) for end in ends if end in held), default=0)
+        if not cut or held.startswith(_WIDE):
+            detail = (
+                f"it has more than {options.max_document_bytes:,} bytes in one document (max_document_bytes)"
             )
-            return None
-        blocks.append(block)
-    return None if unpacked.damaged else b"".join(blocks)
+            account.fault("too_long", file.name, f"offset {offset:,}", detail)
+            return
+        yield offset, bytes(held[:cut])
+        offset += cut
+        del held[:cut]
+    if held and (ends or not unpacked.damaged):
+        yield offset, bytes(held)
+
+
+def _texts(raw: bytes, kind: str, account: Account) -> Iterator[tuple[int, int, str, gutenberg.Book]]:
+    """(offset, bytes, text, what the header says) of the documents of a piece that have any text."""
+    if not raw.strip():
+        return
+    decoded = decode_text(raw, account)
+    if "\r" in decoded.text and "\n" not in decoded.text:
+        account.changed["cr"] += 1
+        decoded = Decoded(decoded.text.replace("\r", "\n"), decoded.encoding, decoded.mark)
+    text = decoded.text
+    start, stop = gutenberg.body(text)
+    if gutenberg.is_gutenberg(text):
+        account.changed["gutenberg"] += 1
+    about = gutenberg.book(text)
+    at, offset = 0, decoded.mark  # character, byte
+    for first, last in _documents(text, start, stop, kind):
+        offset += decoded.num_bytes(at, first)
+        size = decoded.num_bytes(first, last)
+        at, here, offset = last, offset, offset + size
+        content = cleaned(text[first:last], account)
+        if content is not None:
+            yield here, size, content.strip("\n"), about
 
 
 def _documents(text: str, start: int, stop: int, kind: str) -> Iterator[tuple[int, int]]:

@@ -1,33 +1,43 @@
 """Where the chapters of a book begin, by the look of its lines.
 
-A heading stands between blank lines (or above a title that does): `CHAPTER I.`, `Chapter 1`, `BOOK THE FIRST`, `Kapitel 3`,
-`Глава II`, `第三章`, `প্রথম পরিচ্ছেদ`, or roman numerals that count I, II, III. A list of three and more headings with
-nothing between them is a table of contents, unless its entries come nowhere else. A heading with nothing below it but
-the next (BOOK I above CHAPTER I) belongs to the chapter that follows.
+A heading stands between blank lines (or above a title that does): `CHAPTER I.`, `Chapter 1`, `BOOK THE FIRST`,
+`Kapitel 3`, `Глава II`, `第三章`, `প্রথম পরিচ্ছেদ`, or roman numerals that count I, II, III. A list of headings of
+one kind with nothing between them is a table of contents, unless its entries come nowhere else. A heading with nothing
+below it but the next (BOOK I above CHAPTER I) belongs to the chapter that follows.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
+_DIGITS = "one two three four five six seven eight nine".split()
+_TENS = "twenty thirty forty fifty".split()
 _ORDINALS = (
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty thirty forty fifty first second third fourth fifth sixth seventh eighth ninth tenth eleventh "
-    "twelfth thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth last "
-    "premier première deuxième troisième erstes zweites drittes viertes primero segundo primo secondo terzo"
-).split()
-_NUMBER = rf"(?:[IVXLC]{{1,8}}|\d{{1,3}}|(?:{'|'.join(_ORDINALS)})(?:[- ](?:{'|'.join(_ORDINALS[:9] + _ORDINALS[23:32])}))?)"
+    *_DIGITS,
+    *"ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split(),
+    *"first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth".split(),
+    *"fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth last".split(),
+    *"premier première deuxième troisième erstes zweites drittes viertes primero segundo".split(),
+    *"primo secondo terzo".split(),
+)
+_NUMBER = (
+    rf"(?:[IVXLC]{{1,8}}|\d{{1,3}}|(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_DIGITS)}|first|second|third|fourth))?"
+    rf"|{'|'.join(_ORDINALS)})"
+)
 _WORDS = (
     "chapter chap book part volume canto stave letter act section kapitel buch teil chapitre livre partie capítulo "
     "capitulo libro parte capitolo hoofdstuk deel глава часть книга розділ частина rozdział rozdzial luku fejezet"
 ).split()
 _HEADING = re.compile(
-    rf"[ \t_*=]*(?P<label>(?P<word>{'|'.join(_WORDS)})\.?[ \t]+(?:the[ \t]+)?(?P<number>{_NUMBER}))(?![^\W_])(?P<rest>[^\n]*)",
+    rf"[ \t_*=]*(?P<label>(?P<word>{'|'.join(_WORDS)})\.?[ \t]+(?:the[ \t]+)?(?P<number>{_NUMBER}))(?![^\W_])"
+    r"(?P<rest>[^\n]*)",
     re.IGNORECASE,
 )
 _INDIC = re.compile(
-    r"[ \t]*(?P<label>(?:\S{2,12}[ \t]+(?:অধ্যায়|পরিচ্ছেদ|খণ্ড|সর্গ)|(?:অধ্যায়|পরিচ্ছেদ|অধ্যায়|अध्याय|परिच्छेद)[ \t]+[০-৯०-९]{1,3}))[ \t।:.-]*(?P<rest>)$"
+    r"[ \t]*(?P<label>\S{2,12}[ \t]+(?:অধ্যায়|অধ্যায়|পরিচ্ছেদ|খণ্ড|সর্গ)"
+    r"|(?:অধ্যায়|অধ্যায়|পরিচ্ছেদ|अध्याय|परिच्छेद)[ \t]+[০-৯०-९]{1,3})[ \t।:.-]*(?P<rest>)$"
 )
 _EAST_ASIAN = re.compile(
     r"[ \t\u3000]*(?P<label>第[一二三四五六七八九十百千零〇\d０-９]{1,6}[章回節节卷部])(?P<rest>[^\n。]{0,30})$"
@@ -121,6 +131,11 @@ def _counted(romans: list[tuple[_Heading, int]]) -> list[_Heading]:
     return kept if longest >= 3 else []
 
 
+def _word(label: str) -> str:
+    first = label.split()[0].rstrip(".")
+    return first if first in _WORDS else ""
+
+
 def _starts(text: str, headings: list[_Heading]) -> list[int]:
     """Where chapters begin: without the entries of tables of contents, and headings without text joined to the next."""
     stops = [heading.start for heading in headings[1:]] + [len(text)]
@@ -141,7 +156,8 @@ def _starts(text: str, headings: list[_Heading]) -> list[int]:
             end += 1
         # The last entry of a table has the preface below it, or the first chapter's heading far away.
         run = range(index, min(end + 1, len(headings)))
-        if end - index >= 2 and sum(repeated[i] for i in run) * 2 > len(run):
+        words = Counter(_word(headings[i].label) for i in run)
+        if max(words.values()) >= 2 and sum(repeated[i] for i in run) * 2 > len(run):
             for i in run:
                 listed[i] = repeated[i]
         index = end + 1

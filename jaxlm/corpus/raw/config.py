@@ -111,7 +111,9 @@ class ExecutorConfig:
         if self.workers is not None and self.workers < 1:
             raise UserError(f"executor.workers={self.workers} must be at least 1.")
         if self.kind == "slurm" and not self.partition:
-            raise UserError("executor.partition is empty: name a partition of the cluster (`sinfo` lists them).")
+            raise UserError(
+                "executor.partition is empty: name a partition of the cluster (`sinfo` lists them)."
+            )
         if self.memory_gib < 1:
             raise UserError(f"executor.memory_gib={self.memory_gib} must be at least 1.")
 
@@ -177,9 +179,7 @@ def resolve(config: ConfigDict) -> CorpusConfig:
     """The frozen config; UserError for what cannot be built."""
     cfg = from_config_dict(CorpusConfig, config)
     if not cfg.sources:
-        raise UserError(
-            "The config has no source: add one with --config.sources.NAME.path=PATH."
-        )
+        raise UserError("The config has no source: add one with --config.sources.NAME.path=PATH.")
     return cfg
 
 

@@ -25,8 +25,8 @@ from datatrove.pipeline.base import PipelineStep
 from jaxlm.corpus.raw.config import DedupConfig
 from jaxlm.corpus.raw.read import column_file, num_columns, owner_file
 from jaxlm.corpus.raw.work import BUILD, RawUnit, key_of, result_of, write_result
-from jaxlm.data.files import make_folder, write_atomic
 from jaxlm.data.checksums import npy
+from jaxlm.data.files import make_folder, write_atomic
 from jaxlm.data.npy import read_npy
 
 _PLACE_BITS = np.uint64(32)

@@ -27,8 +27,8 @@ from jaxlm.config import check_choice
 from jaxlm.corpus.raw import gutenberg
 from jaxlm.corpus.raw.books import DOCUMENT_KINDS, cleaned
 from jaxlm.corpus.raw.document import Account, RawDocument
-from jaxlm.corpus.raw.files import RawOptions, RawPart
-from jaxlm.corpus.raw.unpacked import open_raw
+from jaxlm.corpus.raw.files import RawOptions, RawPart, open_bytes
+from jaxlm.corpus.raw.unpacked import has_bytes
 from jaxlm.corpus.readers import MAX_EXPANSION
 
 MAX_MEMBERS = 20_000
@@ -36,9 +36,9 @@ _FREE_BYTES = 1 << 20
 """A member may have this many bytes however small it is compressed."""
 _PACKAGE_BYTES = 8 << 20
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError,
-               struct.error, KeyError, IndexError, OverflowError, MemoryError)  # fmt: skip
+               struct.error, LookupError, OverflowError, MemoryError)  # fmt: skip
 _PAGES = ("application/xhtml+xml", "text/html", "application/x-dtbook+xml", "text/x-oeb1-document")
-_EMPTY_TAG = re.compile(r"<((?!br\b|hr\b|img\b|meta\b|link\b|input\b|col\b|wbr\b|area\b|base\b|embed\b|source\b|track\b)"
+_EMPTY_TAG = re.compile(r"<((?!(?:br|hr|img|meta|link|input|col|wbr|area|base|embed|source|track)\b)"
                         r"[a-z][a-z0-9]{0,20})\b([^<>]{0,2000}+)(?<=/)>", re.IGNORECASE)  # fmt: skip
 _DECLARED = re.compile(rb"<\?xml[^>]{0,200}encoding=[\"']([\w.-]{1,40})")
 
@@ -60,11 +60,11 @@ def read_epub(part: RawPart, options: RawOptions, account: Account) -> Iterator[
     """The documents of a book."""
     check_choice("document", options.document, DOCUMENT_KINDS)
     file = part.file
-    if not file.num_bytes:
+    if not has_bytes(file):
         account.drop("empty_file", file.name)
         return
     with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(open_raw(file))
+        stream = stack.enter_context(open_bytes(file))
         try:
             archive = stack.enter_context(zipfile.ZipFile(stream))
             if len(archive.infolist()) > MAX_MEMBERS:
@@ -172,7 +172,7 @@ def _check_readable(archive: zipfile.ZipFile, folder: str, package: _Package) ->
     """_Damage where pages of the spine are encrypted; obfuscated fonts are in many free books."""
     if "META-INF/encryption.xml" not in archive.namelist():
         return
-    hrefs = (package.manifest[i][0] for i in package.spine if i in package.manifest)
+    hrefs = (package.manifest[i][0].partition("#")[0] for i in package.spine if i in package.manifest)
     pages = {posixpath.normpath(posixpath.join(folder, urllib.parse.unquote(href))) for href in hrefs}
     for name, attributes, _ in _elements(_member(archive, "META-INF/encryption.xml", _PACKAGE_BYTES)):
         locked = posixpath.normpath(urllib.parse.unquote(attributes.get("URI", "")).lstrip("/"))
@@ -185,7 +185,7 @@ def _check_readable(archive: zipfile.ZipFile, folder: str, package: _Package) ->
 def _pages(
     archive: zipfile.ZipFile, folder: str, package: _Package, name: str, limit: int, account: Account
 ) -> list[tuple[int, str]] | None:
-    """(number in the spine, text) of the pages; those that are damaged are faults, and so is a book that is too long."""
+    """(number in the spine, text) of the pages. A damaged one is a fault, and so is a book that is too long."""
     out: list[tuple[int, str]] = []
     size = 0
     for number, key in enumerate(package.spine, 1):

@@ -82,7 +82,7 @@ MAX_LIST_BYTES = 256 << 20
 """Of a list of paths, decompressed; that of a crawl's 90,000 WARC files has about 12 MB."""
 _NAMES = (
     ("warc", re.compile(r"\.(?:warc|wet)(?:\.(gz|zst))?$", re.IGNORECASE)),
-    ("wikipedia", re.compile(r"\.xml(?:\.(bz2|gz|zst))?$", re.IGNORECASE)),
+    ("wikipedia", re.compile(r"\.xml(?:-p\d+p\d+)?(?:\.(bz2|gz|zst))?$", re.IGNORECASE)),
     ("text", re.compile(r"\.txt(?:\.(gz|zst))?$", re.IGNORECASE)),
     ("epub", re.compile(r"\.epub()$", re.IGNORECASE)),
     ("jsonl", re.compile(r"\.(?:jsonl|ndjson)(?:\.(gz|zst))?$", re.IGNORECASE)),
@@ -275,5 +275,9 @@ def _cut_wikipedia(file: RawFile, unit_bytes: int) -> list[RawPart]:
     return cut_wikipedia(file, unit_bytes)
 
 
-CUTTERS: dict[tuple[str, str], Cutter] = {("jsonl", ""): _cut_lines, ("wikipedia", "bz2"): _cut_wikipedia}
+CUTTERS: dict[tuple[str, str], Cutter] = {
+    ("jsonl", ""): _cut_lines,
+    ("wikipedia", ""): _cut_wikipedia,
+    ("wikipedia", "bz2"): _cut_wikipedia,
+}
 """How files of a format and compression are cut. Lines of JSON can be, lines of CSV need not be records."""

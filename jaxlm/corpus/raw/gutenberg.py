@@ -1,7 +1,7 @@
 """Project Gutenberg's additions to a book: its header with title and author, its licence, its transcribers' notes.
 
-Marks of the start and the end of a book, as they stand in files of 1993 to today; the forms are those of real files
-(the eBooks 11, 1342, 1661, 8868 and others), since nobody has written a standard down.
+Marks of the start and the end of a book, as they stand in files of the nineties (eBook 11) and of later (eBook 8868),
+and in the lists of other programs that look for them: nobody has written a standard down.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 HEADER_CHARS = 60_000
-"""Within so many characters a book has to start: the longest small print has about 13,000."""
+"""Within so many characters a book has to start."""
 _START = re.compile(
     r"^[ \t]*\*{1,3}[ \t]*START OF (?:TH(?:IS|E) )?PROJECT GUTENBERG[^\n]*(?:\n[^\n]*){0,3}?\*{3}[^\n]*$"
     r"|^[ \t]*\*{1,3}[ \t]*START OF (?:TH(?:IS|E) )?PROJECT GUTENBERG[^\n]*$"
@@ -51,7 +51,7 @@ _LANGUAGES = {"english": "en", "french": "fr", "german": "de", "spanish": "es", 
               "greek": "el", "chinese": "zh", "japanese": "ja", "russian": "ru", "polish": "pl", "hungarian": "hu",
               "esperanto": "eo", "tagalog": "tl", "catalan": "ca", "czech": "cs", "welsh": "cy", "bengali": "bn",
               "hindi": "hi", "sanskrit": "sa", "hebrew": "he", "arabic": "ar", "irish": "ga", "icelandic": "is",
-              "afrikaans": "af", "romanian": "ro", "bulgarian": "bg", "serbian": "sr", "telugu": "te"}  # fmt: skip
+              "afrikaans": "af", "romanian": "ro", "bulgarian": "bg", "serbian": "sr"}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ def normalise_url(url: str) -> str | None:
     `http://www.Example.org:80/a/?utm_source=x&b=1#top` and `https://example.org/a?b=1` are one.
     """
     text = url.strip()
+    if re.match(r"[a-z][a-z0-9+.-]*:(?!//|\d)", text, re.IGNORECASE):
+        return None  # mailto:, javascript:
     if "://" not in text[:12]:
         text = f"http://{text.removeprefix('//')}"
     try:
@@ -79,8 +81,8 @@ def read_links(path: str, min_score: float | None = None) -> set[str]:
                 wanted.add(normal)
     if not wanted:
         raise UserError(
-            f"{path} holds no link{'' if min_score is None else f' with a score of at least {min_score:g}'}: every page "
-            "would be left out. Give a list of addresses, one on each line or in a column url."
+            f"{path} holds no link{'' if min_score is None else f' with a score of at least {min_score:g}'}: every "
+            "page would be left out. Give a list of addresses, one on each line or in a column url."
         )
     return wanted
 

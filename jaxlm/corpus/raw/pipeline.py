@@ -22,15 +22,15 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from jaxlm.config import to_json
+from jaxlm.corpus.inputs import find_inputs
 from jaxlm.corpus.raw import report
 from jaxlm.corpus.raw.config import CorpusConfig, RawSourceConfig, decontamination, paths_of
-from jaxlm.corpus.inputs import find_inputs
 from jaxlm.corpus.raw.decontaminate import DecontaminateStep, NGramIndex, build_index
 from jaxlm.corpus.raw.dedup import ChooseCopies, FindPairs, dedup_folder, pairs_file
 from jaxlm.corpus.raw.document import Account
+from jaxlm.corpus.raw.evaluation_sets import KINDS
 from jaxlm.corpus.raw.executors import Stage, run_stages
 from jaxlm.corpus.raw.files import RawFile, RawOptions, find_files
-from jaxlm.corpus.raw.evaluation_sets import KINDS
 from jaxlm.corpus.raw.filter_config import evaluation_sets
 from jaxlm.corpus.raw.filters import build_filters
 from jaxlm.corpus.raw.read import ReadUnits, WriteUnits, num_columns
@@ -149,7 +149,10 @@ def _rules(cfg: CorpusConfig, name: str) -> Any:
     for key in ("across_sources", "memory_gib"):
         del dedup[key]
     against = decontamination(cfg)
-    sets = [[name, path, *map(_stamp, _files_of(path))] for name, path in evaluation_sets(against.evaluation).items()]
+    sets = [
+        [name, path, *map(_stamp, _files_of(path))]
+        for name, path in evaluation_sets(against.evaluation).items()
+    ]
     lists = [_stamp(path) for path in (cfg.filters.language_model, cfg.filters.url_block_list) if path]
     return [
         source, links, dataclasses.asdict(cfg.filters), lists, cfg.extractor, cfg.max_document_bytes, cfg.strict,
@@ -189,9 +192,7 @@ def _waves(
 
     for name, own in units.items():
         steps = _reading_steps(cfg, output, name, own, index, say_once)
-        reading.append(
-            Stage(f"read:{name}", steps, [unit.num_bytes for unit in own], _undone(output, own))
-        )
+        reading.append(Stage(f"read:{name}", steps, [unit.num_bytes for unit in own], _undone(output, own)))
     tokenise = Tokenise(every, output, dedup, cfg)
     finish = Finish(tokenise, left_out)
     total = sum(unit.num_bytes for unit in every)

@@ -27,8 +27,8 @@ from jaxlm.corpus.raw.links import keep_linked, read_links
 from jaxlm.corpus.raw.minhash import Signatures
 from jaxlm.corpus.raw.work import RawUnit, result_of, write_result
 from jaxlm.corpus.split import hash_of
-from jaxlm.data.files import make_folder, write_atomic
 from jaxlm.data.checksums import npy
+from jaxlm.data.files import make_folder, write_atomic
 
 DOCUMENTS = "documents.jsonl.zst"
 HASHES = "hashes.npy"
@@ -151,7 +151,11 @@ def _write(documents: Iterator[Document], folder: str, dedup: DedupConfig) -> di
         order = np.argsort(column, kind="stable")
         write_atomic(os.path.join(folder, column_file(number)), npy(column[order]))
         write_atomic(os.path.join(folder, owner_file(number)), npy(owner[order]))
-    return {"num_documents": len(hashes), "num_text_bytes": num_bytes, "languages": dict(sorted(languages.items()))}
+    return {
+        "num_documents": len(hashes),
+        "num_text_bytes": num_bytes,
+        "languages": dict(sorted(languages.items())),
+    }
 
 
 def column_file(number: int) -> str:

@@ -19,7 +19,9 @@ FORMAT = 1
 _SHAPE = {"format": int, "sources": {str: dict}, "seconds": {str: float}, "disk_bytes": {str: int}}
 
 
-def make_report(step: Any, manifests: Mapping[str, Mapping[str, Any]], left_out: Mapping[str, Any]) -> dict[str, Any]:
+def make_report(
+    step: Any, manifests: Mapping[str, Mapping[str, Any]], left_out: Mapping[str, Any]
+) -> dict[str, Any]:
     """The account of a finished build.
 
     Args:
@@ -66,7 +68,8 @@ def make_report(step: Any, manifests: Mapping[str, Mapping[str, Any]], left_out:
             "dropped": dict(account.dropped.most_common()),
             "changed": dict(account.changed.most_common()),
             "faults": dict(account.faults.most_common()),
-            "examples": account.examples | {kind: lines for (source, kind), lines in copies.items() if source == name},
+            "examples": account.examples
+            | {kind: lines for (source, kind), lines in copies.items() if source == name},
             "sha256": manifests[name]["sha256"],
         }
     return {
@@ -153,7 +156,18 @@ def read_report(output: str) -> dict[str, Any]:
 
 def lines(report: Mapping[str, Any]) -> Iterator[str]:
     """The report in a terminal."""
-    heads = ("source", "files", "read", "passed", "copies", "kept", "train tokens", "bytes/token", "weight", "epochs")
+    heads = (
+        "source",
+        "files",
+        "read",
+        "passed",
+        "copies",
+        "kept",
+        "train tokens",
+        "bytes/token",
+        "weight",
+        "epochs",
+    )
     rows = []
     for name, source in report["sources"].items():
         copies = source["exact_copies"] + source["near_copies"]

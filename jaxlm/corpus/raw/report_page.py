@@ -28,7 +28,9 @@ def page(report: Mapping[str, Any]) -> str:
     parts.append(_section("Documents, by what became of them", _bars(sources, _fates, "documents")))
     parts.append(_section("Text, in bytes", _bars(sources, _bytes, "bytes")))
     parts.append(_section("Tokens to train on, and epochs", _table_of_tokens(report)))
-    parts.append(_section("Languages, of the text that passed, in bytes", _bars(sources, _languages, "bytes")))
+    parts.append(
+        _section("Languages, of the text that passed, in bytes", _bars(sources, _languages, "bytes"))
+    )
     parts.append(_section("What was left out, changed, or could not be read", _reasons(sources)))
     parts.append(_section("Work", _work(report)))
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -97,7 +99,9 @@ def _bars(sources: Mapping[str, Any], values_of: Any, unit: str) -> str:
     left = float(_LABEL)
     for index, kind in enumerate(kinds):
         top = _ROW * len(values) + 6
-        out.append(f'<rect x="{left:.0f}" y="{top}" width="10" height="10" fill="{_COLOURS[index % len(_COLOURS)]}"/>')
+        out.append(
+            f'<rect x="{left:.0f}" y="{top}" width="10" height="10" fill="{_COLOURS[index % len(_COLOURS)]}"/>'
+        )
         out.append(f'<text x="{left + 14:.0f}" y="{top + 10}">{html.escape(kind)}</text>')
         left += 30 + 7 * len(kind)
     return "".join([*out, "</svg>"])
@@ -113,19 +117,28 @@ def _table_of_tokens(report: Mapping[str, Any]) -> str:
     rows = []
     for name, source in report["sources"].items():
         epochs = "-" if source["epochs"] is None else f"{source['epochs']:.3g}"
-        cells = (f"{source['train_tokens']:,}", f"{source['eval_tokens']:,}", f"{source['bytes_per_token']:.2f}")
+        cells = (
+            f"{source['train_tokens']:,}",
+            f"{source['eval_tokens']:,}",
+            f"{source['bytes_per_token']:.2f}",
+        )
         rows.append((name, *cells, f"{source['weight']:.3f}", epochs))
     budget = report["budget_tokens"]
     note = f"Epochs: of a run of {budget:,.0f} tokens." if budget else "No budget is planned (budget_tokens)."
     return (
-        _table(("source", "train", "eval", "bytes/token", "weight", "epochs"), rows) + f'<p class="note">{note}</p>'
+        _table(("source", "train", "eval", "bytes/token", "weight", "epochs"), rows)
+        + f'<p class="note">{note}</p>'
     )
 
 
 def _reasons(sources: Mapping[str, Any]) -> str:
     parts = []
     for name, source in sources.items():
-        counts = [(word, reason, n) for word in ("dropped", "changed", "faults") for reason, n in source[word].items()]
+        counts = [
+            (word, reason, n)
+            for word in ("dropped", "changed", "faults")
+            for reason, n in source[word].items()
+        ]
         counts += [("copies", f"{kind}_copy", source[f"{kind}_copies"]) for kind in ("exact", "near")]
         items = []
         for word, reason, number in counts:
@@ -133,7 +146,9 @@ def _reasons(sources: Mapping[str, Any]) -> str:
                 continue
             shown = "".join(f"<li>{html.escape(one)}</li>" for one in source["examples"].get(reason, []))
             more = f"<ul>{shown}</ul>" if shown else ""
-            items.append(f"<details><summary>{word}: {html.escape(reason)}, {number:,}</summary>{more}</details>")
+            items.append(
+                f"<details><summary>{word}: {html.escape(reason)}, {number:,}</summary>{more}</details>"
+            )
         parts.append(f"<h3>{html.escape(name)}</h3>" + ("".join(items) or '<p class="note">nothing</p>'))
     return "".join(parts)
 

@@ -189,7 +189,9 @@ def _assemble(step: Tokenise, name: str, units: Sequence[RawUnit], folders: Sequ
     make_folder(staging)
     splits = {}
     for split in SPLITS:
-        pieces = [(f, shard) for f, result in zip(folders, results) for shard in (result or {})["shards"][split]]
+        pieces = [
+            (f, shard) for f, result in zip(folders, results) for shard in (result or {})["shards"][split]
+        ]
         splits[split] = [
             join_shards(group, staging, f"{split}-{number:05d}", step.tokenizer.vocab_size, keep=True)
             for number, group in enumerate(grouped(pieces, step.cfg.shard_tokens))

@@ -7,26 +7,22 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from etils import epath
-
-from jaxlm.corpus.inputs import printable
 from jaxlm.corpus.raw.document import Account
-from jaxlm.corpus.raw.files import RawFile
+from jaxlm.corpus.raw.files import RawFile, RawPart, open_bytes
 from jaxlm.corpus.readers import BLOCK_BYTES, FREE_BYTES, MAX_EXPANSION, ZSTD_INPUT_BYTES
-from jaxlm.types import UserError
 
 INPUT_BYTES = 256 << 10
 
 
-def open_raw(file: RawFile) -> BinaryIO:
-    """The file as it lies there. Errors: UserError if it cannot be opened."""
-    try:
-        return epath.Path(file.path).open("rb")  # pyright: ignore[reportReturnType]
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{printable(file.path)} cannot be read ({reason}): restore it, allow it, or remove it from the input."
-        ) from None
+def stop_of(part: RawPart) -> int:
+    """Where the slice ends; far away where the size of the file is not known before it is read (`num_bytes` 0)."""
+    return part.stop if part.file.num_bytes else 1 << 62
+
+
+def has_bytes(file: RawFile) -> bool:
+    """Whether there is anything in the file, compressed or not."""
+    with open_bytes(file) as stream:
+        return bool(stream.read(1))
 
 
 class Unpacked:
@@ -42,9 +38,8 @@ class Unpacked:
         """Whether bytes are missing at the end of what was given."""
 
     def __iter__(self) -> Iterator[bytes]:
-        limit = max(FREE_BYTES, MAX_EXPANSION * self.file.num_bytes)
         done = 0
-        with open_raw(self.file) as stream:
+        with open_bytes(self.file) as stream:
             blocks = _plain(stream) if not self.file.compression else _unpack(stream, self.file.compression)
             while True:
                 try:
@@ -55,10 +50,8 @@ class Unpacked:
                 if block is None:
                     return
                 done += len(block)
-                if done > limit:
-                    self._fault(
-                        "bomb", done, f"its {self.file.num_bytes:,} bytes expand to more than {limit:,}"
-                    )
+                if done > max(FREE_BYTES, MAX_EXPANSION * stream.tell()):
+                    self._fault("bomb", done, f"its first {stream.tell():,} bytes expand to as many")
                     return
                 yield block
 

@@ -3,9 +3,8 @@
     for part in cut_wikipedia(file, unit_bytes=64 << 20):
         for document in read_wikipedia(part, RawOptions(), account): ...
 
-Dumps: https://dumps.wikimedia.org/<wiki>/latest/<wiki>-latest-pages-articles-multistream.xml.bz2. Format:
-https://www.mediawiki.org/wiki/Help:Export#Export_format, and
-https://meta.wikimedia.org/wiki/Data_dumps/Dump_format for the streams of about 100 pages each (2026-11).
+Dumps: https://dumps.wikimedia.org/<wiki>/latest/<wiki>-latest-pages-articles-multistream.xml.bz2: bz2 streams of 100
+pages each, one behind the other (their author on the list xmldatadumps-l, read 2026-11).
 
 A document is a page of namespace 0. Left out and counted: `other_namespace`, `redirect`, `disambiguation` (by option),
 `other_model` (CSS, Lua, JSON), `duplicate_id` (the first of a part wins), `empty`. Faults: `broken_xml` (it goes on at
@@ -14,8 +13,8 @@ the next page), `too_long`, `not_a_dump`, `truncated_bz2` and the like, `broken_
 Fields: `id` is "enwiki:12"; `date` is that of the revision; `offset` counts bytes of the file where it is not
 compressed. In a multistream file it is the place of the stream that holds the page, as in the index that comes with the
 dump; in other compressed files, the place in the decompressed text. `num_bytes` is the length of its XML. `licence` is
-that of Wikimedia's terms of use, section 7 (https://foundation.wikimedia.org/wiki/Policy:Terms_of_Use, 2023-06: CC
-BY-SA 4.0); a dump names none, so for other wikis it is unknown.
+that of Wikimedia's terms of use, CC BY-SA 4.0 since 2023-06-07 (http://signpost.news/2023-06-19/News_and_notes, read
+2026-11); a dump names none, so for other wikis it is unknown.
 
 Every page is parsed on its own: a document type with entities that expand a billion times has no place to stand.
 """
@@ -30,6 +29,7 @@ from xml.parsers import expat
 
 from jaxlm.corpus.raw.document import Account, RawDocument
 from jaxlm.corpus.raw.files import RawFile, RawOptions, RawPart
+from jaxlm.corpus.raw.unpacked import has_bytes
 from jaxlm.corpus.raw.wikipedia_dump import blocks, cut_wikipedia, pages, place_of
 from jaxlm.corpus.raw.wikipedia_kinds import is_disambiguation, is_redirect
 from jaxlm.corpus.raw.wikitext import plain_text
@@ -38,9 +38,9 @@ __all__ = ["Site", "cut_wikipedia", "read_site", "read_wikipedia", "title_in_url
 
 LICENCE = "CC BY-SA 4.0"
 _HEAD_BYTES = 1 << 20
-"""Within so many bytes `</siteinfo>` has to come: enwiki's has about 3,000."""
+"""Within so many bytes `</siteinfo>` has to come: enwiki's of 2016 has about 3,000."""
 _SMALL_IDS = 1 << 28
-"""Ids below take a bit each; the largest wiki has 2 * 10**8 pages."""
+"""Ids below take a bit each, 32 MiB at most; larger ones are remembered one by one."""
 _PROJECTS = re.compile(
     r"\.(?:wikipedia|wiktionary|wikibooks|wikisource|wikiquote|wikiversity|wikivoyage)\.org$|^(?:commons|meta|incubator)"
     r"\.wikimedia\.org$"
@@ -60,13 +60,15 @@ class Site:
     """Of files and categories, in lower case."""
 
 
-def read_site(file: RawFile, account: Account) -> Site:
-    """The `<siteinfo>` at the start of a dump; faults: `not_a_dump`."""
+def read_site(file: RawFile, account: Account) -> Site | None:
+    """The `<siteinfo>` at the start of a dump, None of an empty file; faults: `not_a_dump`."""
     head = b""
     for block in blocks(RawPart(file, 0, file.num_bytes), Account()):
         head += block.data
         if b"</siteinfo>" in head or len(head) > _HEAD_BYTES or b"<page>" in head:
             break
+    if not head and not has_bytes(file):
+        return None
     root = re.search(rb"<mediawiki\b([^<>]{0,2000})>", head)
     if root is None:
         account.fault("not_a_dump", file.name, "offset 0", "it does not start with <mediawiki>")
@@ -191,10 +193,10 @@ class _Ids:
 def read_wikipedia(part: RawPart, options: RawOptions, account: Account) -> Iterator[RawDocument]:
     """The articles of a slice of a dump; see above for what is left out."""
     file = part.file
-    if not file.num_bytes:
+    site = read_site(file, account if part.start == 0 else Account())
+    if site is None:
         account.drop("empty_file", file.name)
         return
-    site = read_site(file, account if part.start == 0 else Account())
     ids = _Ids()
     for offset, xml in pages(part, options.max_document_bytes, account):
         try:

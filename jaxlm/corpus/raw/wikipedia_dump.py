@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from jaxlm.corpus.raw.document import Account
-from jaxlm.corpus.raw.files import RawFile, RawPart
-from jaxlm.corpus.raw.unpacked import INPUT_BYTES, Unpacked, open_raw
+from jaxlm.corpus.raw.files import RawFile, RawPart, open_bytes
+from jaxlm.corpus.raw.unpacked import INPUT_BYTES, Unpacked, stop_of
 from jaxlm.corpus.readers import BLOCK_BYTES, FREE_BYTES, MAX_EXPANSION
 
 _OPEN, _CLOSE = b"<page>", b"</page>"
@@ -35,7 +35,7 @@ def cut_wikipedia(file: RawFile, unit_bytes: int) -> list[RawPart]:
         return [RawPart(file, 0, file.num_bytes)]
     find = _next_stream if file.compression else _next_page
     cuts = [0]
-    with open_raw(file) as stream:
+    with open_bytes(file) as stream:
         target = unit_bytes = max(1, unit_bytes)
         while target < file.num_bytes:
             place = find(stream, target, file.num_bytes)
@@ -103,10 +103,10 @@ def blocks(part: RawPart, account: Account) -> Iterator[Block]:
         if unpacked.damaged:
             yield Block(b"", at, after_damage=True)
         return
-    with open_raw(part.file) as stream:
+    with open_bytes(part.file) as stream:
         stream.seek(part.start)
-        at = part.start
-        while data := stream.read(min(BLOCK_BYTES, part.stop - at)):
+        at, stop = part.start, stop_of(part)
+        while data := stream.read(min(BLOCK_BYTES, stop - at)):
             yield Block(data, at)
             at += len(data)
 
@@ -114,15 +114,15 @@ def blocks(part: RawPart, account: Account) -> Iterator[Block]:
 def _bz2_blocks(part: RawPart, account: Account) -> Iterator[Block]:
     """Blocks of the streams that begin in the slice; behind a damaged one it goes on with the next."""
     name = part.file.name
-    with open_raw(part.file) as file:
+    with open_bytes(part.file) as file:
         start: int | None = part.start
-        while start is not None and start < part.stop:
+        while start is not None and start < stop_of(part):
             size = 0
             inner = bz2.BZ2Decompressor()
             file.seek(start)
             data = file.read(INPUT_BYTES)
-            if start and not data.strip(b"\0"):
-                return  # padding
+            if not data.strip(b"\0"):
+                return  # the end, perhaps behind padding
             reason = detail = ""
             while not inner.eof:
                 data = data or (file.read(INPUT_BYTES) if inner.needs_input else b"")
@@ -136,14 +136,14 @@ def _bz2_blocks(part: RawPart, account: Account) -> Iterator[Block]:
                     break
                 offset, is_stream = (start, True) if start else (size, False)
                 size += len(text)
-                if size > max(FREE_BYTES, MAX_EXPANSION * part.file.num_bytes):
+                if size > max(FREE_BYTES, MAX_EXPANSION * (file.tell() - start)):
                     reason, detail = "bomb", f"a stream of it expands to more than {size:,} bytes"
                     break
                 if text:
                     yield Block(text, offset, is_stream)
             if reason:
                 account.fault(reason, name, f"stream at byte {start:,}", detail)
-                start = next(_search(file, _MAGIC, _MAGIC_BYTES, start + 1, part.stop), None)
+                start = next(_search(file, _MAGIC, _MAGIC_BYTES, start + 1, stop_of(part)), None)
                 yield Block(b"", start or 0, after_damage=True)
             else:
                 start = file.tell() - len(inner.unused_data)

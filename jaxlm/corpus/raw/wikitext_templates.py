@@ -98,9 +98,10 @@ def _lines(arguments: Arguments) -> str:
 
 _RANGES = {"-": "–", "–": "–", "to": " to ", "to(-)": " to ", "and": " and ", "or": " or ", "x": " × ", "×": " × ",
            "by": " by ", "+/-": " ± ", "±": " ± ", ",": ", ", "&": " & "}  # fmt: skip
-_UNITS = {"km2": "km²", "m2": "m²", "cm2": "cm²", "km3": "km³", "m3": "m³", "cm3": "cm³", "sqmi": "sq mi", 
-          "sqft": "sq ft", "cuft": "cu ft", "C": "°C", "F": "°F", "kph": "km/h", "km/h": "km/h", "impgal": "imp gal", "USgal": "US gal",
-          "lbf": "lbf", "nmi": "nmi", "acre": "acres", "acres": "acres", "mi2": "sq mi", "ft2": "sq ft"}  # fmt: skip
+_UNITS = {"km2": "km²", "m2": "m²", "cm2": "cm²", "km3": "km³", "m3": "m³", "cm3": "cm³", "sqmi": "sq mi",
+          "sqft": "sq ft", "cuft": "cu ft", "C": "°C", "F": "°F", "kph": "km/h", "km/h": "km/h", "impgal": "imp gal",
+          "USgal": "US gal", "lbf": "lbf", "nmi": "nmi", "acre": "acres", "acres": "acres",
+          "mi2": "sq mi", "ft2": "sq ft"}  # fmt: skip
 _SMALL_UNITS = {"ft", "in", "yd", "mi", "lb", "oz", "st", "ch", "fur"}
 
 
@@ -176,10 +177,10 @@ TEMPLATES: dict[str, Shown] = {
         _at(1, "text", "content"),
         "nowrap, nobr, nobold, noitalic, small, smaller, big, bigger, large, larger, huge, em, strong, bold, italic, "
         "abbr, abbrlink, tooltip, hint, sic, not a typo, notatypo, typo, as written, chem name, proper name, vanchor, "
-        "visible anchor, anchord, smallcaps, small caps, sc, sc1, sc2, caps, allcaps, smallcaps2, mono, code, mvar, "
+        "visible anchor, smallcaps, small caps, sc, sc1, sc2, caps, allcaps, smallcaps2, mono, code, mvar, "
         "math, var, bigmath, overline, underline, ul, strikethrough, script, nastaliq, linktext, ill, illm, ill2, "
-        "interlanguage link, interlanguage link multi, link-interwiki, linkfr, red link, format price, formatnum, nts, number, "
-        "ruby, rubyja, zh-ruby, unicode, kbd, keypress, samp, tt, monospace, okina text, transl-text, "
+        "interlanguage link, interlanguage link multi, link-interwiki, linkfr, red link, format price, formatnum, "
+        "nts, number, ruby, rubyja, zh-ruby, unicode, kbd, keypress, samp, tt, monospace, okina text, transl-text, "
         "my, big5, nihongo core, flag, flagcountry, flagu, flaglist, flagdeco, noflag, country, language with name, "
         "pad, no wrap, nw, no break, mdash text, first word, okeh, cns, citation needed span, "
         "tq, talkquote, dy, ref2text, ordinal, ord, romanum, roman, "
@@ -189,8 +190,9 @@ TEMPLATES: dict[str, Shown] = {
         "nombre simple, formatperc, fmtn, no quebrar, versalete, kapitaliki, ej bruten, "
         # Russian, Ukrainian, Bengali, Hindi, Japanese, Chinese, Korean, Arabic
         "s, число, num, комментарий, comment, nobr, unité simple, মূল পাঠ্য, ছোট, বড়, নোর‍্যাপ, ইংলিশ, छोटा, "
-        "仮リンク, 読み仮名, 読み仮名 ruby不使用, 読み, ルビ, ふりがな, fontsize, 루비, 빈 링크, link-en, link-ja, link-de, "
-        "link-fr, link-ru, le, internal link helper/en, internal link helper/ja, 僻字, 잘못된 한자, وصلة إنترويكي, صغير",
+        "仮リンク, 読み仮名, 読み仮名 ruby不使用, 読み, ルビ, ふりがな, fontsize, 루비, 빈 링크, link-en, link-ja, "
+        "link-de, link-fr, link-ru, le, internal link helper/en, internal link helper/ja, 僻字, 잘못된 한자, "
+        "وصلة إنترويكي, صغير",
     ),
     **_same(
         _at(2, "text", "texte", "testo", "texto"),
@@ -209,8 +211,8 @@ TEMPLATES: dict[str, Shown] = {
     **_same(
         _block(1, "text", "quote", "content", "texte", "texto", "testo", "contenu", "текст"),
         "quote, quotation, blockquote, block quote, cquote, rquote, quote box2, bquote, centered pull quote, "
-        "poemquote, poem quote, poem, verse, zitat, cita, citação, citazione, citaat, cytat, citat, цитата, цитата2, quote2, "
-        "引用, 引文, 인용문, উক্তি, উদ্ধৃতি, উদ্ধৃতি ২, उद्धरण, اقتباس, epigraph, эпиграф, columns-list, colist, "
+        "poemquote, poem quote, poem, verse, zitat, cita, citação, citazione, citaat, cytat, citat, цитата, цитата2, "
+        "quote2, 引用, 引文, 인용문, উক্তি, উদ্ধৃতি, উদ্ধৃতি ২, उद्धरण, اقتباس, epigraph, эпиграф, columns-list, colist, "
         "columnslist, plainlist, plain list, flatlist, col-list, multicol list, center, centre, align, indent, "
         "block indent, blockindent",
     ),
@@ -222,7 +224,7 @@ TEMPLATES: dict[str, Shown] = {
     # Quantities and numbers.
     **_same(
         _convert,
-        "convert, cvt, converter, convertir, conversion, convertor, 単位変換, রূপান্তর, kilometres, "
+        "convert, cvt, converter, convertir, conversion, 単位変換, রূপান্তর, kilometres, "
         "unit, unité, unidad, unità, num unit, unite, перевести, unidade",
     ),  # fmt: skip
     **_same(_fraction, "frac, fraction, sfrac, nfrac, vfrac, bruch, fract"),
@@ -287,7 +289,7 @@ TEMPLATES: dict[str, Shown] = {
     **_same(_text("…"), "ellipsis, ..., …"),
     **_same(_text("π"), "pi"),
     **_same(_text("+"), "plus"),
-    **_same(_text("×"), "times, x, ×"),
+    **_same(_text("×"), "times, ×"),
     **_same(_text("\u2212"), "minus, −"),
     **_same(_text("♯"), "music sharp, sharp, music/sharp"),
     **_same(_text("♭"), "flat, music flat"),

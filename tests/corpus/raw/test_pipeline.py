@@ -102,7 +102,11 @@ def digest(output):
     """What all files of the corpora hold."""
     found = {}
     for path in sorted(Path(output).rglob("*")):
-        if path.is_file() and BUILD not in path.parts and path.name not in ("report.json", "report.html", ".lock"):
+        if (
+            path.is_file()
+            and BUILD not in path.parts
+            and path.name not in ("report.json", "report.html", ".lock")
+        ):
             found[str(path.relative_to(output))] = hashlib.sha256(path.read_bytes()).hexdigest()
     del found["config.json"]
     return found
@@ -133,13 +137,18 @@ def test_four_kinds_of_files_become_four_corpora(raw, tmp_path):
     assert sources["crawl"]["near_copies"] == 1
     assert sources["crawl"]["documents_kept"] == 38
     assert sorted(texts(output, "crawl")) == sorted(prose(i) for i in range(38))
-    assert "crawl: <urn:uuid:00000000-0000-0000-0000-000000000020>" in sources["crawl"]["examples"]["exact_copy"][0]
+    assert (
+        "crawl: <urn:uuid:00000000-0000-0000-0000-000000000020>"
+        in sources["crawl"]["examples"]["exact_copy"][0]
+    )
     for name, source in sources.items():
         manifest = read_manifest(output / name)
         assert manifest["splits"]["train"]["num_tokens"] == source["train_tokens"]
         assert source["epochs"] == pytest.approx(50000 / 4 / source["train_tokens"], rel=1e-4)
     page = (output / "report.html").read_text()
-    assert "<svg" in page and "exact_copy" in page and "<script" not in page
+    assert "<svg" in page
+    assert "exact_copy" in page
+    assert "<script" not in page
 
 
 def test_again_does_nothing_and_any_number_of_workers_gives_the_same(raw, tmp_path, monkeypatch):
@@ -200,7 +209,9 @@ def test_only_what_is_new_is_built_when_files_are_added(raw, tmp_path):
     build(raw, output)
     held_out = set(texts(output, "crawl")) - set(texts(output, "crawl", ["train"]))
     units = {path.parent.name: path.stat().st_mtime_ns for path in output.glob(f"{BUILD}/read/*/unit.json")}
-    shards = {path.parent.name: path.stat().st_mtime_ns for path in output.glob(f"{BUILD}/tokens/*/unit.json")}
+    shards = {
+        path.parent.name: path.stat().st_mtime_ns for path in output.glob(f"{BUILD}/tokens/*/unit.json")
+    }
     (raw / "c.warc.wet.gz").write_bytes(wet([prose(i) for i in range(50, 60)]))
     tokenizer_file = tmp_path / "tokenizer"
     tokenizer_file.mkdir()
@@ -208,7 +219,8 @@ def test_only_what_is_new_is_built_when_files_are_added(raw, tmp_path):
     tokenizer = f"--config.tokenizer.path={tokenizer_file}"
     build(raw, output, tokenizer)
     after = {path.parent.name: path.stat().st_mtime_ns for path in output.glob(f"{BUILD}/read/*/unit.json")}
-    assert len(set(after) - set(units)) == 1 and len(set(units) - set(after)) <= 1
+    assert len(set(after) - set(units)) == 1
+    assert len(set(units) - set(after)) <= 1
     assert all(after[name] == units[name] for name in set(units) & set(after))
     later = {path.parent.name: path.stat().st_mtime_ns for path in output.glob(f"{BUILD}/tokens/*/unit.json")}
     assert all(later[name] == shards[name] for name in set(shards) & set(later))
@@ -232,7 +244,8 @@ def test_personal_data_is_scrubbed_and_counted(raw, tmp_path):
     (raw / "links.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = build(raw, tmp_path / "out", "--config.filters.personal_data")
     found = " ".join(texts(tmp_path / "out", "links"))
-    assert "jane.doe" not in found and "8.8.8.8" not in found
+    assert "jane.doe" not in found
+    assert "8.8.8.8" not in found
     assert sum(report["sources"]["links"]["changed"].values()) >= 2
 
 
@@ -264,7 +277,9 @@ def test_mistakes_are_named_before_any_work(raw, tmp_path, more, said):
 
 def test_a_source_of_which_nothing_is_left_is_an_error(raw, tmp_path):
     (raw / "links.jsonl").write_text(json.dumps({"text": "short"}) + "\n")
-    with pytest.raises(UserError, match=r"sources\.wikipedia: no document is left to train on, of 8 read\. Dropped: 8 lang"):
+    with pytest.raises(
+        UserError, match=r"sources\.wikipedia: no document is left to train on, of 8 read\. Dropped: 8 lang"
+    ):
         build(raw, tmp_path / "out", "--config.filters.languages=de")
 
 
@@ -299,7 +314,10 @@ print("Submitted batch job", 100 + sum(1 for _ in open(os.environ["FAKE_SLURM"])
 def test_slurm_runs_the_same_stages_in_their_order(raw, tmp_path, monkeypatch):
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, text in (("sbatch", SBATCH.format(python=sys.executable)), ("scontrol", "#!/bin/sh\necho localhost\n")):
+    for name, text in (
+        ("sbatch", SBATCH.format(python=sys.executable)),
+        ("scontrol", "#!/bin/sh\necho localhost\n"),
+    ):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -312,7 +330,10 @@ def test_slurm_runs_the_same_stages_in_their_order(raw, tmp_path, monkeypatch):
     assert pipeline.build(corpora.resolve(corpora.parse(argv)), str(output), progress=False) is None
     jobs = [line.split()[0] for line in (tmp_path / "jobs").read_text().splitlines() if "jaxlm-" in line]
     order = list(dict.fromkeys(jobs))
-    assert order == [f"jaxlm-{s}" for s in ("read:books", "read:crawl", "compare", "choose", "tokenizer", "tokenise", "finish")]
+    assert order == [
+        f"jaxlm-{s}"
+        for s in ("read:books", "read:crawl", "compare", "choose", "tokenizer", "tokenise", "finish")
+    ]
     local = [flag for flag in argv if "executor" not in flag]
     pipeline.build(corpora.resolve(corpora.parse(local)), str(tmp_path / "local"), progress=False)
     assert digest(output) == digest(tmp_path / "local")
