@@ -4,12 +4,12 @@
     python bench/corpus.py --mb=100 --memory-mb=100,1000
 
 The text is made of sentences of Python's own documentation (`embedded:topics`, `:docstrings`), shuffled, with names of
-its own in each page, and one page in ten a copy of another with some words changed. Both sides read the same gzipped WET
-files with the same number of processes, and do the same: Gopher's, C4's and FineWeb's rules, MinHash with 14 buckets of
-8, tokenising with the same sentencepiece model. By hand means datatrove's own reader, filters, deduplication, writers
-and executor, as its example of FineWeb has them (examples/fineweb.py), with our splitter of words, since its own needs
-spaCy; its filter of languages needs a model that is downloaded, so neither side has one. It needs warcio, faust-cchardet
-and python-magic beside `jaxlm[corpus]`.
+its own in each page, and one page in ten a copy of another with a word changed. Both sides read the same gzipped files
+of WET with the same number of processes, and do the same: Gopher's, C4's and FineWeb's rules, MinHash with 14 buckets
+of 8, tokenising with the same sentencepiece model. By hand means datatrove's own reader, filters, deduplication,
+writers and executor, as its example of FineWeb has them (examples/fineweb.py), with our splitter of words, since its
+own needs spaCy. jaxlm also identifies the language of each page; datatrove's filter would download a model for that.
+It needs warcio, faust-cchardet and python-magic beside `jaxlm[corpus]`.
 """
 
 from __future__ import annotations
@@ -201,7 +201,8 @@ def main() -> int:
             one = found[what]
             print(
                 f"{'datatrove by hand' if what == 'by_hand' else 'jaxlm':<18} {one['seconds']:7.1f} s  "
-                f"{size / 1e6 / one['seconds']:6.2f} MB/s  {one['cpu_s']:7.1f} CPU s  peak {one['peak_mib']:6.0f} MiB a process"
+                f"{size / 1e6 / one['seconds']:6.2f} MB/s  {one['cpu_s']:7.1f} CPU s  "
+                f"peak {one['peak_mib']:6.0f} MiB a process"
             )
         ratio = found["by_hand"]["seconds"] / found["ours"]["seconds"]
         print(f"jaxlm / datatrove: {ratio:.2f} (limit: at least 0.90)")
@@ -212,7 +213,8 @@ def main() -> int:
             one = child("ours", folder, os.path.join(root, f"out{mb}"), tokenizer, str(args.workers))
             peaks.append(one["peak_mib"])
             print(
-                f"{size / 1e6:6.0f} MB: {size / 1e6 / one['seconds']:.2f} MB/s, peak {one['peak_mib']:.0f} MiB a process"
+                f"{size / 1e6:6.0f} MB: {size / 1e6 / one['seconds']:.2f} MB/s, "
+                f"peak {one['peak_mib']:.0f} MiB a process"
             )
             shutil.rmtree(folder)
         if len(peaks) > 1:

@@ -10,8 +10,8 @@ pages, pages behind well-liked links, and two collections of books. Point each s
 What is pretrained text already (books, pages behind links, Wikipedia) is only freed of copies; crawled pages also pass
 the filters. Sources are in the order in which copies stay: a page of the crawl that is also in Wikipedia goes.
 
-Hardware: any; on a cluster, `--config.executor.kind=slurm` or `ray`. Result: not run on a whole snapshot; what one takes
-is in docs/corpus.md.
+Hardware: any; on a cluster, `--config.executor.kind=slurm` or `ray`. Result: not run on a whole snapshot; what one
+takes is in docs/corpus.md.
 """
 
 from jaxlm.corpus.raw import config

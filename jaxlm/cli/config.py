@@ -4,7 +4,7 @@ jaxlm config --config=quickstart                        every key; * marks those
 jaxlm config --config=quickstart --config.seed=1        with overrides, checked as `jaxlm train` would
 jaxlm config --config=quickstart --diff=runs/mine       keys that differ; OTHER is a config or a workdir
 jaxlm config --keys                                     every key with its type, default and meaning
-jaxlm config --corpus --config=corpus_gpt3_like         the same of a config for `jaxlm corpus build`; also --corpus --keys
+jaxlm config --corpus --config=corpus_gpt3_like         of a config for `jaxlm corpus build`; also --corpus --keys
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def _print_diff(this: Any, other: Any, as_json: bool) -> None:
         print(f"{difference.key:<{width}} = {difference.a!r} -> {difference.b!r}")
 
 
-def _print_keys(kind: type) -> None:
-    for key in iterate_keys(kind):
+def _print_keys(config: type) -> None:
+    for key in iterate_keys(config):
         kind = key.spec.type.__name__ + (" | None" if key.spec.optional else "")
         print(f"{key.name}: {kind} = {key.default!r}")
         if key.doc:

@@ -93,8 +93,8 @@ class ExecutorConfig:
     """Where the work is done: `executor.<field>`. The result is the same anywhere."""
 
     kind: str = "local"
-    """`local`: processes of this machine. `slurm`: arrays of jobs, each stage behind the one before; the output must lie
-    where all machines reach it. `ray`: tasks of the cluster that $RAY_ADDRESS names."""
+    """`local`: processes of this machine. `slurm`: arrays of jobs, each stage behind the one before; the output must
+    lie where all machines reach it. `ray`: tasks of the cluster that $RAY_ADDRESS names."""
     workers: int | None = None
     """Tasks at a time; unset: as many as there are processors here, and no limit on a cluster."""
     partition: str = ""
@@ -137,8 +137,8 @@ class CorpusConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """Without a path, one is trained on the corpus itself, each source by its weight."""
     eval_fraction: float = 0.02
-    """Share held out of every source for evaluation; by the hash of a document's text, so that it stays where it is when
-    files are added."""
+    """Share held out of every source for evaluation; by the hash of a document's text, so that it stays where it is
+    when files are added."""
     eval_split: str = "hash"
     """`hash`: whole documents. `tail`: the last part of every document."""
     budget_tokens: float = 0.0

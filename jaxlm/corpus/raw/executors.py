@@ -214,15 +214,15 @@ def _submit(waves: Sequence[Sequence[Stage]], config: ExecutorConfig, logs: str)
     if before is not None:
         before.run()
         print(
-            f"submitted: {sum(map(len, waves))} stages, the last as job {before.job_id}. When it is done, `jaxlm corpus "
-            "report` shows the result; the same command goes on where one failed.",
+            f"submitted: {sum(map(len, waves))} stages, the last as job {before.job_id}. When it is done, `jaxlm "
+            "corpus report` shows the result; the same command goes on where one failed.",
             file=sys.stderr,
         )
 
 
 def _run_on_ray(waves: Sequence[Sequence[Stage]], config: ExecutorConfig, logs: str) -> None:
     try:
-        import ray  # noqa: F401
+        import ray  # noqa: F401  # pyright: ignore[reportMissingImports]
         from datatrove.executor import RayPipelineExecutor
     except ImportError:
         raise UserError(

@@ -70,8 +70,8 @@ def build(
         raise UserError("The output is empty: give a folder.")
     if not is_local(output):
         raise UserError(
-            f"{output}: raw files are built on a file system, which a bucket is not. Give a folder, and copy the folders "
-            "of the sources below it to the bucket when they are done."
+            f"{output}: raw files are built on a file system, which a bucket is not. Give a folder, and copy the "
+            "folders of the sources below it to the bucket when they are done."
         )
     files = _find(cfg)
     make_folder(output)

@@ -146,8 +146,8 @@ def read_report(output: str) -> dict[str, Any]:
         check(found, _SHAPE)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{output} holds no {REPORT}: it is no corpus of `jaxlm corpus build --config`, or not finished. Run the same "
-            "command again to finish it."
+            f"{output} holds no {REPORT}: it is no corpus of `jaxlm corpus build --config`, or not finished. Run the "
+            "same command again to finish it."
         ) from None
     except JSON_ERRORS as error:
         raise UserError(f"{path} is damaged ({error}): build again to write it anew.") from None

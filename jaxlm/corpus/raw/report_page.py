@@ -35,7 +35,8 @@ def page(report: Mapping[str, Any]) -> str:
     parts.append(_section("Work", _work(report)))
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>{head}<title>Corpus report</title>\n<style>\n{_STYLE}</style></head>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>{head}<title>Corpus report</title>\n<style>\n{_STYLE}'
+        "</style></head>\n"
         f"<body>\n{''.join(parts)}\n</body>\n</html>\n"
     )
 
@@ -49,8 +50,8 @@ def _totals(sources: Mapping[str, Any]) -> str:
         return sum(source[key] for source in sources.values())
 
     return (
-        f'<p class="note">{total("num_files"):,} files, {total("num_input_bytes"):,} bytes; {total("documents_read"):,} '
-        f"documents read, {total('documents_kept'):,} kept; {total('train_tokens'):,} tokens to train on, "
+        f'<p class="note">{total("num_files"):,} files, {total("num_input_bytes"):,} bytes; '
+        f"{total('documents_read'):,} documents read, {total('documents_kept'):,} kept; {total('train_tokens'):,} tokens to train on, "
         f"{total('eval_tokens'):,} held out.</p>"
     )
 

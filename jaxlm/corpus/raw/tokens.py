@@ -237,9 +237,9 @@ def _check_not_empty(output: str, dedup: str, name: str, units: Sequence[RawUnit
     reasons = account.dropped + account.faults
     drops = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common(6)) or "none"
     raise UserError(
-        f"sources.{name}: no document is left to train on, of {account.read_documents:,} read. Dropped: {drops}; copies: "
-        f"{gone:,}. Loosen config.filters or set --config.sources.{name}.filter=false, point its path to other files, or "
-        f"leave the source out with --config.sources.{name}=None."
+        f"sources.{name}: no document is left to train on, of {account.read_documents:,} read. Dropped: {drops}; "
+        f"copies: {gone:,}. Loosen config.filters or set --config.sources.{name}.filter=false, point its path to other "
+        f"files, or leave the source out with --config.sources.{name}=None."
     )
 
 

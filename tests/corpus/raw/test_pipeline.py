@@ -24,7 +24,9 @@ from jaxlm.data.shards import TokenStore
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.types import UserError
 
-NOUNS = "the river a stone her lantern old music winter bread this garden letter of glass and to be that have with".split()
+NOUNS = (
+    "the river a stone her lantern old music winter bread this garden letter of glass and to be that have with"
+).split()
 
 
 def prose(seed, sentences=12):
