@@ -51,8 +51,8 @@ def _totals(sources: Mapping[str, Any]) -> str:
 
     return (
         f'<p class="note">{total("num_files"):,} files, {total("num_input_bytes"):,} bytes; '
-        f"{total('documents_read'):,} documents read, {total('documents_kept'):,} kept; {total('train_tokens'):,} tokens to train on, "
-        f"{total('eval_tokens'):,} held out.</p>"
+        f"{total('documents_read'):,} documents read, {total('documents_kept'):,} kept; "
+        f"{total('train_tokens'):,} tokens to train on, {total('eval_tokens'):,} held out.</p>"
     )
 
 

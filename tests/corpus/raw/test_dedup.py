@@ -27,7 +27,7 @@ from jaxlm.data.checksums import npy
 from jaxlm.data.npy import read_npy
 
 VOCABULARY = [
-    f"{a}{b}" for a in ("ka", "lo", "mi", "nu", "re", "sta") for b in ("ba", "den", "fo", "gul", "ho")
+    f"{a}{b}" for a in ("ka", "lo", "mi", "nu", "re", "sta") for b in ("ba", "den", "fu", "gul", "ho")
 ]
 
 
