@@ -25,8 +25,8 @@ from jaxlm.corpus.raw.files import RawOptions, cut, find_files
 from jaxlm.corpus.raw.html import extract
 from jaxlm.corpus.raw.warc import read_warc
 
-PARAGRAPHS_OF_A_PAGE = (4, 60)
-"""From, to: 9 kB of text a page on average, as in a WET file of Common Crawl."""
+PAGE_BYTES = (2_000, 16_000)
+"""Of text, from, to."""
 
 
 def record(kind: str, number: int, content_type: str, block: bytes) -> bytes:
@@ -61,15 +61,18 @@ def make(folder: Path, num_bytes: int) -> tuple[Path, Path, list[str], int]:
     texts = embedded.texts("embedded:topics")
     paragraphs = [text.strip() for whole in texts for text in whole.split("\n\n") if text.strip()]
     wet, warc = folder / "made.warc.wet.gz", folder / "made.warc.gz"
-    pages, size = [], 0
+    pages, size, html_bytes = [], 0, 0
     with wet.open("wb") as wet_file, warc.open("wb") as warc_file:
         while size < num_bytes:
-            chosen = draw.choices(paragraphs, k=draw.randrange(*PARAGRAPHS_OF_A_PAGE))
+            chosen, wanted = [], draw.randrange(*PAGE_BYTES)
+            while sum(map(len, chosen)) < wanted:
+                chosen.append(draw.choice(paragraphs))
             one = record("conversion", size, "text/plain", "\n".join(chosen).encode())
             size += len(one)
             wet_file.write(gzip.compress(one, 6))
-            if len(pages) * 8 < size * 8 // 9000 and sum(map(len, pages[-1:])) * len(pages) < num_bytes:
+            if html_bytes < num_bytes:
                 pages.append(page_of(chosen, size))
+                html_bytes += len(pages[-1])
                 body = pages[-1].encode()
                 http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + body
                 request = record(
