@@ -25,8 +25,8 @@ READ_BYTES = 256 << 10
 MAX_EXPANSION, FREE_BYTES = 200, 64 << 20
 """A member may have this many times its bytes of text, and this many in any case: a page shrinks 3 to 20 times."""
 MAX_DICTIONARY_BYTES = 16 << 20
-ZSTD_INPUT_BYTES = 2 << 10
-"""At a time: 4 bytes of Zstandard can stand for 128 KiB, so that one piece becomes 64 MiB at most."""
+ZSTD_INPUT_BYTES = 512
+"""At a time: 4 bytes of Zstandard can stand for 128 KiB, so that one piece becomes 16 MiB at most."""
 _PROBE_BYTES = 4 << 10
 _GZIP, _ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"
@@ -244,6 +244,8 @@ class _Members:
                 yield Piece(start, b"".join([*parts, data]), self.at)
                 return None
             tail = member.unconsumed_tail
+            if not data and len(tail) == len(block):
+                return Piece(start, b"", damage=(f"corrupt_{name}", "its member cannot be read on"))
             parts.append(data)
             waiting += len(data)
             if waiting >= PIECE_BYTES:
