@@ -75,7 +75,7 @@ def test_a_byte_order_mark_goes_and_wins(codec):
 
 def test_utf8_with_a_broken_byte_stays_utf8():
     body = BENGALI.encode()
-    decoded = decode_page(body[:30] + b"\xff" + body[30:-1], "utf-8")
+    decoded = decode_page(body[:12] + b"\xff" + body[12:-1], "utf-8")
     assert decoded.text.count("\ufffd") == 2
     assert decoded.text.replace("\ufffd", "") == BENGALI[:-1]
     assert decoded.notes == ("undecodable",)
