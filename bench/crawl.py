@@ -3,7 +3,8 @@
 Makes a WET and a WARC file (one gzip member a record) of pages of the text that comes with jaxlm, and prints MB/s of
 uncompressed records and of HTML, CPU time of one core, the best of several rounds that take turns:
 
-- WET: `read_warc` to documents, beside fastwarc that only goes over the records and reads each payload.
+- WET: `read_warc` to documents, beside fastwarc that only goes over the records and reads each payload; and beside
+  fastwarc that decodes each payload to text.
 - WARC: `read_warc` to the main text of pages, beside the extractor alone on the same pages, decoded before.
 """
 
@@ -22,7 +23,6 @@ from fastwarc.warc import ArchiveIterator
 from jaxlm.corpus import embedded
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.files import RawOptions, cut, find_files
-from jaxlm.corpus.raw.html import extract
 from jaxlm.corpus.raw.warc import read_warc
 
 PAGE_BYTES = (2_000, 16_000)
@@ -85,6 +85,22 @@ def make(folder: Path, num_bytes: int) -> tuple[Path, Path, list[str], int]:
     return wet, warc, pages, size
 
 
+def _resiliparse(pages: list[str]) -> int:
+    from resiliparse.extract.html2text import extract_plain_text
+
+    return sum(len(extract_plain_text(page, main_content=True, alt_texts=False)) for page in pages)
+
+
+def _trafilatura(pages: list[str]) -> int:
+    import trafilatura
+
+    return sum(len(trafilatura.extract(page, include_comments=False) or "") for page in pages)
+
+
+ALONE = {"resiliparse": _resiliparse, "trafilatura": _trafilatura}
+"""Each extractor with nothing of ours around it."""
+
+
 def compare(
     name: str, size: int, ours: Callable[[], int], theirs: Callable[[], int], label: str, rounds: int
 ) -> None:
@@ -112,6 +128,11 @@ def main() -> None:
         (file,) = find_files([str(path)], "auto", Account())
         return sum(len(one.text) for one in read_warc(cut(file, file.num_bytes)[0], options, Account()))
 
+    def decoded(path: Path) -> int:
+        with path.open("rb") as stream:
+            records = ArchiveIterator(stream, parse_http=False)
+            return sum(len(one.reader.read().decode("utf-8", "replace")) for one in records)
+
     def payloads(path: Path) -> int:
         with path.open("rb") as stream:
             return sum(len(one.reader.read()) for one in ArchiveIterator(stream, parse_http=False))
@@ -121,9 +142,19 @@ def main() -> None:
         compare(
             "WET to documents", size, lambda: documents(wet), lambda: payloads(wet), "fastwarc", args.rounds
         )
+        compare(
+            "the same", size, lambda: documents(wet), lambda: decoded(wet), "fastwarc, decoded", args.rounds
+        )
         html_bytes = sum(len(page.encode()) for page in pages)
-        texts = lambda: sum(len(extract(page, args.extractor).text) for page in pages)  # noqa: E731
-        compare("WARC to text", html_bytes, lambda: documents(warc), texts, args.extractor, args.rounds)
+        alone = ALONE[args.extractor]
+        compare(
+            "WARC to text",
+            html_bytes,
+            lambda: documents(warc),
+            lambda: alone(pages),
+            args.extractor,
+            args.rounds,
+        )
 
 
 if __name__ == "__main__":

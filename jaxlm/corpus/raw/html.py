@@ -23,7 +23,6 @@ _LARGE_CHARS = 256 << 10
 _MIN_TAGS = int(MAX_WORK**0.5)
 _TAG = re.compile(r"<[a-zA-Z/][^>\"']*(?:(?:\"[^\"]*\"|'[^']*')[^>\"']*)*")
 _ATTRIBUTE = re.compile(r"[^\s=/\"'>]+")
-_LICENCE_WORDS = ("icense", "ICENSE", "cterms", "CTERMS", "c.rights")
 _LICENCE_LINKS = 'link[rel~="license" i], a[rel~="license" i], a[rel~="licence" i]'
 _LICENCE_META = (
     'meta[name="dcterms.license" i], meta[property="dcterms:license" i], meta[name="dcterms.rights" i], '
@@ -56,7 +55,7 @@ def extract(html: str, extractor: str = "resiliparse") -> Page:
     tree = parse(html)
     text = _resiliparse(tree) if extractor == "resiliparse" else _trafilatura(html)
     title = tree.title
-    return Page(text, title[:_MAX_FIELD_CHARS] if title else None, licence_of(html, tree))
+    return Page(text, title[:_MAX_FIELD_CHARS] if title else None, licence_of(tree))
 
 
 def parse(html: str) -> Any:
@@ -68,7 +67,7 @@ def parse(html: str) -> Any:
     if len(html) > _LARGE_CHARS:
         _check_attributes(html)
     tree = HTMLTree.parse(html)
-    if (num_tags := html.count("<")) > _MIN_TAGS:
+    if len(html) > 3 * _MIN_TAGS and (num_tags := html.count("<")) > _MIN_TAGS:
         _check_nesting(tree, num_tags)
     return tree
 
@@ -121,13 +120,11 @@ def _missing(package: str) -> UserError:
     )
 
 
-def licence_of(html: str, tree: Any) -> str | None:
+def licence_of(tree: Any) -> str | None:
     """The licence that the page states for itself, as an address or in words.
 
     Source: HTML, section 4.6.6.9 (link type "license"); DCMI terms `license` and `rights`.
     """
-    if not any(word in html for word in _LICENCE_WORDS):
-        return None
     for selectors, attribute in ((_LICENCE_LINKS, "href"), (_LICENCE_META, "content")):
         node = tree.document.query_selector(selectors)
         value = node.getattr(attribute) if node is not None else None

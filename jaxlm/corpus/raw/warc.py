@@ -67,7 +67,7 @@ class _Reader:
             text = block.decode("utf-8", "replace")
         if text[0] == "\ufeff":
             text = text[1:]
-        # Looked for in the bytes, and at once: of UTF-8 that is valid nothing else can need cleaning.
+        # In the bytes, where they are found sooner. Nothing else that came out of a decoder needs cleaning.
         return self.finish(record, text, is_clean=b"\r" not in block and b"\0" not in block)
 
     def response(self, record: Record) -> RawDocument | None:
@@ -97,7 +97,8 @@ class _Reader:
 
     def page(self, record: Record, body: bytes, charset: str | None, kind: str) -> RawDocument | None:
         decoded = decode_page(body, charset)
-        self.account.changed.update(decoded.notes)
+        for note in decoded.notes:
+            self.account.changed[note] += 1
         if kind in _TEXT_TYPES:
             return self.finish(record, decoded.text)
         try:
@@ -116,11 +117,13 @@ class _Reader:
         text: str,
         title: str | None = None,
         licence: str | None = None,
-        is_clean: bool = False,
+        is_clean: bool | None = None,
     ) -> RawDocument | None:
         headers = record.headers
         if not text or text.isspace():
             return self.drop("no_text", record)
+        if is_clean is None:
+            is_clean = "\r" not in text and "\0" not in text
         if not is_clean:
             cleaned = clean(text, _CLEAN, self.tally, lambda _: self.place(record))
             if cleaned is None:

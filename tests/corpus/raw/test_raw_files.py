@@ -108,7 +108,8 @@ def test_a_changed_file_has_another_stamp(tmp_path):
     assert before.stamp != after.stamp
 
 
-LINES = b"crawl-data/CC-MAIN-2024-22/segments/1/wet/a.warc.wet.gz\n\ncrawl-data/CC-MAIN-2024-22/segments/1/wet/b.warc.wet.gz\n"
+FOLDER = b"crawl-data/CC-MAIN-2024-22/segments/1/wet/"
+LINES = FOLDER + b"a.warc.wet.gz\n\n" + FOLDER + b"b.warc.wet.gz\n"
 
 
 @pytest.mark.parametrize("name", ["wet.paths.gz", "wet.paths"])
