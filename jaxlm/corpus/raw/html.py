@@ -23,10 +23,9 @@ _LARGE_CHARS = 256 << 10
 _MIN_TAGS = int(MAX_WORK**0.5)
 _TAG = re.compile(r"<[a-zA-Z/][^>\"']*(?:(?:\"[^\"]*\"|'[^']*')[^>\"']*)*")
 _ATTRIBUTE = re.compile(r"[^\s=/\"'>]+")
-_LICENCE_LINKS = 'link[rel~="license" i], a[rel~="license" i], a[rel~="licence" i]'
-_LICENCE_META = (
-    'meta[name="dcterms.license" i], meta[property="dcterms:license" i], meta[name="dcterms.rights" i], '
-    'meta[name="dc.rights" i]'
+_LICENCES = (
+    'link[rel~="license" i], a[rel~="license" i], a[rel~="licence" i], meta[name="dcterms.license" i], '
+    'meta[property="dcterms:license" i], meta[name="dcterms.rights" i], meta[name="dc.rights" i]'
 )
 _MAX_FIELD_CHARS = 500
 
@@ -125,9 +124,8 @@ def licence_of(tree: Any) -> str | None:
 
     Source: HTML, section 4.6.6.9 (link type "license"); DCMI terms `license` and `rights`.
     """
-    for selectors, attribute in ((_LICENCE_LINKS, "href"), (_LICENCE_META, "content")):
-        node = tree.document.query_selector(selectors)
-        value = node.getattr(attribute) if node is not None else None
-        if value and value.strip():
-            return " ".join(value.split())[:_MAX_FIELD_CHARS]
-    return None
+    node = tree.document.query_selector(_LICENCES)
+    if node is None:
+        return None
+    value = node.getattr("content" if node.local_name == "meta" else "href")
+    return " ".join(value.split())[:_MAX_FIELD_CHARS] or None if value else None
