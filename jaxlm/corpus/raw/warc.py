@@ -88,7 +88,7 @@ class _Reader:
                 return self.too_long(record)
             is_cut = "WARC-Truncated" in record.headers
             body = decode_body(response, record.block, self.options.max_document_bytes, is_cut)
-            if not body.strip():
+            if not body or body.isspace():
                 return self.drop("no_payload", record)
             return self.page(record, body, response.charset, kind)
         except BrokenHttp as error:
@@ -168,7 +168,7 @@ def _media_type(record: Record, response: Response) -> str:
     """Of a response, as the server says, else as the crawler found; HTML that nobody calls so is known by its start."""
     found = record.headers.get("WARC-Identified-Payload-Type", "")
     kind = response.content_type or found.partition(";")[0].strip().lower()
-    start = record.block[response.body :][:_SNIFF_BYTES].lstrip().lower()
+    start = record.block[response.body : response.body + _SNIFF_BYTES].lstrip().lower()
     if not kind and start.startswith((b"<!doctype html", b"<html")):
         return "text/html"
     return kind
