@@ -11,6 +11,7 @@ uncompressed records and of HTML, CPU time of one core, the best of several roun
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import random
 import tempfile
@@ -115,7 +116,7 @@ def compare(
     best = [float("inf")] * 2
     for _ in range(rounds):
         given = prepare()
-        for side, run in enumerate((ours, lambda: theirs(given))):
+        for side, run in enumerate((ours, functools.partial(theirs, given))):
             begin = time.process_time()
             run()
             best[side] = min(best[side], time.process_time() - begin)

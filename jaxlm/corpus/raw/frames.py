@@ -233,21 +233,20 @@ class _Members:
         waiting = done = 0
         while True:
             try:
-                if data is None:
-                    data = member.decompress(block, PIECE_BYTES)
+                text = member.decompress(block, PIECE_BYTES) if data is None else data
             except self.codec.errors as error:
                 yield from self.salvage(start, done, b"".join(parts), block)
                 detail = " ".join(str(error).split())
                 return Piece(start, b"", damage=(f"corrupt_{name}", f"its member is broken ({detail})"))
             if member.eof:
                 self.place -= len(member.unused_data)
-                yield Piece(start, b"".join([*parts, data]), self.at)
+                yield Piece(start, b"".join([*parts, text]), self.at)
                 return None
             tail = member.unconsumed_tail
-            if not data and len(tail) == len(block):
+            if not text and len(tail) == len(block):
                 return Piece(start, b"", damage=(f"corrupt_{name}", "its member cannot be read on"))
-            parts.append(data)
-            waiting += len(data)
+            parts.append(text)
+            waiting += len(text)
             if waiting >= PIECE_BYTES:
                 done += waiting
                 yield Piece(start, b"".join(parts))
