@@ -16,6 +16,7 @@ from jaxlm.corpus.raw.html import CostlyPage, extract
 from jaxlm.corpus.raw.http_response import BrokenHttp, Response, decode_body, parse_response
 from jaxlm.corpus.raw.warc_records import Record, records
 from jaxlm.corpus.text import ReadOptions, Tally, clean
+from jaxlm.paths import is_local
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 _TEXT_TYPES = ("text/plain",)
@@ -27,6 +28,9 @@ def read_warc(part: RawPart, options: RawOptions, account: Account) -> Iterator[
     """The documents of a WARC or WET file, in order. `offset` and `num_bytes` are those of the record."""
     name = part.file.name
     reader = _Reader(name, options, account)
+    if part.file.num_bytes == 0 and is_local(part.file.path):
+        account.drop("empty_file", name)
+        return
     with open_bytes(part.file) as stream:
         size = None if part.file.compression else part.file.num_bytes or None
         pieces = frames(stream, part.file.compression)

@@ -316,6 +316,11 @@ def test_a_bomb_is_left_where_it_is(tmp_path, monkeypatch):
     assert peak < 48 << 20
 
 
+def test_an_empty_file_is_counted(tmp_path):
+    documents, account = read(write(tmp_path, b""))
+    assert (documents, account.dropped) == ([], {"empty_file": 1})
+
+
 def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path):
     documents, account = read(write(tmp_path, gz(record("conversion", b"caf\xe9 \0here"))))
     assert documents[0].text == "caf\ufffd here"
