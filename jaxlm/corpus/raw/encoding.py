@@ -4,7 +4,7 @@ Order: byte order mark, charset of the HTTP header, of a meta element or XML dec
 UTF-8 are read as UTF-8 whatever is declared: text of another encoding is UTF-8 by chance only if it is ASCII.
 Names mean what they mean in browsers (`latin1` is windows-1252, `gb2312` is gb18030).
 
-Source: WHATWG, Encoding, sections 4.2 and 6.1; HTML, section 13.2.3.2 (prescan of 1,024 bytes).
+Source: WHATWG, Encoding, section 4.2 (names); HTML, section 13.2.3.2 (prescan of 1,024 bytes).
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class RawOptions:
 
 FORMATS = ("warc", "wikipedia", "text", "epub", "jsonl", "json", "csv", "tsv", "parquet")
 COMMON_CRAWL = "https://data.commoncrawl.org/"
-"""What the lists of a crawl are relative to. Source: https://commoncrawl.org/get-started (read 2026-11)."""
+"""What the lists of a crawl are relative to."""
 MAX_LIST_BYTES = 256 << 20
 """Of a list of paths, decompressed; that of a crawl's 90,000 WARC files has about 12 MB."""
 _NAMES = (

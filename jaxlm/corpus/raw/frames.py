@@ -132,7 +132,7 @@ class _Zstd:
     def use_dictionary(self, content: bytes) -> None:
         """Of all frames of the file; it may be compressed itself.
 
-        Source: IIPC, Zstandard compression of WARC files, 1.0, section 3.
+        Source: IIPC, WARC compression with Zstandard: the first frame is a skippable one that holds it.
         """
         zstandard = self._zstandard
         if content.startswith(_ZSTD):

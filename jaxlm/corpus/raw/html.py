@@ -143,7 +143,7 @@ def title_of(html: str) -> str | None:
 def licence_of(html: str) -> str | None:
     """The licence that the page states for itself, as an address or in words.
 
-    Source: HTML, section 4.6.6.9 (link type "license"); DCMI term `license`.
+    Source: HTML, link type "license"; DCMI Metadata Terms, `license`.
     """
     if "icense" not in html:  # as of most pages: saves parsing it
         return None

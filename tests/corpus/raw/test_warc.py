@@ -268,7 +268,7 @@ def test_records_that_reach_over_members_are_read(tmp_path):
 
 
 def test_a_dictionary_at_the_start_of_a_zst_file_is_used(tmp_path):
-    """As the Internet Archive writes .warc.zst: IIPC, Zstandard compression of WARC files, section 3."""
+    """As in .warc.zst files whose records share one."""
     content = b"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: <urn:uuid:" * 4
     dictionary = zstandard.ZstdCompressionDict(content)
     compressor = zstandard.ZstdCompressor(dict_data=dictionary)
