@@ -3,30 +3,32 @@
 Makes a WET and a WARC file (one gzip member a record) of pages of the text that comes with jaxlm, and prints MB/s of
 uncompressed records and of HTML, CPU time of one core, the best of several rounds that take turns:
 
-- WET: `read_warc` to documents, beside fastwarc that only goes over the records and reads each payload.
+- WET: `read_warc` to documents, beside fastwarc that only goes over the records and reads each payload; and beside
+  fastwarc that decodes each payload to text.
 - WARC: `read_warc` to the main text of pages, beside the extractor alone on the same pages, decoded before.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import random
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastwarc.warc import ArchiveIterator
 
 from jaxlm.corpus import embedded
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.files import RawOptions, cut, find_files
-from jaxlm.corpus.raw.html import extract
 from jaxlm.corpus.raw.warc import read_warc
 
-PARAGRAPHS_OF_A_PAGE = (4, 60)
-"""From, to: 9 kB of text a page on average, as in a WET file of Common Crawl."""
+PAGE_BYTES = (2_000, 16_000)
+"""Of text, from, to."""
 
 
 def record(kind: str, number: int, content_type: str, block: bytes) -> bytes:
@@ -61,15 +63,18 @@ def make(folder: Path, num_bytes: int) -> tuple[Path, Path, list[str], int]:
     texts = embedded.texts("embedded:topics")
     paragraphs = [text.strip() for whole in texts for text in whole.split("\n\n") if text.strip()]
     wet, warc = folder / "made.warc.wet.gz", folder / "made.warc.gz"
-    pages, size = [], 0
+    pages, size, html_bytes = [], 0, 0
     with wet.open("wb") as wet_file, warc.open("wb") as warc_file:
         while size < num_bytes:
-            chosen = draw.choices(paragraphs, k=draw.randrange(*PARAGRAPHS_OF_A_PAGE))
+            chosen, wanted = [], draw.randrange(*PAGE_BYTES)
+            while sum(map(len, chosen)) < wanted:
+                chosen.append(draw.choice(paragraphs))
             one = record("conversion", size, "text/plain", "\n".join(chosen).encode())
             size += len(one)
             wet_file.write(gzip.compress(one, 6))
-            if len(pages) * 8 < size * 8 // 9000 and sum(map(len, pages[-1:])) * len(pages) < num_bytes:
+            if html_bytes < num_bytes:
                 pages.append(page_of(chosen, size))
+                html_bytes += len(pages[-1])
                 body = pages[-1].encode()
                 http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + body
                 request = record(
@@ -82,12 +87,36 @@ def make(folder: Path, num_bytes: int) -> tuple[Path, Path, list[str], int]:
     return wet, warc, pages, size
 
 
+def _resiliparse(pages: list[str]) -> int:
+    from resiliparse.extract.html2text import extract_plain_text
+
+    return sum(len(extract_plain_text(page, main_content=True, alt_texts=False)) for page in pages)
+
+
+def _trafilatura(pages: list[str]) -> int:
+    import trafilatura
+
+    return sum(len(trafilatura.extract(page, include_comments=False) or "") for page in pages)
+
+
+ALONE = {"resiliparse": _resiliparse, "trafilatura": _trafilatura}
+"""Each extractor with nothing of ours around it."""
+
+
 def compare(
-    name: str, size: int, ours: Callable[[], int], theirs: Callable[[], int], label: str, rounds: int
+    name: str,
+    size: int,
+    ours: Callable[[], int],
+    theirs: Callable[[Any], int],
+    label: str,
+    rounds: int,
+    prepare: Callable[[], Any] = lambda: None,
 ) -> None:
+    """Prints both rates and their ratio. `theirs` is given what `prepare` makes anew each time, outside the clock."""
     best = [float("inf")] * 2
     for _ in range(rounds):
-        for side, run in enumerate((ours, theirs)):
+        given = prepare()
+        for side, run in enumerate((ours, functools.partial(theirs, given))):
             begin = time.process_time()
             run()
             best[side] = min(best[side], time.process_time() - begin)
@@ -109,6 +138,11 @@ def main() -> None:
         (file,) = find_files([str(path)], "auto", Account())
         return sum(len(one.text) for one in read_warc(cut(file, file.num_bytes)[0], options, Account()))
 
+    def decoded(path: Path) -> int:
+        with path.open("rb") as stream:
+            records = ArchiveIterator(stream, parse_http=False)
+            return sum(len(one.reader.read().decode("utf-8", "replace")) for one in records)
+
     def payloads(path: Path) -> int:
         with path.open("rb") as stream:
             return sum(len(one.reader.read()) for one in ArchiveIterator(stream, parse_http=False))
@@ -116,11 +150,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         wet, warc, pages, size = make(Path(folder), int(args.mb * 1e6))
         compare(
-            "WET to documents", size, lambda: documents(wet), lambda: payloads(wet), "fastwarc", args.rounds
+            "WET to documents", size, lambda: documents(wet), lambda _: payloads(wet), "fastwarc", args.rounds
+        )
+        compare(
+            "the same", size, lambda: documents(wet), lambda _: decoded(wet), "fastwarc, decoded", args.rounds
         )
         html_bytes = sum(len(page.encode()) for page in pages)
-        texts = lambda: sum(len(extract(page, args.extractor).text) for page in pages)  # noqa: E731
-        compare("WARC to text", html_bytes, lambda: documents(warc), texts, args.extractor, args.rounds)
+        bodies = [page.encode() for page in pages]
+        # Anew: a string that was read once keeps its UTF-8, which the extractor asks for.
+        fresh = lambda: [body.decode() for body in bodies]  # noqa: E731
+        alone = ALONE[args.extractor]
+        compare(
+            "WARC to text", html_bytes, lambda: documents(warc), alone, args.extractor, args.rounds, fresh
+        )
 
 
 if __name__ == "__main__":

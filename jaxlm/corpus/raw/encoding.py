@@ -4,7 +4,7 @@ Order: byte order mark, charset of the HTTP header, of a meta element or XML dec
 UTF-8 are read as UTF-8 whatever is declared: text of another encoding is UTF-8 by chance only if it is ASCII.
 Names mean what they mean in browsers (`latin1` is windows-1252, `gb2312` is gb18030).
 
-Source: WHATWG, Encoding, sections 4.2 and 6.1; HTML, section 13.2.3.2 (prescan of 1,024 bytes).
+Source: WHATWG, Encoding, section 4.2 (names); HTML, section 13.2.3.2 (prescan of 1,024 bytes).
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _WIDER = {
     "shift_jis": "cp932",
 }
 """Python's codecs to what browsers read in their place: a few hundred characters more."""
+_SEVERAL_BYTES = ("big5hkscs", "cp932", "cp949", "euc_jp", "gb18030")
+"""Codecs that most bytes of another encoding are no text in: what one of them reads whole is in it."""
 _MOSTLY = 8
 """So many characters of more than one byte, for each broken one, are UTF-8 that is damaged."""
 
@@ -77,12 +79,17 @@ def _not_utf8(body: bytes, declared: str | None) -> Decoded:
     broken = text.count("\ufffd")
     if len(body) - len(text.encode("ascii", "ignore")) > 0 and _wide(text) >= _MOSTLY * broken:
         return _decoded(text, "utf-8", declared)
-    candidates = [declared] if declared and not declared.startswith("utf") else []
-    for encoding in [*candidates, _detected(body), "cp1252"]:
-        text = body.decode(encoding, "replace")
+    detected = _detected(body)
+    if declared and not declared.startswith("utf"):
+        text = body.decode(declared, "replace")
+        found = (
+            body.decode(detected, "replace") if detected in _SEVERAL_BYTES and "\ufffd" in text else "\ufffd"
+        )
+        if "\ufffd" not in found:
+            return _decoded(found, detected, declared)
         if text.count("\ufffd") * _MOSTLY <= _wide(text):
-            return _decoded(text, encoding, declared)
-    return _decoded(body.decode("cp1252", "replace"), "cp1252", declared)
+            return _decoded(text, declared, declared)
+    return _decoded(body.decode(detected, "replace"), detected, declared)
 
 
 def _wide(text: str) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from jaxlm.config import check_choice
 from jaxlm.corpus.inputs import (
@@ -77,7 +78,7 @@ class RawOptions:
 
 FORMATS = ("warc", "wikipedia", "text", "epub", "jsonl", "json", "csv", "tsv", "parquet")
 COMMON_CRAWL = "https://data.commoncrawl.org/"
-"""What the lists of a crawl are relative to. Source: https://commoncrawl.org/get-started (read 2026-11)."""
+"""What the lists of a crawl are relative to."""
 MAX_LIST_BYTES = 256 << 20
 """Of a list of paths, decompressed; that of a crawl's 90,000 WARC files has about 12 MB."""
 _NAMES = (
@@ -238,9 +239,19 @@ def open_bytes(file: RawFile) -> BinaryIO:
     if not is_local(file.path):
         return remote.open_stream(file.path)
     try:
-        return open(file.path, "rb")
+        return io.BufferedReader(_Local(file.path, "rb"))
     except OSError as error:
         raise unreadable(file.path, error.strerror or str(error)) from None
+
+
+class _Local(io.FileIO):
+    """A file whose errors, of a broken disk or a lost mount, are UserErrors that name it."""
+
+    def readinto(self, buffer: Any) -> int | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise unreadable(str(self.name), error.strerror or str(error)) from None
 
 
 Cutter = Callable[[RawFile, int], list[RawPart]]

@@ -19,14 +19,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 PIECE_BYTES = 1 << 20
 """Of decompressed bytes at a time; most members are smaller, and then one piece."""
-BLOCK_BYTES = 16 << 10
-"""Of compressed bytes at a time: what lies behind the end of a member is copied for each."""
-SEARCH_BYTES = 256 << 10
+BLOCK_BYTES = 8 << 10
+"""Of compressed bytes that a member is given at a time: what lies behind its end is copied once."""
+READ_BYTES = 256 << 10
 MAX_EXPANSION, FREE_BYTES = 200, 64 << 20
 """A member may have this many times its bytes of text, and this many in any case: a page shrinks 3 to 20 times."""
 MAX_DICTIONARY_BYTES = 16 << 20
-ZSTD_INPUT_BYTES = 2 << 10
-"""At a time: 4 bytes of Zstandard can stand for 128 KiB, so that one piece becomes 64 MiB at most."""
+ZSTD_INPUT_BYTES = 512
+"""At a time: 4 bytes of Zstandard can stand for 128 KiB, so that one piece becomes 16 MiB at most."""
 _PROBE_BYTES = 4 << 10
 _GZIP, _ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"
@@ -86,9 +86,6 @@ class _Gzip:
     def __init__(self):
         self.open, self.errors = _inflate()
 
-    def starts(self, head: bytes) -> bool:
-        return head.startswith(_GZIP)
-
     def skip(self, head: bytes) -> int:
         return 0
 
@@ -126,9 +123,6 @@ class _Zstd:
     def open(self) -> _ZstdMember:
         return _ZstdMember(self._decompressor.decompressobj())
 
-    def starts(self, head: bytes) -> bool:
-        return head.startswith(_ZSTD)
-
     def skip(self, head: bytes) -> int:
         """Bytes of the skippable frame that starts here. Source: RFC 8878, section 3.1.2."""
         if len(head) < 8 or head[1:4] != _SKIPPABLE or not 0x50 <= head[0] <= 0x5F:
@@ -138,7 +132,7 @@ class _Zstd:
     def use_dictionary(self, content: bytes) -> None:
         """Of all frames of the file; it may be compressed itself.
 
-        Source: IIPC, Zstandard compression of WARC files, 1.0, section 3.
+        Source: IIPC, WARC compression with Zstandard: the first frame is a skippable one that holds it.
         """
         zstandard = self._zstandard
         if content.startswith(_ZSTD):
@@ -149,40 +143,65 @@ class _Zstd:
 
 
 class _Members:
-    """Reads members one after the other. `buffer` holds the bytes of the file from `at` on."""
+    """Reads members one after the other. `buffer[place:]` is what follows in the file, which is at `base + place`."""
 
     def __init__(self, stream: BinaryIO, codec: Any, offset: int):
         self.stream, self.codec = stream, codec
-        self.at = offset
+        self.base = offset
         self.buffer = b""
+        self.place = 0
+
+    @property
+    def at(self) -> int:
+        return self.base + self.place
 
     def pieces(self) -> Iterator[Piece]:
-        while self.fill(8):
-            if self.codec.starts(self.buffer):
-                damage = yield from self.member()
-            else:
+        magic, open_member, errors, step = (
+            self.codec.magic, self.codec.open, self.codec.errors, self.codec.input_bytes,
+        )  # fmt: skip
+        while len(self.buffer) - self.place >= step or self.fill(step):
+            buffer, place = self.buffer, self.place
+            if not buffer.startswith(magic, place):
                 damage = self.between()
+            else:
+                member, data = open_member(), None
+                try:
+                    data = member.decompress(buffer[place : place + step], PIECE_BYTES)
+                except errors:
+                    pass  # told by `member`, with what lies before
+                if data is not None and member.eof:  # as of nearly all
+                    self.place = min(place + step, len(buffer)) - len(member.unused_data)
+                    yield Piece(self.base + place, data, self.base + self.place)
+                    continue
+                damage = yield from self.member(member, data)
             if damage is not None:
                 yield damage
                 self.search(damage.start + 1)
 
     def fill(self, num_bytes: int) -> bool:
         """Whether anything is left; reads until there are as many bytes, or the end of the file."""
-        while len(self.buffer) < num_bytes and (block := self.stream.read(self.codec.input_bytes)):
+        while len(self.buffer) - self.place < num_bytes and (block := self.stream.read(READ_BYTES)):
+            self.drop_read()
             self.buffer += block
-        return bool(self.buffer)
+        return self.place < len(self.buffer)
+
+    def drop_read(self) -> None:
+        self.base, self.buffer, self.place = self.at, self.buffer[self.place :], 0
 
     def take(self, num_bytes: int) -> bytes:
-        taken, self.buffer = self.buffer[:num_bytes], self.buffer[num_bytes:]
-        self.at += len(taken)
+        taken = self.buffer[self.place : self.place + num_bytes]
+        self.place += len(taken)
         return taken
 
     def between(self) -> Piece | None:
         """What lies between members: a skippable frame, zeros up to the end (of tapes and disk blocks), or garbage."""
         start = self.at
-        if size := self.codec.skip(self.buffer):
-            is_dictionary = self.buffer.startswith(_DICTIONARY) and start == 0
-            if is_dictionary and size <= MAX_DICTIONARY_BYTES:
+        if size := self.codec.skip(self.buffer[self.place : self.place + 8]):
+            if (
+                self.buffer.startswith(_DICTIONARY, self.place)
+                and start == 0
+                and size <= MAX_DICTIONARY_BYTES
+            ):
                 self.fill(size)
                 content = self.take(size)[8:]
                 try:
@@ -193,57 +212,63 @@ class _Members:
             while size and self.fill(1):
                 size -= len(self.take(size))
             return None
-        while self.fill(1) and not self.buffer.strip(b"\0"):
+        while self.fill(1) and not self.buffer[self.place :].strip(b"\0"):
             self.take(len(self.buffer))
-        if not self.buffer:
+        if self.place == len(self.buffer):
             return None
         return Piece(start, b"", damage=("garbage", f"no {self.codec.name} member starts here"))
 
-    def member(self) -> Iterator[Piece]:
-        """The pieces of the member that starts here. Returns its damage, if it has any."""
-        start, member = self.at, self.codec.open()
+    def member(self, member: Any, data: bytes | None) -> Iterator[Piece]:
+        """The pieces of the member that starts here. Returns its damage, if it has any.
+
+        Args:
+          member: its decompressor.
+          data: the text of its first block; None if that is broken.
+        """
+        start, name, step = self.at, self.codec.name, self.codec.input_bytes
+        block = self.take(step)
+        if data is None:
+            member = self.codec.open()  # after an error the other one is of no use
         parts: list[bytes] = []
         waiting = done = 0
         while True:
-            before = self.buffer, self.at
             try:
-                data = member.decompress(self.buffer, PIECE_BYTES)
+                text = member.decompress(block, PIECE_BYTES) if data is None else data
             except self.codec.errors as error:
-                yield from self.salvage(start, done, b"".join(parts), *before)
+                yield from self.salvage(start, done, b"".join(parts), block)
                 detail = " ".join(str(error).split())
-                return Piece(
-                    start, b"", damage=(f"corrupt_{self.codec.name}", f"its member is broken ({detail})")
-                )
-            rest = member.unused_data if member.eof else member.unconsumed_tail
-            self.at += len(self.buffer) - len(rest)
-            self.buffer = rest
+                return Piece(start, b"", damage=(f"corrupt_{name}", f"its member is broken ({detail})"))
             if member.eof:
-                yield Piece(start, b"".join([*parts, data]) if parts else data, self.at)
+                self.place -= len(member.unused_data)
+                yield Piece(start, b"".join([*parts, text]), self.at)
                 return None
-            if data:
-                parts.append(data)
-                waiting += len(data)
+            tail = member.unconsumed_tail
+            if not text and len(tail) == len(block):
+                return Piece(start, b"", damage=(f"corrupt_{name}", "its member cannot be read on"))
+            parts.append(text)
+            waiting += len(text)
             if waiting >= PIECE_BYTES:
                 done += waiting
                 yield Piece(start, b"".join(parts))
                 parts, waiting = [], 0
-                if done > max(FREE_BYTES, MAX_EXPANSION * (self.at - start)):
-                    detail = f"{self.at - start:,} bytes expand to more than {done:,}: no text is compressed so far"
-                    return Piece(start, b"", damage=(f"{self.codec.name}_bomb", detail))
-            if not self.buffer and not self.fill(1):
-                if parts:
+                num_read = self.at - len(tail) - start
+                if done > max(FREE_BYTES, MAX_EXPANSION * num_read):
+                    detail = f"{num_read:,} bytes expand to more than {done:,}: no text is compressed so far"
+                    return Piece(start, b"", damage=(f"{name}_bomb", detail))
+            if not tail and not self.fill(1):
+                if waiting:
                     yield Piece(start, b"".join(parts))
-                return Piece(
-                    start, b"", damage=(f"truncated_{self.codec.name}", "the file ends within its member")
-                )
+                return Piece(start, b"", damage=(f"truncated_{name}", "the file ends within its member"))
+            block, data = tail or self.take(step), None
 
-    def salvage(self, start: int, done: int, waiting_text: bytes, block: bytes, at: int) -> Iterator[Piece]:
+    def salvage(self, start: int, done: int, waiting_text: bytes, block: bytes) -> Iterator[Piece]:
         """What lies before the damage: decompresses again from the start, the last block byte by byte.
 
         Args:
           done: bytes of text that were given already; behind them come those of `waiting_text`.
-          block: that holds the damage; `at` is its place.
+          block: that holds the damage, and was the last to be taken.
         """
+        at = self.at - len(block)
         if not self.seek(start):
             if waiting_text:
                 yield Piece(start, waiting_text)
@@ -252,10 +277,8 @@ class _Members:
         skip, parts, waiting = done, [], 0
 
         def blocks() -> Iterator[bytes]:
-            left = at - start
-            while left and (piece := self.stream.read(min(left, self.codec.input_bytes))):
-                left -= len(piece)
-                yield piece
+            while self.at < at and self.fill(1):
+                yield self.take(min(at - self.at, self.codec.input_bytes))
             for place in range(len(block)):
                 yield block[place : place + 1]
 
@@ -277,40 +300,39 @@ class _Members:
 
     def seek(self, offset: int) -> bool:
         """Goes there in the file, if the stream can."""
+        if self.base <= offset <= self.base + len(self.buffer):
+            self.place = offset - self.base
+            return True
         try:
             self.stream.seek(offset)
         except (OSError, ValueError, NotImplementedError):
             return False
-        self.buffer, self.at = b"", offset
+        self.base, self.buffer, self.place = offset, b"", 0
         return True
 
     def search(self, offset: int) -> None:
         """Goes to the next member that holds a record, from here on; or to the end of the file."""
-        if self.at <= offset <= self.at + len(self.buffer):
-            self.take(offset - self.at)
-        else:
-            self.seek(offset)
-        place = 0
+        self.seek(offset)
+        magic = self.codec.magic
         while True:
-            place = self.buffer.find(self.codec.magic, place)
-            if place >= 0:
-                while len(self.buffer) - place < _PROBE_BYTES and (block := self.stream.read(SEARCH_BYTES)):
-                    self.buffer += block
-                if self.holds_record(place):
-                    self.take(place)
+            found = self.buffer.find(magic, self.place)
+            if found >= 0:
+                self.place = found
+                self.fill(_PROBE_BYTES)
+                if self.holds_record():
                     return
-                place += 1
+                self.place += 1
                 continue
-            self.take(max(0, len(self.buffer) - len(self.codec.magic) + 1))
-            place = 0
-            if not (block := self.stream.read(SEARCH_BYTES)):
-                self.take(len(self.buffer))
+            self.place = max(self.place, len(self.buffer) - len(magic) + 1)
+            if not (block := self.stream.read(READ_BYTES)):
+                self.place = len(self.buffer)
                 return
+            self.drop_read()
             self.buffer += block
 
-    def holds_record(self, place: int) -> bool:
-        """Whether a member that starts at this place of the buffer starts like a record."""
-        probe, member = self.buffer[place : place + _PROBE_BYTES], self.codec.open()
+    def holds_record(self) -> bool:
+        """Whether the member that starts here starts like a record."""
+        probe, member = self.buffer[self.place : self.place + _PROBE_BYTES], self.codec.open()
         text = b""
         try:
             while probe and len(text) < len(MARK) and not member.eof:

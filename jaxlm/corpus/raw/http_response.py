@@ -34,21 +34,18 @@ class Response(NamedTuple):
     """Status and headers of a response; the body starts at `body` in its block."""
 
     status: int
-    headers: dict[bytes, bytes]
+    headers: dict[str, str]
     body: int
 
     @property
     def content_type(self) -> str:
         """Media type in lower case; empty if none is given."""
-        return self._field(b"content-type").partition(";")[0].strip().lower()
+        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
     @property
     def charset(self) -> str | None:
-        match = _CHARSET.search(self._field(b"content-type"))
+        match = _CHARSET.search(self.headers.get("Content-Type", ""))
         return match[1] if match else None
-
-    def _field(self, name: bytes) -> str:
-        return self.headers.get(name, b"").decode("latin-1")
 
 
 def parse_response(block: bytes) -> Response:
@@ -72,12 +69,12 @@ def decode_body(response: Response, block: bytes, max_bytes: int, is_cut: bool =
     Errors: BrokenHttp.
     """
     body = block[response.body :]
-    if b"chunked" in response.headers.get(b"transfer-encoding", b"").lower():
+    if "chunked" in response.headers.get("Transfer-Encoding", "").lower():
         body = _unchunk(body, is_cut)
-    encodings = response.headers.get(b"content-encoding", b"").lower().split(b",")
+    encodings = response.headers.get("Content-Encoding", "").lower().split(",")
     for name in reversed([name.strip() for name in encodings]):
         if opened := _DECODERS.get(name):
-            body = _decompress(body, name.decode("ascii"), opened, max_bytes, is_cut)
+            body = _decompress(body, name, opened, max_bytes, is_cut)
     return body
 
 
@@ -209,10 +206,10 @@ def _open_zstd(body: bytes) -> tuple[Any, tuple[type[Exception], ...]]:
     return _Zstd(zstandard) if body.startswith(b"\x28\xb5\x2f\xfd") else None, (zstandard.ZstdError,)
 
 
-_DECODERS: dict[bytes, _Opened] = {
-    b"gzip": _open_gzip,
-    b"x-gzip": _open_gzip,
-    b"deflate": _open_deflate,
-    b"br": _open_brotli,
-    b"zstd": _open_zstd,
+_DECODERS: dict[str, _Opened] = {
+    "gzip": _open_gzip,
+    "x-gzip": _open_gzip,
+    "deflate": _open_deflate,
+    "br": _open_brotli,
+    "zstd": _open_zstd,
 }

@@ -52,12 +52,12 @@ def filesystem(path: str) -> tuple[Any, str]:
 
 def expand(path: str, make: Callable[[str, str, int, str, bool], Found]) -> Iterator[Found]:
     """The files of an address: (path, name, bytes, stamp, whether it was named) each, given to `make`."""
-    store, inside = filesystem(path)
     scheme = path.partition("://")[0]
     if has_wildcard(path) and scheme in ("http", "https"):
         raise UserError(
             f"{path}: servers of {scheme}:// have no list of their files; give a list of paths (.paths.gz)."
         )
+    store, inside = filesystem(path)
     try:
         if has_wildcard(path):
             root, is_named = inside.split("*")[0].rpartition("/")[0], True

@@ -34,9 +34,9 @@ Fault = Callable[[str, str, str], None]
 
 
 class Record(NamedTuple):
-    """One record, headers in lower case."""
+    """One record."""
 
-    headers: dict[bytes, bytes]
+    headers: dict[str, str]
     block: bytes
     """What follows the headers."""
     offset: int
@@ -77,35 +77,58 @@ def _only_record(piece: Piece, max_bytes: int) -> Record | None:
     end = data.find(b"\r\n\r\n", 0, MAX_HEADER_BYTES) + 4
     if end < 4 or not data.startswith(MARK):
         return None
-    headers = parse_headers(data[:end])
+    headers = parse_headers(data[: end - 4])
     length = block_length(headers)
-    if length is None or length > max_bytes or data[end + length :] != b"\r\n\r\n":
+    if (
+        length is None
+        or length > max_bytes
+        or end + length + 4 != len(data)
+        or not data.endswith(b"\r\n\r\n")
+    ):
         return None
     assert piece.stop is not None
-    return Record(headers, data[end : end + length], piece.start, piece.stop - piece.start)
+    return Record(headers, data[end:-4], piece.start, piece.stop - piece.start)
 
 
-def parse_headers(head: bytes) -> dict[bytes, bytes]:
+_NAMES = (
+    "WARC-Type", "WARC-Record-ID", "WARC-Date", "WARC-Target-URI", "WARC-Refers-To", "WARC-Block-Digest",
+    "WARC-Payload-Digest", "WARC-Concurrent-To", "WARC-Warcinfo-ID", "WARC-IP-Address", "WARC-Truncated",
+    "WARC-Identified-Payload-Type", "WARC-Identified-Content-Language", "WARC-Protocol", "WARC-Cipher-Suite",
+    "Content-Type", "Content-Length", "Content-Encoding", "Transfer-Encoding",
+)  # fmt: skip
+_USUAL = frozenset(_NAMES)
+_SPELLING = {name.lower(): name for name in _NAMES}
+
+
+def parse_headers(head: bytes) -> dict[str, str]:
     """Name to value of header lines, behind the first line; of a name that is there twice, the first.
 
-    A line that starts with a space goes on with the one before.
+    Names are spelt as in the standard, whatever the file has. A line that starts with a space goes on with the one
+    before.
     """
-    headers: dict[bytes, bytes] = {}
-    last = b""
-    for line in head.splitlines()[1:]:
-        name, colon, value = line.partition(b":")
-        if colon and line[0] not in b" \t":
-            last = name.strip().lower()
+    text = head.decode("utf-8", "replace")
+    # As usual, and fast, since it is much of the time of a short record: lines that are "Known-Name: value".
+    parts = text.replace(": ", "\r\n").split("\r\n")
+    headers = dict(zip(parts[1::2], parts[2::2]))
+    if _USUAL.issuperset(headers) and len(headers) == text.count("\n") > 0:
+        return headers
+    headers = {}
+    last = ""
+    for line in text.replace("\r\n", "\n").split("\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon and line[0] not in " \t":
+            name = name.strip()
+            last = _SPELLING.get(name.lower(), name)
             headers.setdefault(last, value.strip())
         elif last and line.strip():
-            headers[last] += b" " + line.strip()
+            headers[last] += " " + line.strip()
     return headers
 
 
-def block_length(headers: dict[bytes, bytes]) -> int | None:
+def block_length(headers: dict[str, str]) -> int | None:
     """Content-Length; None if it is none."""
-    digits = headers.get(b"content-length", b"")
-    return int(digits) if digits.isdigit() and len(digits) <= 18 else None
+    digits = headers.get("Content-Length", "").strip()
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 18 else None
 
 
 @dataclass(slots=True)
@@ -139,7 +162,8 @@ class _Reader:
 
     def next_piece(self) -> Piece | None:
         """The next sound piece, when all of the buffer is read. Damage before it is told."""
-        self.drop_read()
+        if self.buffer:
+            self.drop_read()
         while True:
             piece, self.damage = self.damage or next(self.pieces, None), None
             if piece is None or piece.damage is None:
@@ -209,7 +233,7 @@ class _Reader:
         headers = parse_headers(bytes(self.buffer[start - self.base : body - self.base]))
         length = block_length(headers)
         if length is None:
-            found = short(headers.get(b"content-length", b"").decode("latin-1"))
+            found = short(headers.get("Content-Length", ""))
             return self.lose("content_length", start, f"its Content-Length is {found}", body)
         if self.num_bytes is not None and body + length > self.num_bytes:
             return self.lose("truncated_record", start, f"the file ends within its {length:,} bytes", body)
@@ -224,7 +248,7 @@ class _Reader:
             if len(self.buffer) >= first + MAX_HEADER_BYTES or not self.more():
                 return None
 
-    def block(self, start: int, headers: dict[bytes, bytes], body: int, stop: int) -> Record | None:
+    def block(self, start: int, headers: dict[str, str], body: int, stop: int) -> Record | None:
         """The record whose block has this start and stop, if it has."""
         span = next(span for span in reversed(self.spans) if span.text <= start)
         head = None
@@ -245,7 +269,7 @@ class _Reader:
         return self.finish(span, start, headers, body, stop, head)
 
     def finish(
-        self, span: _Span, start: int, headers: dict[bytes, bytes], body: int, stop: int, head: bytes | None
+        self, span: _Span, start: int, headers: dict[str, str], body: int, stop: int, head: bytes | None
     ) -> Record | None:
         """The record, if behind it comes what may: another one, or the end of its member."""
         after = stop
