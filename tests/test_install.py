@@ -24,7 +24,13 @@ EXTRAS = [
     if name not in ("dev", "parity")
     for one in some
 ]
-BROUGHT_ALONG = {"jaxlib": "jax", "ml_dtypes": "jax", "referencing": "jsonschema", "scipy": "jax"}
+BROUGHT_ALONG = {
+    "jaxlib": "jax",
+    "ml_dtypes": "jax",
+    "referencing": "jsonschema",
+    "scipy": "jax",
+    "loguru": "datatrove",
+}
 """Package -> the dependency that never comes without it."""
 OPTIONAL = {"jaxlm/corpus/raw"}
 """Parts of jaxlm whose modules cannot be imported without an extra; who imports them says which."""
