@@ -30,6 +30,7 @@ from datatrove.utils.lid import LID
 
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.filter_config import FilterConfig, language_codes
+from jaxlm.corpus.raw.language_codes import short_code
 from jaxlm.corpus.raw.steps import AccountedStep
 from jaxlm.types import UserError
 
@@ -118,8 +119,8 @@ class LanguageIdentifier(LID):
 
 
 def _code(label: str) -> str:
-    """`__label__en`, `__label__eng_Latn` -> `en`, `eng`."""
-    return label.removeprefix("__label__").partition("_")[0]
+    """`__label__en`, `__label__eng_Latn` -> `en`."""
+    return short_code(label.removeprefix("__label__"))
 
 
 @functools.cache
@@ -162,7 +163,7 @@ class LanguageStep(AccountedStep):
 
     def __init__(self, config: FilterConfig, account: Account | None = None):
         super().__init__("language", account)
-        self.languages = frozenset(language_codes(config.languages))
+        self.languages = frozenset(map(short_code, language_codes(config.languages)))
         self.threshold = config.language_threshold
         self.identifier = LanguageIdentifier(config.language_model, sorted(self.languages) or None)
 

@@ -23,6 +23,7 @@ from datatrove.pipeline.base import PipelineStep
 from jaxlm.corpus.raw.config import DedupConfig
 from jaxlm.corpus.raw.document import Account, RawDocument
 from jaxlm.corpus.raw.files import RawOptions, RawPart
+from jaxlm.corpus.raw.language_codes import short_code
 from jaxlm.corpus.raw.links import keep_linked, read_links
 from jaxlm.corpus.raw.minhash import Signatures
 from jaxlm.corpus.raw.work import RawUnit, result_of, write_result
@@ -84,6 +85,8 @@ class ReadUnits(PipelineStep):
                 if self.links and not keep_linked(document.url, self.wanted, self.account):
                     continue
                 metadata = {name: getattr(document, name) for name in _FIELDS}
+                if document.language:
+                    metadata["language"] = short_code(document.language)
                 yield Document(text=document.text, id=document.id, metadata=metadata)
 
     @property

@@ -10,6 +10,7 @@ from jaxlm.corpus.raw import language
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.filter_config import FilterConfig
 from jaxlm.corpus.raw.language import SAMPLE_CHARS, LanguageIdentifier, LanguageStep, windows
+from jaxlm.corpus.raw.language_codes import short_code
 from jaxlm.types import UserError
 
 SENTENCES = {
@@ -149,3 +150,12 @@ def test_bad_codes_are_refused(languages):
     with pytest.raises(UserError, match="is no ISO 639 code"):
         FilterConfig(languages=languages)
     assert language.language_codes(" en, bn ") == ("en", "bn")
+
+
+@pytest.mark.parametrize(
+    ("stated", "code"),
+    [("eng", "en"), ("spa", "es"), ("ger", "de"), ("deu_Latn", "de"), ("pt-BR", "pt"), ("cmn", "zh"), ("ben", "bn"),
+     ("yue", "yue"), ("en", "en"), ("an", "an"), ("simple", "simple"), (" FR ", "fr")],
+)  # fmt: skip
+def test_languages_have_one_code_however_a_source_writes_it(stated, code):
+    assert short_code(stated) == code
