@@ -64,7 +64,7 @@ class LanguageIdentifier(LID):
     """py3langid, or a fastText model from a file. Opened at the first document, in each process."""
 
     def __init__(self, model_file: str | None = None, languages: list[str] | None = None):
-        super().__init__(languages)
+        super().__init__(sorted(map(short_code, languages)) if languages else None)
         self.model_file = model_file
         self._model: Any = None
 
@@ -165,7 +165,7 @@ class LanguageStep(AccountedStep):
         super().__init__("language", account)
         self.languages = frozenset(map(short_code, language_codes(config.languages)))
         self.threshold = config.language_threshold
-        self.identifier = LanguageIdentifier(config.language_model, sorted(self.languages) or None)
+        self.identifier = LanguageIdentifier(config.language_model, list(self.languages) or None)
 
     def apply(self, document: Document) -> Iterator[Document]:
         stated = document.metadata.get("language")
