@@ -83,6 +83,9 @@ bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/planner.py
 	$(BIN)/python bench/loader.py
 	$(BIN)/python bench/tokenizing.py
+	$(BIN)/python bench/crawl.py
+	$(BIN)/python bench/filters.py
+	$(BIN)/python bench/corpus.py
 	$(BIN)/python bench/checkpoint.py
 	$(BIN)/python bench/interop.py
 	$(BIN)/python bench/generate.py
