@@ -31,6 +31,9 @@ MADE_UP = {
     "tests/report/test_run_report.py": "an address with a login, to be hidden",
     "tests/report/test_writers.py": "an address with a login, to be hidden",
     "tests/test_audit.py": "what it tests",
+    "tests/corpus/raw/test_links.py": "addresses with a login, which is no part of their normal form",
+    "tests/corpus/raw/test_raw_files.py": "an address with a login, to be refused",
+    "tests/corpus/raw/test_url_filter.py": "an address with a login, whose host is blocked",
 }
 """Files with secrets that are none, and what they are there for."""
 ASSIGNED = re.compile(
