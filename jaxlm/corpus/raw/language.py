@@ -30,6 +30,7 @@ from datatrove.utils.lid import LID
 
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.filter_config import FilterConfig, language_codes
+from jaxlm.corpus.raw.language_codes import short_code
 from jaxlm.corpus.raw.steps import AccountedStep
 from jaxlm.types import UserError
 
@@ -75,11 +76,11 @@ class LanguageIdentifier(LID):
         self._open()
         known: Any = getattr(self._model, "labels", None)
         known = known() if callable(known) else known
-        unknown = sorted(set(self.languages or ()) - {_code(label) for label in known or ()})
+        unknown = sorted(set(self.languages or ()) - {short_code(label) for label in known or ()})
         if unknown and known:
             raise UserError(
                 f"filters.languages has {', '.join(unknown)}, which the identifier does not know. It knows "
-                f"{', '.join(sorted({_code(label) for label in known}))}."
+                f"{', '.join(sorted({short_code(label) for label in known}))}."
             )
 
     def _open(self) -> Any:
@@ -106,20 +107,15 @@ class LanguageIdentifier(LID):
         model = self._open()
         if not self.model_file:
             code, score = model.classify(piece)
-            return code, float(score)
+            return short_code(code), float(score)
         labels, scores = model.predict(piece, k=1)
-        return (_code(labels[0]), float(scores[0])) if len(labels) else (UNKNOWN, 0.0)
+        return (short_code(labels[0]), float(scores[0])) if len(labels) else (UNKNOWN, 0.0)
 
     def predict(self, doc: Document) -> tuple[tuple[str, Any], dict[str, float]]:
         """datatrove's interface: the best pair, and the scores of `languages` (of the best alone without them)."""
         code, score = self.identify(doc.text)
         names = self.languages or [code]
         return (code, score), {name: score if name == code else 0.0 for name in names}
-
-
-def _code(label: str) -> str:
-    """`__label__en`, `__label__eng_Latn` -> `en`, `eng`."""
-    return label.removeprefix("__label__").partition("_")[0]
 
 
 @functools.cache
@@ -157,7 +153,8 @@ def _open_fasttext(path: str) -> Any:
 class LanguageStep(AccountedStep):
     """Writes `language` and `language_score` in a document's metadata, and drops those in no language asked for.
 
-    A language that the source states is taken as it is.
+    A language that the source states is taken as it is, in the code of two letters where it has one; `und` and the like
+    state none.
     """
 
     def __init__(self, config: FilterConfig, account: Account | None = None):
@@ -167,8 +164,11 @@ class LanguageStep(AccountedStep):
         self.identifier = LanguageIdentifier(config.language_model, sorted(self.languages) or None)
 
     def apply(self, document: Document) -> Iterator[Document]:
-        stated = document.metadata.get("language")
-        code, score = (str(stated), 1.0) if stated else self.identifier.identify(document.text)
+        stated = short_code(str(document.metadata.get("language") or UNKNOWN))
+        is_code = stated.isascii() and stated.isalpha() and stated not in _NO_LANGUAGE
+        code, score = (
+            (stated, 1.0) if is_code and len(stated) in (2, 3) else self.identifier.identify(document.text)
+        )
         document.metadata["language"] = code
         document.metadata["language_score"] = score
         if self.languages and code not in self.languages:

@@ -28,7 +28,7 @@ from jaxlm.types import JSON_ERRORS
 
 BUILD = ".build"
 RESULT = "unit.json"
-READ_VERSION = 1
+READ_VERSION = 2
 """Raise it when the same file would give other documents."""
 _RANGE = 1 << 64
 

@@ -10,6 +10,7 @@ from jaxlm.corpus.raw import language
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.filter_config import FilterConfig
 from jaxlm.corpus.raw.language import SAMPLE_CHARS, LanguageIdentifier, LanguageStep, windows
+from jaxlm.corpus.raw.language_codes import short_code
 from jaxlm.types import UserError
 
 SENTENCES = {
@@ -139,9 +140,9 @@ def test_a_fasttext_model_of_this_machine(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="is no fastText model: has wrong file format"):
         LanguageIdentifier(str(tmp_path / "bad.bin")).check()
     (tmp_path / "lid.bin").write_text("__label__ben_Beng __label__eng_Latn")
-    identifier = LanguageIdentifier(str(tmp_path / "lid.bin"), ["ben"])
+    identifier = LanguageIdentifier(str(tmp_path / "lid.bin"), ["bn"])
     identifier.check()
-    assert identifier.identify("some\ntext") == ("ben", 1.0)
+    assert identifier.identify("some\ntext") == ("bn", 1.0)
 
 
 @pytest.mark.parametrize("languages", ["EN", "english", "en,,bn", "en bn", "e"])
@@ -149,3 +150,22 @@ def test_bad_codes_are_refused(languages):
     with pytest.raises(UserError, match="is no ISO 639 code"):
         FilterConfig(languages=languages)
     assert language.language_codes(" en, bn ") == ("en", "bn")
+
+
+@pytest.mark.parametrize("stated", ["eng", "en-US", "EN_gb", "__label__eng_Latn", " en "])
+def test_a_stated_language_is_compared_in_one_code(stated):
+    """Common Crawl's WET files say `eng`: with filters.languages=en all of them would go."""
+    document = Document(SENTENCES["de"], "stated", metadata={"language": stated})
+    assert run(LanguageStep(FilterConfig(languages="eng,bn")), document) == ["stated"]
+    assert document.metadata["language"] == "en"
+
+
+@pytest.mark.parametrize("stated", ["und", "zxx", "unknown", "", "Deutsch", "123", "x-klingon"])
+def test_what_states_no_language_is_identified(stated):
+    document = Document(SENTENCES["de"], "stated", metadata={"language": stated})
+    assert run(LanguageStep(FilterConfig(languages="de")), document) == ["stated"]
+
+
+def test_codes_of_three_letters_of_both_kinds_have_one_of_two():
+    codes = ["deu", "ger", "zho", "chi", "ben", "nob", "arz", "yue"]
+    assert [short_code(code) for code in codes] == ["de", "de", "zh", "zh", "bn", "nb", "arz", "yue"]
