@@ -15,6 +15,7 @@ A document is (unit << 32) + its place in the unit, so that the order of numbers
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -66,19 +67,23 @@ def find_pairs(
     units: Sequence[RawUnit], output: str, column: int, dedup: DedupConfig
 ) -> Iterator[np.ndarray]:
     """[pairs, 2] of documents, a range of hashes at a time."""
-    hashes = [read_npy(os.path.join(unit.folder(output), column_file(column)), mapped=True) for unit in units]
-    owners = [read_npy(os.path.join(unit.folder(output), owner_file(column)), mapped=True) for unit in units]
-    total = sum(map(len, hashes))
-    passes = max(1, -(-total * _BYTES_PER_HASH // int(dedup.memory_gib * (1 << 30))))
+
+    def mapped(unit: RawUnit, name: str) -> np.ndarray:
+        # Only while it is looked at: a process may hold 65,530 maps (vm.max_map_count), a snapshot has more units.
+        return read_npy(os.path.join(unit.folder(output), name), mapped=True)
+
+    total = sum(len(mapped(unit, column_file(column))) for unit in units)
+    passes = max(1, -(-total * _BYTES_PER_HASH // max(1, int(dedup.memory_gib * (1 << 30)))))
     names = sorted({unit.source for unit in units})
     for number in range(passes):
         low, high = (number << 64) // passes, ((number + 1) << 64) // passes
         values, documents, sources = [], [], []
-        for index, (unit, column_hashes, column_owners) in enumerate(zip(units, hashes, owners)):
+        for index, unit in enumerate(units):
+            column_hashes = mapped(unit, column_file(column))
             start = int(np.searchsorted(column_hashes, np.uint64(low)))
             stop = len(column_hashes) if high >> 64 else int(np.searchsorted(column_hashes, np.uint64(high)))
-            values.append(np.asarray(column_hashes[start:stop]))
-            places = np.asarray(column_owners[start:stop]).astype(np.uint64)
+            values.append(np.array(column_hashes[start:stop]))
+            places = mapped(unit, owner_file(column))[start:stop].astype(np.uint64)
             documents.append((np.uint64(index) << _PLACE_BITS) + places)
             sources.append(np.full(stop - start, names.index(unit.source), np.uint32))
         source = None if dedup.across_sources else np.concatenate(sources)
@@ -129,7 +134,8 @@ class ChooseCopies(PipelineStep):
             exact = int((kinds == EXACT).sum())
             counts[unit.key] = {"exact": exact, "near": len(kinds) - exact}
         for path in files:
-            os.unlink(path)
+            with contextlib.suppress(FileNotFoundError):  # the same task ran elsewhere too
+                os.unlink(path)
         write_result(self.folder, {"removed": counts, "examples": self._examples(removed, kept, is_exact)})
 
     def _examples(self, removed: np.ndarray, kept: np.ndarray, is_exact: np.ndarray) -> list[list[Any]]:

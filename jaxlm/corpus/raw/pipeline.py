@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,11 +30,11 @@ from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.evaluation_sets import KINDS
 from jaxlm.corpus.raw.executors import Stage, run_stages
 from jaxlm.corpus.raw.files import RawFile, RawOptions, find_files
-from jaxlm.corpus.raw.filter_config import evaluation_sets
+from jaxlm.corpus.raw.filter_config import FilterConfig, evaluation_sets
 from jaxlm.corpus.raw.filters import build_filters
 from jaxlm.corpus.raw.read import ReadUnits, WriteUnits, num_columns
 from jaxlm.corpus.raw.tokens import Tokenise, TrainTokenizer, assemble, tokenizer_file
-from jaxlm.corpus.raw.work import BUILD, RawUnit, plan_units, result_of
+from jaxlm.corpus.raw.work import BUILD, RawUnit, keep_only, plan_units, result_of
 from jaxlm.corpus.text import Tally
 from jaxlm.data.files import cache_root, exclusive, make_folder, write_atomic
 from jaxlm.paths import is_local
@@ -48,6 +47,8 @@ _NO_QUALITY: dict[str, Any] = {
     "fineweb": False,
 }  # fmt: skip
 """What `sources.<name>.filter=False` makes of FilterConfig."""
+_ALWAYS = ("languages", "language_threshold", "language_model", "personal_data")
+"""What it leaves of it."""
 
 
 def build(
@@ -139,6 +140,15 @@ def _options(cfg: CorpusConfig, source: RawSourceConfig) -> RawOptions:
     )
 
 
+def _filters(cfg: CorpusConfig, name: str) -> FilterConfig:
+    """Those that apply to a source: a change of the others does not concern it."""
+    if cfg.sources[name].filter:
+        return cfg.filters
+    return dataclasses.replace(
+        FilterConfig(), **_NO_QUALITY, **{key: getattr(cfg.filters, key) for key in _ALWAYS}
+    )
+
+
 def _rules(cfg: CorpusConfig, name: str) -> Any:
     """All that decides what a slice of a source becomes."""
     source = dataclasses.asdict(cfg.sources[name])
@@ -153,9 +163,10 @@ def _rules(cfg: CorpusConfig, name: str) -> Any:
         [name, path, *map(_stamp, _files_of(path))]
         for name, path in evaluation_sets(against.evaluation).items()
     ]
-    lists = [_stamp(path) for path in (cfg.filters.language_model, cfg.filters.url_block_list) if path]
+    filters = _filters(cfg, name)
+    lists = [_stamp(path) for path in (filters.language_model, filters.url_block_list) if path]
     return [
-        source, links, dataclasses.asdict(cfg.filters), lists, cfg.extractor, cfg.max_document_bytes, cfg.strict,
+        source, links, dataclasses.asdict(filters), lists, cfg.extractor, cfg.max_document_bytes, cfg.strict,
         dataclasses.asdict(against), sets, dedup,
     ]  # fmt: skip
 
@@ -168,7 +179,10 @@ def _files_of(path: str) -> list[str]:
 def _stamp(path: str) -> list[Any]:
     if not is_local(path):
         return [path]
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a file that is there.") from None
     return [os.path.basename(path), status.st_size, status.st_mtime_ns]
 
 
@@ -238,7 +252,7 @@ def _reading_steps(
     source = cfg.sources[name]
     account = Account(strict=cfg.strict)
     links = tuple(paths_of(cfg.root, source.links or ""))
-    filters = cfg.filters if source.filter else dataclasses.replace(cfg.filters, **_NO_QUALITY)
+    filters = _filters(cfg, name)
     steps: list[Any] = [ReadUnits(units, output, _options(cfg, source), account, links)]
     steps += build_filters(filters, account, cache_dir=cache_root(), say=say)
     if index is not None:
@@ -269,12 +283,5 @@ class Finish(PipelineStep):
         corpus = {"sources": sources, "budget_tokens": step.cfg.budget_tokens}
         write_atomic(os.path.join(step.output, "corpus.json"), json.dumps(corpus, indent=1).encode())
         keep = {os.path.basename(unit.folder(step.output)) for unit in step.units}
-        _keep_only(os.path.join(step.output, BUILD, "read"), keep)
-        _keep_only(os.path.join(step.output, BUILD, "dedup"), {os.path.basename(step.dedup)})
-
-
-def _keep_only(folder: str, names: set[str]) -> None:
-    """Removes what belongs to files or settings that are no longer there."""
-    for name in os.listdir(folder):
-        if name not in names:
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        keep_only(os.path.join(step.output, BUILD, "read"), keep)
+        keep_only(os.path.join(step.output, BUILD, "dedup"), {os.path.basename(step.dedup)})

@@ -7,9 +7,9 @@ account of the unit, in which each counts what it leaves out.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,10 +25,11 @@ from jaxlm.corpus.raw.document import Account, RawDocument
 from jaxlm.corpus.raw.files import RawOptions, RawPart
 from jaxlm.corpus.raw.links import keep_linked, read_links
 from jaxlm.corpus.raw.minhash import Signatures
-from jaxlm.corpus.raw.work import RawUnit, result_of, write_result
+from jaxlm.corpus.raw.work import RawUnit, made_aside, result_of, write_result
 from jaxlm.corpus.split import hash_of
 from jaxlm.data.checksums import npy
-from jaxlm.data.files import make_folder, write_atomic
+from jaxlm.data.files import write_atomic
+from jaxlm.types import JSON_ERRORS, UserError
 
 DOCUMENTS = "documents.jsonl.zst"
 HASHES = "hashes.npy"
@@ -112,11 +113,10 @@ class WriteUnits(PipelineStep):
         if result_of(folder) is not None:
             return
         begin = time.monotonic()
-        shutil.rmtree(folder, ignore_errors=True)  # of a task that was killed
-        make_folder(folder)
-        facts = _write(data, folder, self.dedup)
-        used = {"seconds": round(time.monotonic() - begin, 3), "num_bytes": self.units[rank].num_bytes}
-        write_result(folder, {**facts, **used, "account": self.account.to_json()})
+        with made_aside(folder) as aside:
+            facts = _write(data, aside, self.dedup)
+            used = {"seconds": round(time.monotonic() - begin, 3), "num_bytes": self.units[rank].num_bytes}
+            write_result(aside, {**facts, **used, "account": self.account.to_json()})
 
 
 def _write(documents: Iterator[Document], folder: str, dedup: DedupConfig) -> dict[str, Any]:
@@ -174,12 +174,22 @@ def num_columns(dedup: DedupConfig) -> int:
 
 
 def read_documents(folder: str) -> Iterator[dict[str, Any]]:
-    """The documents of a finished unit, in order."""
-    with open(os.path.join(folder, DOCUMENTS), "rb") as file:
-        with zstandard.ZstdDecompressor().stream_reader(file) as stream:
-            rest = b""
-            while block := stream.read(1 << 20):
-                lines = (rest + block).split(b"\n")
-                rest = lines.pop()
-                for line in lines:
-                    yield json.loads(line)
+    """The documents of a finished unit, in order. Errors: UserError where the file is not what was written."""
+    path = os.path.join(folder, DOCUMENTS)
+    expected = (result_of(folder) or {}).get("num_documents")
+    count = 0
+    try:
+        with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
+            for line in io.BufferedReader(stream, 1 << 20):  # pyright: ignore[reportArgumentType]
+                yield json.loads(line)
+                count += 1
+    except (OSError, zstandard.ZstdError, *JSON_ERRORS) as error:
+        raise _damaged(path, str(error)) from None
+    if count != expected:  # zstandard ends a file that is cut short in silence
+        raise _damaged(path, f"{count:,} documents of {expected}")
+
+
+def _damaged(path: str, reason: str) -> UserError:
+    return UserError(
+        f"{path} is damaged ({reason}): remove its folder and run the same command again, which reads those files anew."
+    )
