@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ EXTRACTORS = ("resiliparse", "trafilatura")
 EXECUTORS = ("local", "slurm", "ray")
 MAX_HASHES = 1 << 14
 """Of a phrase, for signatures. FineWeb took 112; the time of a build grows with them."""
+_TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}")
 MAX_BUCKETS = 256
 """Each is two files of every unit."""
 
@@ -128,6 +130,10 @@ class ExecutorConfig:
         if self.kind == "slurm" and not self.partition:
             raise UserError(
                 "executor.partition is empty: name a partition of the cluster (`sinfo` lists them)."
+            )
+        if not _TIME_LIMIT.fullmatch(self.time_limit):
+            raise UserError(
+                f"executor.time_limit={self.time_limit!r} is no time of Slurm's: write hours:minutes:seconds, 24:00:00."
             )
         if self.memory_gib < 1:
             raise UserError(f"executor.memory_gib={self.memory_gib} must be at least 1.")

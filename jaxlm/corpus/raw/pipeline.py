@@ -98,7 +98,7 @@ def _find(cfg: CorpusConfig) -> dict[str, tuple[list[RawFile], Account]]:
             found[name] = find_files(paths_of(cfg.root, source.path), source.format, account), account
             for path in paths_of(cfg.root, source.links or ""):
                 if is_local(path) and not os.path.exists(path):
-                    raise UserError(f"{path} of sources.{name}.links does not exist.")
+                    raise UserError(f"{path}, of sources.{name}.links, does not exist: give a list of links.")
         except UserError as error:
             wrong.append(f"sources.{name}.path: {error}")
     if wrong:
@@ -182,7 +182,9 @@ def _stamp(path: str) -> list[Any]:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a file that is there.") from None
+        raise UserError(
+            f"{path}, which the config names, cannot be read ({error.strerror}): give a file that is there."
+        ) from None
     return [os.path.basename(path), status.st_size, status.st_mtime_ns]
 
 
