@@ -15,7 +15,8 @@ SOURCE = {
     "text_bytes_passed": 20_000, "exact_copies": 6, "near_copies": 4, "documents_kept": 60, "text_bytes_kept": 16_000,
     "train_tokens": 3_900, "eval_tokens": 100, "bytes_per_token": 4.0, "weight": 0.75, "epochs": 1.5,
     "language_bytes": {"en": 15_000, "bn": 5_000}, "dropped": {"short": 30}, "changed": {"crlf": 2},
-    "faults": {"truncated_gzip": 1}, "examples": {"truncated_gzip": ["a.wet, offset 7: <b>&\x1b[31m"]}, "sha256": "0" * 64,
+    "faults": {"truncated_gzip": 1}, "examples": {"truncated_gzip": ["a.wet, offset 7: <b>&\x1b[31m"]},
+    "sha256": "0" * 64,
 }  # fmt: skip
 REPORT = {
     "format": reports.FORMAT, "sources": {"crawl": SOURCE, "books": SOURCE | {"epochs": None, "faults": {}}},

@@ -44,10 +44,12 @@ def test_a_key_has_all_that_decides_the_content():
     (one,) = plan(small_files(["a.txt"]))
     assert plan(small_files(["a.txt"]))[0].key == one.key
     others = [
-        plan(small_files(["b.txt"])), plan(small_files(["a.txt"], stamp="2")), plan(small_files(["a.txt"]), "other rules"),
+        plan(small_files(["b.txt"])),
+        plan(small_files(["a.txt"], stamp="2")),
+        plan(small_files(["a.txt"]), "other rules"),
         plan_units(CONFIG, "essays", small_files(["a.txt"]), "rules"),
         plan([RawFile("/in/a.txt", "a.txt", "text", "", 40_001, "1")]),
-    ]  # fmt: skip
+    ]
     assert len({one.key, *(units[0].key for units in others)}) == 6
     moved = plan([RawFile("/elsewhere/a.txt", "a.txt", "text", "", 40_000, "1")])
     assert moved[0].key == one.key
@@ -55,9 +57,14 @@ def test_a_key_has_all_that_decides_the_content():
 
 def test_a_folder_is_there_when_it_is_whole(tmp_path):
     folder = str(tmp_path / "unit")
-    with pytest.raises(KeyboardInterrupt), made_aside(folder) as aside:
-        write_result(aside, {"n": 1})
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with made_aside(folder) as aside:
+            write_result(aside, {"n": 1})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert os.listdir(tmp_path) == []
     with made_aside(folder) as aside:
         assert not os.path.exists(folder)
