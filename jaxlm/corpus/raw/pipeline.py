@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,11 +38,14 @@ from jaxlm.corpus.raw.tokens import Tokenise, TrainTokenizer, assemble, tokenize
 from jaxlm.corpus.raw.work import BUILD, RawUnit, keep_only, plan_units, result_of
 from jaxlm.corpus.text import Tally
 from jaxlm.data.files import cache_root, exclusive, make_folder, write_atomic
+from jaxlm.data.manifest import is_corpus
 from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
 CONFIG = "config.json"
 _LOCK = ".lock"
+_PATIENCE_S = 3.0
+"""After so long a build says that it waits for another one."""
 _NO_QUALITY: dict[str, Any] = {
     "url": False, "url_block_list": None, "gopher_quality": False, "gopher_repetition": False, "c4": False,
     "fineweb": False,
@@ -77,7 +81,13 @@ def build(
     files = _find(cfg)
     make_folder(output)
     output = os.path.abspath(output)
+    patience = threading.Timer(
+        _PATIENCE_S, say, [f"{output}: another build works on this folder; this one waits."]
+    )
+    patience.daemon = True
+    patience.start()
     with exclusive(os.path.join(output, _LOCK)):
+        patience.cancel()
         _check_folder(output, cfg)
         make_folder(os.path.join(output, BUILD))
         units = {name: plan_units(cfg, name, found, _rules(cfg, name)) for name, (found, _) in files.items()}
@@ -86,7 +96,15 @@ def build(
         waves = _waves(cfg, output, units, left_out, say)
         if not run_stages(waves, cfg.executor, os.path.join(output, BUILD, "logs"), progress):
             return None
+        for name in _left_behind(cfg, output):
+            say(f"{output}/{name} is of no source of this config any more: remove it, if no run needs it.")
         return report.read_report(output)
+
+
+def _left_behind(cfg: CorpusConfig, output: str) -> list[str]:
+    """Corpora of an earlier build of the folder, whose sources are gone: runs may still read them."""
+    names = (name for name in os.listdir(output) if name not in cfg.sources and not name.startswith("."))
+    return sorted(name for name in names if is_corpus(os.path.join(output, name)))
 
 
 def _find(cfg: CorpusConfig) -> dict[str, tuple[list[RawFile], Account]]:
@@ -110,10 +128,8 @@ def _find(cfg: CorpusConfig) -> dict[str, tuple[list[RawFile], Account]]:
 
 def _check_folder(output: str, cfg: CorpusConfig) -> None:
     """UserError where the folder holds something else."""
-    if os.path.exists(os.path.join(output, BUILD)):
-        return
     names = [name for name in os.listdir(output) if name != _LOCK]
-    if names:
+    if names and not os.path.exists(os.path.join(output, BUILD)):
         raise UserError(
             f"{output} is not empty ({names[0]} is in it) and was not made by `jaxlm corpus build --config`: choose "
             "another --output."

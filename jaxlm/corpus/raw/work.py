@@ -1,7 +1,7 @@
 """Units of work: which slices of which files are read together, and the folders of what comes of them.
 
 ```
-OUTPUT/.build/read/<source>-<key>/      documents.jsonl.zst, hashes.npy, signature-<bucket>.npy, unit.json (last)
+OUTPUT/.build/read/<source>-<key>/      documents.jsonl.zst, hashes.npy, exact.npy, signatures.npy, unit.json (last)
 OUTPUT/.build/dedup/<key>/              pairs-<column>.npy, removed-<unit key>.npy, dedup.json (last)
 OUTPUT/.build/tokens/<source>-<key>/    shards, unit.json (last)
 OUTPUT/<source>/                        the corpus that `data.sources.<name>.path` names
