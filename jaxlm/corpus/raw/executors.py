@@ -112,6 +112,7 @@ def _run_here(
     waves: Sequence[Sequence[Stage]], config: ExecutorConfig, logs: str, progress: bool | None
 ) -> None:
     executors = {stage.name: TaskExecutor(stage, logs) for wave in waves for stage in wave}
+    most = max((sum(stage.num_tasks for stage in wave) for wave in waves), default=1)
     pool: tuple[concurrent.futures.ProcessPoolExecutor, Connection] | None = None
     try:
         for wave in waves:
@@ -125,7 +126,7 @@ def _run_here(
             tasks.sort(key=lambda task: (-task[0].sizes[task[1]], task[0].name, task[1]))
             with Progress(label, size, progress, unit="tasks") as bar:
                 if min(workers, len(tasks)) > 1 and pool is None:
-                    pool = _open_pool(workers, executors)
+                    pool = _open_pool(min(workers, most), executors)  # all are started at once
                 if pool is not None and len(tasks) > 1:
                     _run_parallel(tasks, pool[0], bar)
                     continue

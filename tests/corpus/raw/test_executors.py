@@ -130,11 +130,17 @@ def test_an_interrupted_build_leaves_no_process(tmp_path, sent):
 
 def test_a_task_reaches_a_worker_as_a_name_and_a_number(tmp_path, monkeypatch):
     """A stage holds the units of a whole crawl: pickled for each of 90,000 tasks, it would be the work."""
-    sent = []
-    monkeypatch.setattr(executors.worker_pool, "open_pool", lambda *args: (FakePool(sent), None))
+    sent, sizes = [], []
+
+    def open_pool(workers, initializer, initargs):
+        sizes.append(workers)
+        return FakePool(sent), None
+
+    monkeypatch.setattr(executors.worker_pool, "open_pool", open_pool)
     monkeypatch.setattr(concurrent.futures, "as_completed", list)
-    run([[stage(tmp_path, "a", 3)]], tmp_path)
+    run([[stage(tmp_path, "a", 3)]], tmp_path, workers=100_000)
     assert sent == [("a", 0), ("a", 1), ("a", 2)]
+    assert sizes == [3]  # a pool starts all its processes at its first task
 
 
 class FakePool:
