@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,11 @@ FORMATS = ("auto", "warc", "wikipedia", "text", "epub", "jsonl", "json", "csv", 
 DOCUMENTS = ("file", "chapter", "paragraph", "line")
 EXTRACTORS = ("resiliparse", "trafilatura")
 EXECUTORS = ("local", "slurm", "ray")
+MAX_HASHES = 1 << 14
+"""Of a phrase, for signatures. FineWeb took 112; the time of a build grows with them."""
+_TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}")
+MAX_BUCKETS = 256
+"""Each is two files of every unit."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,11 @@ class RawSourceConfig:
     def __post_init__(self):
         if not self.path:
             raise UserError("sources.<name>.path is empty: give a file, a folder, a glob or a list of paths.")
+        for name in ("text_key", "score_key"):
+            if not getattr(self, name):
+                raise UserError(f"sources.<name>.{name} is empty: name a key or column.")
+        if self.links == "":
+            raise UserError("sources.<name>.links is empty: give a list of links, or None for no list.")
         if not self.weight_tokens >= 0:
             raise UserError(f"sources.<name>.weight_tokens={self.weight_tokens} must not be negative.")
         check_choice("sources.<name>.format", self.format, FORMATS)
@@ -84,6 +95,12 @@ class DedupConfig:
         for name in ("ngram_words", "num_buckets", "hashes_per_bucket"):
             if getattr(self, name) < 1:
                 raise UserError(f"dedup.{name}={getattr(self, name)} must be at least 1.")
+        if self.num_buckets > MAX_BUCKETS or self.num_buckets * self.hashes_per_bucket > MAX_HASHES:
+            raise UserError(
+                f"dedup.num_buckets={self.num_buckets} with dedup.hashes_per_bucket={self.hashes_per_bucket} would "
+                f"take hours for a few megabytes: at most {MAX_BUCKETS} buckets and {MAX_HASHES:,} hashes in all. 14 "
+                "and 8 are usual."
+            )
         if not self.memory_gib > 0:
             raise UserError(f"dedup.memory_gib={self.memory_gib} must be positive.")
 
@@ -113,6 +130,10 @@ class ExecutorConfig:
         if self.kind == "slurm" and not self.partition:
             raise UserError(
                 "executor.partition is empty: name a partition of the cluster (`sinfo` lists them)."
+            )
+        if not _TIME_LIMIT.fullmatch(self.time_limit):
+            raise UserError(
+                f"executor.time_limit={self.time_limit!r} is no time of Slurm's: write hours:minutes:seconds, 24:00:00."
             )
         if self.memory_gib < 1:
             raise UserError(f"executor.memory_gib={self.memory_gib} must be at least 1.")
@@ -180,6 +201,10 @@ def resolve(config: ConfigDict) -> CorpusConfig:
     cfg = from_config_dict(CorpusConfig, config)
     if not cfg.sources:
         raise UserError("The config has no source: add one with --config.sources.NAME.path=PATH.")
+    if not any(source.weight_tokens for source in cfg.sources.values()):
+        raise UserError(
+            "sources.<name>.weight_tokens is 0 of every source: a run would read nothing. Give one a weight."
+        )
     return cfg
 
 

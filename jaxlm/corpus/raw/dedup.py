@@ -1,7 +1,7 @@
 """Which copies go: equal hashes of all units brought together, column by column; groups; which of each group stays.
 
 ```
-read units: signature-<column>.npy, sorted  ->  FindPairs, a task per column: pairs of documents with equal hashes
+read units: columns of hashes, sorted        ->  FindPairs, a task per column: pairs of documents with equal hashes
                                             ->  ChooseCopies, one task: connected groups; all but the first go
 ```
 
@@ -15,6 +15,7 @@ A document is (unit << 32) + its place in the unit, so that the order of numbers
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
 from jaxlm.corpus.raw.config import DedupConfig
-from jaxlm.corpus.raw.read import column_file, num_columns, owner_file
+from jaxlm.corpus.raw.read import num_columns, read_column
 from jaxlm.corpus.raw.work import BUILD, RawUnit, key_of, result_of, write_result
 from jaxlm.data.checksums import npy
 from jaxlm.data.files import make_folder, write_atomic
@@ -32,7 +33,6 @@ from jaxlm.data.npy import read_npy
 _PLACE_BITS = np.uint64(32)
 _BYTES_PER_HASH = 48
 """While hashes are compared: hash, document, order, and copies of each."""
-EXACT, NEAR = 1, 2
 
 
 def dedup_folder(output: str, units: Sequence[RawUnit], dedup: DedupConfig) -> str:
@@ -66,19 +66,20 @@ def find_pairs(
     units: Sequence[RawUnit], output: str, column: int, dedup: DedupConfig
 ) -> Iterator[np.ndarray]:
     """[pairs, 2] of documents, a range of hashes at a time."""
-    hashes = [read_npy(os.path.join(unit.folder(output), column_file(column)), mapped=True) for unit in units]
-    owners = [read_npy(os.path.join(unit.folder(output), owner_file(column)), mapped=True) for unit in units]
-    total = sum(map(len, hashes))
-    passes = max(1, -(-total * _BYTES_PER_HASH // int(dedup.memory_gib * (1 << 30))))
+    # Files are mapped only while they are looked at: a process may hold 65,530 maps (vm.max_map_count), and a snapshot
+    # has more units than half of that.
+    total = sum(len(read_column(unit.folder(output), column, dedup)[0]) for unit in units)
+    passes = max(1, -(-total * _BYTES_PER_HASH // max(1, int(dedup.memory_gib * (1 << 30)))))
     names = sorted({unit.source for unit in units})
     for number in range(passes):
         low, high = (number << 64) // passes, ((number + 1) << 64) // passes
         values, documents, sources = [], [], []
-        for index, (unit, column_hashes, column_owners) in enumerate(zip(units, hashes, owners)):
+        for index, unit in enumerate(units):
+            column_hashes, owners = read_column(unit.folder(output), column, dedup)
             start = int(np.searchsorted(column_hashes, np.uint64(low)))
             stop = len(column_hashes) if high >> 64 else int(np.searchsorted(column_hashes, np.uint64(high)))
-            values.append(np.asarray(column_hashes[start:stop]))
-            places = np.asarray(column_owners[start:stop]).astype(np.uint64)
+            values.append(np.array(column_hashes[start:stop]))
+            places = owners[start:stop].astype(np.uint64)
             documents.append((np.uint64(index) << _PLACE_BITS) + places)
             sources.append(np.full(stop - start, names.index(unit.source), np.uint32))
         source = None if dedup.across_sources else np.concatenate(sources)
@@ -123,13 +124,12 @@ class ChooseCopies(PipelineStep):
         for index, unit in enumerate(self.units):
             part = slice(bounds[index], bounds[index + 1])
             places = (removed[part] & np.uint64((1 << 32) - 1)).astype(np.uint32)
-            kinds = np.where(is_exact[part], EXACT, NEAR).astype(np.uint8)
             write_atomic(removed_file(self.folder, unit), npy(places))
-            write_atomic(_kinds_file(self.folder, unit), npy(kinds))
-            exact = int((kinds == EXACT).sum())
-            counts[unit.key] = {"exact": exact, "near": len(kinds) - exact}
+            exact = int(is_exact[part].sum())
+            counts[unit.key] = {"exact": exact, "near": len(places) - exact}
         for path in files:
-            os.unlink(path)
+            with contextlib.suppress(FileNotFoundError):  # the same task ran elsewhere too
+                os.unlink(path)
         write_result(self.folder, {"removed": counts, "examples": self._examples(removed, kept, is_exact)})
 
     def _examples(self, removed: np.ndarray, kept: np.ndarray, is_exact: np.ndarray) -> list[list[Any]]:
@@ -184,7 +184,3 @@ def pairs_file(folder: str, column: int) -> str:
 def removed_file(folder: str, unit: RawUnit) -> str:
     """The places of the documents of a unit that go, ascending."""
     return os.path.join(folder, f"removed-{unit.key}.npy")
-
-
-def _kinds_file(folder: str, unit: RawUnit) -> str:
-    return os.path.join(folder, f"kinds-{unit.key}.npy")

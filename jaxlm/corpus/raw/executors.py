@@ -9,6 +9,7 @@ it is.
 from __future__ import annotations
 
 import concurrent.futures
+import multiprocessing
 import os
 import sys
 import threading
@@ -16,14 +17,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
-from datatrove.utils.stats import PipelineStats
+from datatrove.utils.stats import PipelineStats, Stats
 
 from jaxlm.corpus import workers as worker_pool
 from jaxlm.corpus.progress import Progress
 from jaxlm.corpus.raw.config import ExecutorConfig
+from jaxlm.data.files import disk_error
 from jaxlm.processes import num_processors
 from jaxlm.types import UserError
 
@@ -64,11 +67,15 @@ class TaskExecutor(PipelineExecutor):
         """Pipes the steps into each other; their counts and times go to LOGS/STAGE/stats/RANK.json."""
         data = None
         for step in self.pipeline:
+            step.stats = Stats(str(step))  # pyright: ignore  # else with those of the task before
             data = step(data, rank, self.world_size)
         if data is not None:
             deque(data, maxlen=0)
-        with self.logging_dir.open(f"stats/{rank:05d}.json", "w") as file:
-            PipelineStats(self.pipeline).save_to_disk(file)
+        try:
+            with self.logging_dir.open(f"stats/{rank:05d}.json", "w") as file:
+                PipelineStats(self.pipeline).save_to_disk(file)
+        except OSError as error:
+            raise (disk_error(self.logging_dir.path, error) or error) from None
 
     @property
     def world_size(self) -> int:
@@ -104,7 +111,9 @@ def run_stages(
 def _run_here(
     waves: Sequence[Sequence[Stage]], config: ExecutorConfig, logs: str, progress: bool | None
 ) -> None:
-    pool: tuple[concurrent.futures.ProcessPoolExecutor, Any] | None = None
+    executors = {stage.name: TaskExecutor(stage, logs) for wave in waves for stage in wave}
+    most = max((sum(stage.num_tasks for stage in wave) for wave in waves), default=1)
+    pool: tuple[concurrent.futures.ProcessPoolExecutor, Connection] | None = None
     try:
         for wave in waves:
             tasks = [(stage, rank) for stage in wave for rank in stage.waiting()]
@@ -117,38 +126,27 @@ def _run_here(
             tasks.sort(key=lambda task: (-task[0].sizes[task[1]], task[0].name, task[1]))
             with Progress(label, size, progress, unit="tasks") as bar:
                 if min(workers, len(tasks)) > 1 and pool is None:
-                    pool = worker_pool.open_pool(workers, _start, ())
+                    pool = _open_pool(min(workers, most), executors)  # all are started at once
                 if pool is not None and len(tasks) > 1:
-                    _run_parallel(tasks, logs, pool[0], bar)
-                else:
-                    _run_alone(tasks, logs, bar)
+                    _run_parallel(tasks, pool[0], bar)
+                    continue
+                for stage, rank in tasks:
+                    executors[stage.name].run_task(rank)
+                    bar.add(stage.sizes[rank], 1)
     except BaseException:
         if pool is not None:
-            pool[1].set()  # the workers leave their tasks, which the next call does again
+            pool[1].close()  # the workers leave their tasks, which the next call does again
         raise
     finally:
         if pool is not None:
             pool[0].shutdown(cancel_futures=True)
 
 
-def _run_alone(tasks: Sequence[tuple[Stage, int]], logs: str, bar: Progress) -> None:
-    executors: dict[str, TaskExecutor] = {}
-    for stage, rank in tasks:
-        if stage.name not in executors:
-            executors[stage.name] = TaskExecutor(stage, logs)
-        executors[stage.name].run_task(rank)
-        bar.add(stage.sizes[rank], 1)
-
-
 def _run_parallel(
-    tasks: Sequence[tuple[Stage, int]],
-    logs: str,
-    pool: concurrent.futures.ProcessPoolExecutor,
-    bar: Progress,
+    tasks: Sequence[tuple[Stage, int]], pool: concurrent.futures.ProcessPoolExecutor, bar: Progress
 ) -> None:
-    executors = {stage.name: TaskExecutor(stage, logs) for stage, _ in tasks}
-    futures = {pool.submit(_work, executors[stage.name], rank): (stage, rank) for stage, rank in tasks}
     try:
+        futures = {pool.submit(_work, stage.name, rank): (stage, rank) for stage, rank in tasks}
         for future in concurrent.futures.as_completed(futures):
             stage, rank = futures[future]
             future.result()
@@ -160,18 +158,36 @@ def _run_parallel(
         ) from None
 
 
-def _start(stop: Any) -> None:
+def _open_pool(
+    workers: int, executors: dict[str, TaskExecutor]
+) -> tuple[concurrent.futures.ProcessPoolExecutor, Connection] | None:
+    """(worker processes that know all stages, the end of a pipe that they live as long as); None: none can be had.
+
+    Each gets the stages once: they hold the units of a whole crawl, a task is a name and a number. And a pipe, where
+    `worker_pool` has an event: setting that one waits for ever for the answer of a worker that was killed.
+    """
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    found = worker_pool.open_pool(workers, _start, (executors, reader))
+    return None if found is None else (found[0], writer)
+
+
+_executors: dict[str, TaskExecutor] = {}
+"""Of a worker process."""
+
+
+def _start(executors: dict[str, TaskExecutor], alive: Connection, _stop: Any) -> None:
     worker_pool.start_worker()
-    threading.Thread(target=_leave, args=(stop,), daemon=True).start()
+    _executors.update(executors)
+    threading.Thread(target=_leave, args=(alive,), daemon=True).start()
 
 
-def _leave(stop: Any) -> None:
-    stop.wait()
+def _leave(alive: Connection) -> None:
+    alive.poll(None)  # nothing is ever sent: it ends when the other end is closed
     os._exit(1)
 
 
-def _work(executor: TaskExecutor, rank: int) -> None:
-    executor.run_task(rank)
+def _work(stage: str, rank: int) -> None:
+    _executors[stage].run_task(rank)
 
 
 def _quiet() -> None:

@@ -118,7 +118,8 @@ def find_files(paths: Sequence[str], format: str, account: Account) -> list[RawF
       paths: files, folders (recursively), globs, and lists of paths (`warc.paths.gz`); here, gs://, s3:// or https://.
       format: `auto` tells it from each name; any other is that of all files, but not of files in a folder whose
         names say otherwise.
-      account: what lies in folders and is not read is counted here: `other_file`, `hidden`, `linked_folder`.
+      account: what lies in folders and is not read is counted here: `other_file`, `hidden`, `linked_folder`; and as a
+        fault what cannot be: `unreadable`, a link to nothing or a pipe.
 
     A list has one path a line, relative to its own folder; `crawl-data/...`, as in the lists of Common Crawl, is
     there or else at https://data.commoncrawl.org/.
@@ -178,7 +179,12 @@ def _expand(path: str, account: Account) -> Iterator[_Found]:
     else:
         raise not_there(path, "a file, a folder, a glob or a list of paths")
     for name in sorted(names):
-        yield _local(os.path.join(root, name), name, is_named)
+        try:
+            yield _local(os.path.join(root, name), name, is_named)
+        except UserError as error:  # of one file of many, that nobody named
+            if account.strict:
+                raise
+            account.fault("unreadable", printable(name), "all of it", str(error))
 
 
 def _local(path: str, name: str, is_named: bool) -> _Found:

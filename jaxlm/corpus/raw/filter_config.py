@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxlm.config import check_choice
+from jaxlm.corpus.raw.language_codes import short_code
 from jaxlm.types import UserError
 
 CONTAMINATED = ("drop", "cut")
@@ -107,8 +108,9 @@ class DecontaminateConfig:
 
 
 def language_codes(languages: str) -> tuple[str, ...]:
-    """The codes in `FilterConfig.languages`."""
-    return tuple(code.strip() for code in languages.split(",")) if languages.strip() else ()
+    """The codes in `FilterConfig.languages`, of two letters where there is one: `eng` is `en`."""
+    parts = (part.strip() for part in languages.split(",")) if languages.strip() else ()
+    return tuple(short_code(part) if part.islower() else part for part in parts)
 
 
 def evaluation_sets(evaluation: str) -> dict[str, str]:

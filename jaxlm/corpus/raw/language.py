@@ -64,7 +64,7 @@ class LanguageIdentifier(LID):
     """py3langid, or a fastText model from a file. Opened at the first document, in each process."""
 
     def __init__(self, model_file: str | None = None, languages: list[str] | None = None):
-        super().__init__(sorted(map(short_code, languages)) if languages else None)
+        super().__init__(languages)
         self.model_file = model_file
         self._model: Any = None
 
@@ -76,11 +76,11 @@ class LanguageIdentifier(LID):
         self._open()
         known: Any = getattr(self._model, "labels", None)
         known = known() if callable(known) else known
-        unknown = sorted(set(self.languages or ()) - {_code(label) for label in known or ()})
+        unknown = sorted(set(self.languages or ()) - {short_code(label) for label in known or ()})
         if unknown and known:
             raise UserError(
                 f"filters.languages has {', '.join(unknown)}, which the identifier does not know. It knows "
-                f"{', '.join(sorted({_code(label) for label in known}))}."
+                f"{', '.join(sorted({short_code(label) for label in known}))}."
             )
 
     def _open(self) -> Any:
@@ -107,20 +107,15 @@ class LanguageIdentifier(LID):
         model = self._open()
         if not self.model_file:
             code, score = model.classify(piece)
-            return code, float(score)
+            return short_code(code), float(score)
         labels, scores = model.predict(piece, k=1)
-        return (_code(labels[0]), float(scores[0])) if len(labels) else (UNKNOWN, 0.0)
+        return (short_code(labels[0]), float(scores[0])) if len(labels) else (UNKNOWN, 0.0)
 
     def predict(self, doc: Document) -> tuple[tuple[str, Any], dict[str, float]]:
         """datatrove's interface: the best pair, and the scores of `languages` (of the best alone without them)."""
         code, score = self.identify(doc.text)
         names = self.languages or [code]
         return (code, score), {name: score if name == code else 0.0 for name in names}
-
-
-def _code(label: str) -> str:
-    """`__label__en`, `__label__eng_Latn` -> `en`."""
-    return short_code(label.removeprefix("__label__"))
 
 
 @functools.cache
@@ -158,18 +153,22 @@ def _open_fasttext(path: str) -> Any:
 class LanguageStep(AccountedStep):
     """Writes `language` and `language_score` in a document's metadata, and drops those in no language asked for.
 
-    A language that the source states is taken as it is.
+    A language that the source states is taken as it is, in the code of two letters where it has one; `und` and the like
+    state none.
     """
 
     def __init__(self, config: FilterConfig, account: Account | None = None):
         super().__init__("language", account)
-        self.languages = frozenset(map(short_code, language_codes(config.languages)))
+        self.languages = frozenset(language_codes(config.languages))
         self.threshold = config.language_threshold
-        self.identifier = LanguageIdentifier(config.language_model, list(self.languages) or None)
+        self.identifier = LanguageIdentifier(config.language_model, sorted(self.languages) or None)
 
     def apply(self, document: Document) -> Iterator[Document]:
-        stated = document.metadata.get("language")
-        code, score = (str(stated), 1.0) if stated else self.identifier.identify(document.text)
+        stated = short_code(str(document.metadata.get("language") or UNKNOWN))
+        is_code = stated.isascii() and stated.isalpha() and stated not in _NO_LANGUAGE
+        code, score = (
+            (stated, 1.0) if is_code and len(stated) in (2, 3) else self.identifier.identify(document.text)
+        )
         document.metadata["language"] = code
         document.metadata["language_score"] = score
         if self.languages and code not in self.languages:

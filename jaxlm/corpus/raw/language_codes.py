@@ -1,28 +1,40 @@
-"""ISO 639: the two-letter code of a language that has one, whatever a source calls it."""
+"""Codes of languages: one for each language, however a source writes it. Imports nothing.
+
+Common Crawl states `eng` (ISO 639-3), a data set `en-US` (BCP 47), an old library `ger` (ISO 639-2/B). Filters and
+reports have `en` and `de`, as identifiers of languages say.
+
+Source: ISO 639-2, the languages that also have a code of two letters: loc.gov/standards/iso639-2/php/code_list.php.
+"""
 
 from __future__ import annotations
 
-_PAIRS = """
-aar aa abk ab afr af aka ak sqi sq alb sq amh am ara ar arg an hye hy arm hy asm as ava av ave ae aym ay aze az bak ba
-bam bm eus eu baq eu bel be ben bn bih bh bis bi bos bs bre br bul bg mya my bur my cat ca cha ch che ce zho zh chi zh
-cmn zh chu cu chv cv cor kw cos co cre cr ces cs cze cs dan da div dv nld nl dut nl dzo dz eng en epo eo est et ekk et
-ewe ee fao fo fij fj fin fi fra fr fre fr fry fy ful ff kat ka geo ka deu de ger de gla gd gle ga glg gl glv gv ell el
-gre el grn gn guj gu hat ht hau ha heb he iw he her hz hin hi hmo ho hrv hr hun hu ibo ig isl is ice is ido io iii ii
-iku iu ile ie ina ia ind id in id ipk ik ita it jav jv jw jv jpn ja kal kl kan kn kas ks kau kr kaz kk khm km kik ki
-kin rw kir ky kom kv kon kg kor ko kua kj kur ku kmr ku lao lo lat la lav lv lvs lv lim li lin ln lit lt ltz lb lub lu
-lug lg mkd mk mac mk mah mh mal ml mri mi mao mi mar mr msa ms may ms zsm ms mlg mg plt mg mlt mt mon mn khk mn nau na
-nav nv nbl nr nde nd ndo ng nep ne npi ne nno nn nob nb nor no nya ny oci oc oji oj ori or ory or orm om gaz om oss os
-pan pa fas fa per fa pes fa pli pi pol pl por pt pus ps pbt ps que qu roh rm ron ro rum ro mol ro mo ro run rn rus ru
-sag sg san sa sin si slk sk slo sk slv sl sme se smo sm sna sn snd sd som so sot st spa es srd sc srp sr scr hr scc sr
-ssw ss sun su swa sw swh sw swe sv tah ty tam ta tat tt tel te tgk tg tgl tl fil tl tha th bod bo tib bo tir ti ton to
-tsn tn tso ts tuk tk tur tr twi tw uig ug ukr uk urd ur uzb uz uzn uz ven ve vie vi vol vo cym cy wel cy wln wa wol wo
-xho xh yid yi ydd yi ji yi yor yo zha za zul zu arb ar azj az als sq hbs sh
-""".split()
-_SHORT = dict(zip(_PAIRS[::2], _PAIRS[1::2], strict=True))
-"""ISO 639-3 and 639-2 (both kinds), withdrawn codes, and the largest member of some macrolanguages -> ISO 639-1."""
+_TABLE = (
+    "aa:aar ab:abk ae:ave af:afr ak:aka am:amh an:arg ar:ara as:asm av:ava ay:aym az:aze "  # codespell:ignore
+    "ba:bak be:bel bg:bul bh:bih bi:bis bm:bam bn:ben bo:bod/tib br:bre bs:bos ca:cat "  # codespell:ignore
+    "ce:che ch:cha co:cos cr:cre cs:ces/cze cu:chu cv:chv cy:cym/wel da:dan de:deu/ger "  # codespell:ignore
+    "dv:div dz:dzo ee:ewe el:ell/gre en:eng eo:epo es:spa et:est eu:eus/baq fa:fas/per "  # codespell:ignore
+    "ff:ful fi:fin fj:fij fo:fao fr:fra/fre fy:fry ga:gle gd:gla gl:glg gn:grn gu:guj "  # codespell:ignore
+    "gv:glv ha:hau he:heb hi:hin ho:hmo hr:hrv ht:hat hu:hun hy:hye/arm hz:her ia:ina "  # codespell:ignore
+    "id:ind ie:ile ig:ibo ii:iii ik:ipk io:ido is:isl/ice it:ita iu:iku ja:jpn jv:jav "  # codespell:ignore
+    "ka:kat/geo kg:kon ki:kik kj:kua kk:kaz kl:kal km:khm kn:kan ko:kor kr:kau ks:kas "  # codespell:ignore
+    "ku:kur kv:kom kw:cor ky:kir la:lat lb:ltz lg:lug li:lim ln:lin lo:lao lt:lit lu:lub "  # codespell:ignore
+    "lv:lav mg:mlg mh:mah mi:mri/mao mk:mkd/mac ml:mal mn:mon mr:mar ms:msa/may mt:mlt "  # codespell:ignore
+    "my:mya/bur na:nau nb:nob nd:nde ne:nep ng:ndo nl:nld/dut nn:nno no:nor nr:nbl nv:nav "  # codespell:ignore
+    "ny:nya oc:oci oj:oji om:orm or:ori os:oss pa:pan pi:pli pl:pol ps:pus pt:por qu:que "  # codespell:ignore
+    "rm:roh rn:run ro:ron/rum ru:rus rw:kin sa:san sc:srd sd:snd se:sme sg:sag si:sin "  # codespell:ignore
+    "sk:slk/slo sl:slv sm:smo sn:sna so:som sq:sqi/alb sr:srp ss:ssw st:sot su:sun sv:swe "  # codespell:ignore
+    "sw:swa ta:tam te:tel tg:tgk th:tha ti:tir tk:tuk tl:tgl tn:tsn to:ton tr:tur ts:tso "  # codespell:ignore
+    "tt:tat tw:twi ty:tah ug:uig uk:ukr ur:urd uz:uzb ve:ven vi:vie vo:vol wa:wln wo:wol "  # codespell:ignore
+    "xh:xho yi:yid yo:yor za:zha zh:zho/chi zu:zul "  # codespell:ignore
+)
+_SHORT = {
+    long: short
+    for short, _, longs in (entry.partition(":") for entry in _TABLE.split())
+    for long in longs.split("/")
+}
 
 
-def short_code(code: str) -> str:
-    """`eng`, `eng_Latn`, `en-GB` -> `en`; a language without two letters keeps its three."""
-    code = code.strip().replace("_", "-").partition("-")[0].lower()
+def short_code(stated: str) -> str:
+    """`eng`, `en-US`, `EN_us`, `__label__eng_Latn` -> `en`; a code of a language that has none of two letters stays."""
+    code = stated.strip().removeprefix("__label__").replace("_", "-").partition("-")[0].lower()
     return _SHORT.get(code, code)

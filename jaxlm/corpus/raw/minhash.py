@@ -50,7 +50,7 @@ class _Simple(dict[int, "str | None"]):
         category = unicodedata.category(character)
         if category in ("Mn", "Cf"):  # accents; joiners
             return None
-        if category == "Nd":
+        if unicodedata.decimal(character, None) is not None:
             return "0"
         if category[0] in "PSCZ":
             return " "

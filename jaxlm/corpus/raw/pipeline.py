@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,23 +31,28 @@ from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.evaluation_sets import KINDS
 from jaxlm.corpus.raw.executors import Stage, run_stages
 from jaxlm.corpus.raw.files import RawFile, RawOptions, find_files
-from jaxlm.corpus.raw.filter_config import evaluation_sets
+from jaxlm.corpus.raw.filter_config import FilterConfig, evaluation_sets
 from jaxlm.corpus.raw.filters import build_filters
 from jaxlm.corpus.raw.read import ReadUnits, WriteUnits, num_columns
 from jaxlm.corpus.raw.tokens import Tokenise, TrainTokenizer, assemble, tokenizer_file
-from jaxlm.corpus.raw.work import BUILD, RawUnit, plan_units, result_of
+from jaxlm.corpus.raw.work import BUILD, RawUnit, keep_only, plan_units, result_of
 from jaxlm.corpus.text import Tally
 from jaxlm.data.files import cache_root, exclusive, make_folder, write_atomic
+from jaxlm.data.manifest import is_corpus
 from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
 CONFIG = "config.json"
 _LOCK = ".lock"
+_PATIENCE_S = 3.0
+"""After so long a build says that it waits for another one."""
 _NO_QUALITY: dict[str, Any] = {
     "url": False, "url_block_list": None, "gopher_quality": False, "gopher_repetition": False, "c4": False,
     "fineweb": False,
 }  # fmt: skip
 """What `sources.<name>.filter=False` makes of FilterConfig."""
+_ALWAYS = ("languages", "language_threshold", "language_model", "personal_data")
+"""What it leaves of it."""
 
 
 def build(
@@ -76,7 +81,13 @@ def build(
     files = _find(cfg)
     make_folder(output)
     output = os.path.abspath(output)
+    patience = threading.Timer(
+        _PATIENCE_S, say, [f"{output}: another build works on this folder; this one waits."]
+    )
+    patience.daemon = True
+    patience.start()
     with exclusive(os.path.join(output, _LOCK)):
+        patience.cancel()
         _check_folder(output, cfg)
         make_folder(os.path.join(output, BUILD))
         units = {name: plan_units(cfg, name, found, _rules(cfg, name)) for name, (found, _) in files.items()}
@@ -85,7 +96,15 @@ def build(
         waves = _waves(cfg, output, units, left_out, say)
         if not run_stages(waves, cfg.executor, os.path.join(output, BUILD, "logs"), progress):
             return None
+        for name in _left_behind(cfg, output):
+            say(f"{output}/{name} is of no source of this config any more: remove it, if no run needs it.")
         return report.read_report(output)
+
+
+def _left_behind(cfg: CorpusConfig, output: str) -> list[str]:
+    """Corpora of an earlier build of the folder, whose sources are gone: runs may still read them."""
+    names = (name for name in os.listdir(output) if name not in cfg.sources and not name.startswith("."))
+    return sorted(name for name in names if is_corpus(os.path.join(output, name)))
 
 
 def _find(cfg: CorpusConfig) -> dict[str, tuple[list[RawFile], Account]]:
@@ -97,7 +116,7 @@ def _find(cfg: CorpusConfig) -> dict[str, tuple[list[RawFile], Account]]:
             found[name] = find_files(paths_of(cfg.root, source.path), source.format, account), account
             for path in paths_of(cfg.root, source.links or ""):
                 if is_local(path) and not os.path.exists(path):
-                    raise UserError(f"{path} of sources.{name}.links does not exist.")
+                    raise UserError(f"{path}, of sources.{name}.links, does not exist: give a list of links.")
         except UserError as error:
             wrong.append(f"sources.{name}.path: {error}")
     if wrong:
@@ -109,10 +128,8 @@ def _find(cfg: CorpusConfig) -> dict[str, tuple[list[RawFile], Account]]:
 
 def _check_folder(output: str, cfg: CorpusConfig) -> None:
     """UserError where the folder holds something else."""
-    if os.path.exists(os.path.join(output, BUILD)):
-        return
     names = [name for name in os.listdir(output) if name != _LOCK]
-    if names:
+    if names and not os.path.exists(os.path.join(output, BUILD)):
         raise UserError(
             f"{output} is not empty ({names[0]} is in it) and was not made by `jaxlm corpus build --config`: choose "
             "another --output."
@@ -139,6 +156,15 @@ def _options(cfg: CorpusConfig, source: RawSourceConfig) -> RawOptions:
     )
 
 
+def _filters(cfg: CorpusConfig, name: str) -> FilterConfig:
+    """Those that apply to a source: a change of the others does not concern it."""
+    if cfg.sources[name].filter:
+        return cfg.filters
+    return dataclasses.replace(
+        FilterConfig(), **_NO_QUALITY, **{key: getattr(cfg.filters, key) for key in _ALWAYS}
+    )
+
+
 def _rules(cfg: CorpusConfig, name: str) -> Any:
     """All that decides what a slice of a source becomes."""
     source = dataclasses.asdict(cfg.sources[name])
@@ -153,9 +179,10 @@ def _rules(cfg: CorpusConfig, name: str) -> Any:
         [name, path, *map(_stamp, _files_of(path))]
         for name, path in evaluation_sets(against.evaluation).items()
     ]
-    lists = [_stamp(path) for path in (cfg.filters.language_model, cfg.filters.url_block_list) if path]
+    filters = _filters(cfg, name)
+    lists = [_stamp(path) for path in (filters.language_model, filters.url_block_list) if path]
     return [
-        source, links, dataclasses.asdict(cfg.filters), lists, cfg.extractor, cfg.max_document_bytes, cfg.strict,
+        source, links, dataclasses.asdict(filters), lists, cfg.extractor, cfg.max_document_bytes, cfg.strict,
         dataclasses.asdict(against), sets, dedup,
     ]  # fmt: skip
 
@@ -168,7 +195,12 @@ def _files_of(path: str) -> list[str]:
 def _stamp(path: str) -> list[Any]:
     if not is_local(path):
         return [path]
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}, which the config names, cannot be read ({error.strerror}): give a file that is there."
+        ) from None
     return [os.path.basename(path), status.st_size, status.st_mtime_ns]
 
 
@@ -238,7 +270,7 @@ def _reading_steps(
     source = cfg.sources[name]
     account = Account(strict=cfg.strict)
     links = tuple(paths_of(cfg.root, source.links or ""))
-    filters = cfg.filters if source.filter else dataclasses.replace(cfg.filters, **_NO_QUALITY)
+    filters = _filters(cfg, name)
     steps: list[Any] = [ReadUnits(units, output, _options(cfg, source), account, links)]
     steps += build_filters(filters, account, cache_dir=cache_root(), say=say)
     if index is not None:
@@ -269,12 +301,5 @@ class Finish(PipelineStep):
         corpus = {"sources": sources, "budget_tokens": step.cfg.budget_tokens}
         write_atomic(os.path.join(step.output, "corpus.json"), json.dumps(corpus, indent=1).encode())
         keep = {os.path.basename(unit.folder(step.output)) for unit in step.units}
-        _keep_only(os.path.join(step.output, BUILD, "read"), keep)
-        _keep_only(os.path.join(step.output, BUILD, "dedup"), {os.path.basename(step.dedup)})
-
-
-def _keep_only(folder: str, names: set[str]) -> None:
-    """Removes what belongs to files or settings that are no longer there."""
-    for name in os.listdir(folder):
-        if name not in names:
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        keep_only(os.path.join(step.output, BUILD, "read"), keep)
+        keep_only(os.path.join(step.output, BUILD, "dedup"), {os.path.basename(step.dedup)})

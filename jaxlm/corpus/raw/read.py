@@ -7,9 +7,9 @@ account of the unit, in which each counts what it leaves out.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,16 +23,18 @@ from datatrove.pipeline.base import PipelineStep
 from jaxlm.corpus.raw.config import DedupConfig
 from jaxlm.corpus.raw.document import Account, RawDocument
 from jaxlm.corpus.raw.files import RawOptions, RawPart
-from jaxlm.corpus.raw.language_codes import short_code
 from jaxlm.corpus.raw.links import keep_linked, read_links
 from jaxlm.corpus.raw.minhash import Signatures
-from jaxlm.corpus.raw.work import RawUnit, result_of, write_result
+from jaxlm.corpus.raw.work import RawUnit, made_aside, result_of, write_result
 from jaxlm.corpus.split import hash_of
 from jaxlm.data.checksums import npy
-from jaxlm.data.files import make_folder, write_atomic
+from jaxlm.data.files import write_atomic
+from jaxlm.data.npy import read_npy
+from jaxlm.types import JSON_ERRORS, UserError
 
 DOCUMENTS = "documents.jsonl.zst"
 HASHES = "hashes.npy"
+_EXACT, _NEAR = "exact", "signatures"
 _ZSTD_LEVEL = 3
 _FIELDS = tuple(field.name for field in dataclasses.fields(RawDocument) if field.name not in ("text", "id"))
 
@@ -85,8 +87,6 @@ class ReadUnits(PipelineStep):
                 if self.links and not keep_linked(document.url, self.wanted, self.account):
                     continue
                 metadata = {name: getattr(document, name) for name in _FIELDS}
-                if document.language:
-                    metadata["language"] = short_code(document.language)
                 yield Document(text=document.text, id=document.id, metadata=metadata)
 
     @property
@@ -115,11 +115,10 @@ class WriteUnits(PipelineStep):
         if result_of(folder) is not None:
             return
         begin = time.monotonic()
-        shutil.rmtree(folder, ignore_errors=True)  # of a task that was killed
-        make_folder(folder)
-        facts = _write(data, folder, self.dedup)
-        used = {"seconds": round(time.monotonic() - begin, 3), "num_bytes": self.units[rank].num_bytes}
-        write_result(folder, {**facts, **used, "account": self.account.to_json()})
+        with made_aside(folder) as aside:
+            facts = _write(data, aside, self.dedup)
+            used = {"seconds": round(time.monotonic() - begin, 3), "num_bytes": self.units[rank].num_bytes}
+            write_result(aside, {**facts, **used, "account": self.account.to_json()})
 
 
 def _write(documents: Iterator[Document], folder: str, dedup: DedupConfig) -> dict[str, Any]:
@@ -143,17 +142,11 @@ def _write(documents: Iterator[Document], folder: str, dedup: DedupConfig) -> di
         file.flush()
         os.fsync(file.fileno())
     write_atomic(os.path.join(folder, HASHES), npy(np.array(hashes, np.uint64)))
-    columns = [np.array(hashes, np.uint64)] if dedup.exact else []
-    owners = [np.arange(len(hashes), dtype=np.uint32)] if dedup.exact else []
+    if dedup.exact:
+        _write_columns(folder, _EXACT, np.array([hashes], np.uint64), np.arange(len(hashes), dtype=np.uint32))
     if sign is not None:
         table = np.array(signatures, np.uint64).reshape(-1, dedup.num_buckets)
-        columns += list(table.T)
-        owners += [np.array(rows, np.uint32)] * dedup.num_buckets
-    for number, (column, owner) in enumerate(zip(columns, owners)):
-        # Sorted, so that a range of hashes is one piece of the file.
-        order = np.argsort(column, kind="stable")
-        write_atomic(os.path.join(folder, column_file(number)), npy(column[order]))
-        write_atomic(os.path.join(folder, owner_file(number)), npy(owner[order]))
+        _write_columns(folder, _NEAR, table.T, np.array(rows, np.uint32))
     return {
         "num_documents": len(hashes),
         "num_text_bytes": num_bytes,
@@ -161,14 +154,27 @@ def _write(documents: Iterator[Document], folder: str, dedup: DedupConfig) -> di
     }
 
 
-def column_file(number: int) -> str:
-    """Of the hashes of one column: 0 for the text as a whole (where `dedup.exact`), then a bucket each."""
-    return f"signature-{number:02d}.npy"
+def _write_columns(folder: str, name: str, columns: np.ndarray, owners: np.ndarray) -> None:
+    """Hashes [columns, documents] and the documents that they belong to, each column in the order of its hashes.
+
+    Sorted, so that a range of hashes is one piece of the file. All columns in one file: a file for each would be 30 of
+    a unit, 2.7 million of a snapshot, and each waits for the disk twice.
+    """
+    order = np.argsort(columns, axis=1, kind="stable")
+    write_atomic(os.path.join(folder, f"{name}.npy"), npy(np.take_along_axis(columns, order, axis=1)))
+    write_atomic(os.path.join(folder, f"{name}-owners.npy"), npy(owners[order]))
 
 
-def owner_file(number: int) -> str:
-    """Of the documents that those hashes belong to."""
-    return f"owner-{number:02d}.npy"
+def read_column(folder: str, number: int, dedup: DedupConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes, ascending; place in the unit of the document of each), mapped: 0 is the text as a whole (where
+    `dedup.exact`), then a bucket each. Errors: UserError where a file is not what was written."""
+    name, row = (_EXACT, 0) if dedup.exact and number == 0 else (_NEAR, number - int(dedup.exact))
+    path = os.path.join(folder, name)
+    try:
+        hashes, owners = read_npy(f"{path}.npy", mapped=True), read_npy(f"{path}-owners.npy", mapped=True)
+        return hashes[row], owners[row]
+    except (OSError, ValueError, IndexError) as error:
+        raise _damaged(f"{path}.npy", str(error)) from None
 
 
 def num_columns(dedup: DedupConfig) -> int:
@@ -177,12 +183,22 @@ def num_columns(dedup: DedupConfig) -> int:
 
 
 def read_documents(folder: str) -> Iterator[dict[str, Any]]:
-    """The documents of a finished unit, in order."""
-    with open(os.path.join(folder, DOCUMENTS), "rb") as file:
-        with zstandard.ZstdDecompressor().stream_reader(file) as stream:
-            rest = b""
-            while block := stream.read(1 << 20):
-                lines = (rest + block).split(b"\n")
-                rest = lines.pop()
-                for line in lines:
-                    yield json.loads(line)
+    """The documents of a finished unit, in order. Errors: UserError where the file is not what was written."""
+    path = os.path.join(folder, DOCUMENTS)
+    expected = (result_of(folder) or {}).get("num_documents")
+    count = 0
+    try:
+        with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
+            for line in io.BufferedReader(stream, 1 << 20):  # pyright: ignore[reportArgumentType]
+                yield json.loads(line)
+                count += 1
+    except (OSError, zstandard.ZstdError, *JSON_ERRORS) as error:
+        raise _damaged(path, str(error)) from None
+    if count != expected:  # zstandard ends a file that is cut short in silence
+        raise _damaged(path, f"{count:,} documents of {expected}")
+
+
+def _damaged(path: str, reason: str) -> UserError:
+    return UserError(
+        f"{path} is damaged ({reason}): remove its folder and run the same command again, which reads those files anew."
+    )

@@ -45,6 +45,8 @@ def make_report(
         removed = [chosen["removed"].get(unit.key, {"exact": 0, "near": 0}) for unit in units]
         seconds["read"] += sum(result["seconds"] for result in results)
         seconds["tokenise"] += sum((result_of(step.folder(unit)) or {})["seconds"] for unit in units)
+        passed = sum(result["num_documents"] for result in results)
+        exact, near = (sum(one[kind] for one in removed) for kind in ("exact", "near"))
         splits = manifests[name]["splits"]
         kept_bytes = sum(split["num_bytes"] for split in splits.values())
         kept_tokens = sum(split["num_tokens"] for split in splits.values())
@@ -53,11 +55,11 @@ def make_report(
             "num_input_bytes": sum(unit.num_bytes for unit in units),
             "documents_read": account.read_documents,
             "text_bytes_read": account.read_text_bytes,
-            "documents_passed": sum(result["num_documents"] for result in results),
+            "documents_passed": passed,
             "text_bytes_passed": sum(result["num_text_bytes"] for result in results),
-            "exact_copies": sum(one["exact"] for one in removed),
-            "near_copies": sum(one["near"] for one in removed),
-            "documents_kept": sum(split["num_documents"] for split in splits.values()),
+            "exact_copies": exact,
+            "near_copies": near,
+            "documents_kept": passed - exact - near,  # eval_split=tail has a part of each in both splits
             "text_bytes_kept": kept_bytes,
             "train_tokens": splits["train"]["num_tokens"],
             "eval_tokens": splits["eval"]["num_tokens"],

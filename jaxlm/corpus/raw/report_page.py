@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ th:first-child, td:first-child { text-align: left; }
 svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
 .note, li { color: var(--dim); font-size: .87rem; overflow-wrap: anywhere; }
 """
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _WIDTH, _LABEL, _ROW = 760, 150, 26
 _COLOURS = ("#3b7dd8", "#d8863b", "#7d5bbe", "#b0b0b0", "#4fa06a", "#c2504b", "#8a8f3c", "#5aa5b5")
 
@@ -41,8 +43,13 @@ def page(report: Mapping[str, Any]) -> str:
     )
 
 
+def _escape(text: str) -> str:
+    """Text of a file or a user as text of the page: no markup, and no control characters, which HTML does not allow."""
+    return html.escape(_CONTROLS.sub("\ufffd", text))
+
+
 def _section(title: str, body: str) -> str:
-    return f"<h2>{html.escape(title)}</h2>\n{body}\n"
+    return f"<h2>{_escape(title)}</h2>\n{body}\n"
 
 
 def _totals(sources: Mapping[str, Any]) -> str:
@@ -85,7 +92,7 @@ def _bars(sources: Mapping[str, Any], values_of: Any, unit: str) -> str:
     out = [f'<svg viewBox="0 0 {_WIDTH} {height}" width="100%" role="img">']
     for index, (name, row) in enumerate(values.items()):
         top, left = index * _ROW, float(_LABEL)
-        out.append(f'<text x="0" y="{top + 17}">{html.escape(name)}</text>')
+        out.append(f'<text x="0" y="{top + 17}">{_escape(name)}</text>')
         for kind, value in row.items():
             width = (_WIDTH - _LABEL - 90) * value / longest
             share = value / (sum(row.values()) or 1)
@@ -93,7 +100,7 @@ def _bars(sources: Mapping[str, Any], values_of: Any, unit: str) -> str:
             colour = _COLOURS[kinds.index(kind) % len(_COLOURS)]
             out.append(
                 f'<rect x="{left:.1f}" y="{top + 4}" width="{width:.1f}" height="{_ROW - 8}" fill="{colour}">'
-                f"<title>{html.escape(title)}</title></rect>"
+                f"<title>{_escape(title)}</title></rect>"
             )
             left += width
         out.append(f'<text x="{left + 6:.1f}" y="{top + 17}">{sum(row.values()):,}</text>')
@@ -103,14 +110,14 @@ def _bars(sources: Mapping[str, Any], values_of: Any, unit: str) -> str:
         out.append(
             f'<rect x="{left:.0f}" y="{top}" width="10" height="10" fill="{_COLOURS[index % len(_COLOURS)]}"/>'
         )
-        out.append(f'<text x="{left + 14:.0f}" y="{top + 10}">{html.escape(kind)}</text>')
+        out.append(f'<text x="{left + 14:.0f}" y="{top + 10}">{_escape(kind)}</text>')
         left += 30 + 7 * len(kind)
     return "".join([*out, "</svg>"])
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["".join(f"<th>{html.escape(head)}</th>" for head in heads)]
-    lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    lines = ["".join(f"<th>{_escape(head)}</th>" for head in heads)]
+    lines += ["".join(f"<td>{_escape(cell)}</td>" for cell in row) for row in rows]
     return '<div class="scroll"><table>' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
 
 
@@ -145,12 +152,10 @@ def _reasons(sources: Mapping[str, Any]) -> str:
         for word, reason, number in counts:
             if not number:
                 continue
-            shown = "".join(f"<li>{html.escape(one)}</li>" for one in source["examples"].get(reason, []))
+            shown = "".join(f"<li>{_escape(one)}</li>" for one in source["examples"].get(reason, []))
             more = f"<ul>{shown}</ul>" if shown else ""
-            items.append(
-                f"<details><summary>{word}: {html.escape(reason)}, {number:,}</summary>{more}</details>"
-            )
-        parts.append(f"<h3>{html.escape(name)}</h3>" + ("".join(items) or '<p class="note">nothing</p>'))
+            items.append(f"<details><summary>{word}: {_escape(reason)}, {number:,}</summary>{more}</details>")
+        parts.append(f"<h3>{_escape(name)}</h3>" + ("".join(items) or '<p class="note">nothing</p>'))
     return "".join(parts)
 
 

@@ -295,10 +295,9 @@ def _csv(part: RawPart, options: RawOptions, account: Account) -> Iterator[_Row]
             return
         if names is None:
             names = [column.removeprefix("\ufeff") for column in row]
-            if len(set(names)) < len(names) or not all(names):
-                account.fault(
-                    "broken_csv", name, place, f"the columns need names, each another: {some_of(names)}"
-                )
+            named = [column for column in names if column]  # an index, as pandas writes it, has no name
+            if len(set(named)) < len(named):
+                account.fault("broken_csv", name, place, f"two columns have the same name: {some_of(names)}")
                 return
             if options.text_key not in names:
                 detail = f"no column {options.text_key!r}, only {some_of(names)} (text_key names the text's)"

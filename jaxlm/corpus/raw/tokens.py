@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from jaxlm.corpus.raw.config import CorpusConfig
 from jaxlm.corpus.raw.dedup import removed_file
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.read import HASHES, read_documents
-from jaxlm.corpus.raw.work import BUILD, RawUnit, key_of, result_of, write_result
+from jaxlm.corpus.raw.work import BUILD, RawUnit, keep_only, key_of, made_aside, result_of, write_result
 from jaxlm.corpus.sources import TRAINING_BYTES
 from jaxlm.corpus.split import Split, plan_split_of_hashes
 from jaxlm.corpus.units import SPLITS, write_shards
@@ -86,7 +86,8 @@ class TrainTokenizer(PipelineStep):
 
     def _texts(self) -> Iterator[str]:
         total = sum(source.weight_tokens for source in self.cfg.sources.values()) or 1.0
-        for name, source in self.cfg.sources.items():
+        for name in self.cfg.names:
+            source = self.cfg.sources[name]
             units = [unit for unit in self.units if unit.source == name]
             split = split_of(units, self.output, self.dedup, self.cfg)
             budget = int(TRAINING_BYTES * source.weight_tokens / total)
@@ -100,11 +101,6 @@ class TrainTokenizer(PipelineStep):
                             left -= len(text)
                     if left <= 0:
                         break
-
-
-def load_corpus_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of a file; UserError that names the way out."""
-    return load_tokenizer(path)
 
 
 class Tokenise(PipelineStep):
@@ -127,7 +123,7 @@ class Tokenise(PipelineStep):
         """Loaded once in a process."""
         if self._tokenizer is None:
             path = tokenizer_file(self.output, self.units, self.dedup, self.cfg)
-            self._tokenizer = load_corpus_tokenizer(path)
+            self._tokenizer = load_tokenizer(path)
         return self._tokenizer
 
     def split(self, source: str) -> Split:
@@ -151,13 +147,11 @@ class Tokenise(PipelineStep):
         if result_of(folder) is not None:
             return
         begin = time.monotonic()
-        shutil.rmtree(folder, ignore_errors=True)
-        make_folder(folder)
         texts = (document["text"] for document in kept_documents(unit, self.output, self.dedup))
-        shards = write_shards(
-            texts, folder, self.split(unit.source), self.tokenizer, self.cfg.shard_tokens, CHUNK_TOKENS
-        )
-        write_result(folder, {"shards": shards, "seconds": round(time.monotonic() - begin, 3)})
+        split = self.split(unit.source)
+        with made_aside(folder) as aside:
+            shards = write_shards(texts, aside, split, self.tokenizer, self.cfg.shard_tokens, CHUNK_TOKENS)
+            write_result(aside, {"shards": shards, "seconds": round(time.monotonic() - begin, 3)})
 
 
 def assemble(step: Tokenise) -> dict[str, dict[str, Any]]:
@@ -172,7 +166,7 @@ def assemble(step: Tokenise) -> dict[str, dict[str, Any]]:
         folders = [step.folder(unit) for unit in units]
         manifests[name] = _assemble(step, name, units, folders)
     keep = {os.path.basename(step.folder(unit)) for unit in step.units}
-    _remove_others(os.path.join(step.output, BUILD, "tokens"), keep)
+    keep_only(os.path.join(step.output, BUILD, "tokens"), keep)
     return manifests
 
 
@@ -250,14 +244,3 @@ def _replace(staging: str, target: str) -> None:
         os.rename(target, old)
     os.rename(staging, target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_others(folder: str, keep: set[str]) -> None:
-    for name in os.listdir(folder):
-        if name not in keep:
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-
-
-def token_counts(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Source -> tokens to train on."""
-    return {name: manifest["splits"]["train"]["num_tokens"] for name, manifest in manifests.items()}

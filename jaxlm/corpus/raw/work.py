@@ -1,34 +1,40 @@
 """Units of work: which slices of which files are read together, and the folders of what comes of them.
 
 ```
-OUTPUT/.build/read/<source>-<key>/      documents.jsonl.zst, hashes.npy, signature-<bucket>.npy, unit.json (last)
+OUTPUT/.build/read/<source>-<key>/      documents.jsonl.zst, hashes.npy, exact.npy, signatures.npy, unit.json (last)
 OUTPUT/.build/dedup/<key>/              pairs-<column>.npy, removed-<unit key>.npy, dedup.json (last)
 OUTPUT/.build/tokens/<source>-<key>/    shards, unit.json (last)
 OUTPUT/<source>/                        the corpus that `data.sources.<name>.path` names
 ```
 
 A key is a hash of all that decides the content of the folder. So whatever is there is right: a build that was killed
-goes on, one with more files makes only what is new, and the result is the same for any number of workers.
+goes on, one with more files makes only what is new, and the result is the same for any number of workers. A folder is
+made under another name (`NAME.<random>.partial`) and renamed when it is complete: two tasks that do the same at once,
+as a cluster may start them, do not get into each other's way.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxlm.corpus.raw.config import CorpusConfig
 from jaxlm.corpus.raw.files import RawFile, RawPart, cut
-from jaxlm.data.files import write_atomic
+from jaxlm.data.files import disk_error, make_folder, write_atomic
 from jaxlm.limits import read_json
 from jaxlm.types import JSON_ERRORS
 
 BUILD = ".build"
 RESULT = "unit.json"
-READ_VERSION = 1
+READ_VERSION = 2
 """Raise it when the same file would give other documents."""
 _RANGE = 1 << 64
 
@@ -101,6 +107,43 @@ def result_of(folder: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+@contextlib.contextmanager
+def made_aside(folder: str) -> Iterator[str]:
+    """Gives a new folder to fill; at the end of the block it becomes `folder`, unless that was finished meanwhile.
+
+    Errors: UserError where the disk is full or read-only; then, as after any other exception, nothing is left.
+    """
+    aside = f"{folder}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        make_folder(aside)
+        yield aside
+        _rename_unless_done(aside, folder)
+    except OSError as error:
+        if (reason := disk_error(folder, error)) is not None:
+            raise reason from None
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _rename_unless_done(aside: str, folder: str) -> None:
+    while result_of(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            os.rename(aside, folder)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another task was here first
+                raise
+
+
 def write_result(folder: str, result: Any) -> None:
     """Marks a task as finished: everything else must be there already."""
     write_atomic(os.path.join(folder, RESULT), json.dumps(result, ensure_ascii=False).encode())
+
+
+def keep_only(folder: str, names: set[str]) -> None:
+    """Removes what belongs to files or settings that are no longer there, and what killed tasks left."""
+    for name in os.listdir(folder):
+        if name not in names:
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)

@@ -1,5 +1,6 @@
 """Fixtures of the tests of raw sources."""
 
+import os
 import socket
 
 import pytest
@@ -14,3 +15,9 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    """A build waits for the disk after every file, on a busy machine longer than it works; no test cuts the power."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -237,3 +237,19 @@ def test_a_store_that_stays_away_is_an_error_after_a_few_tries():
     with pytest.raises(UserError, match=r"https://host/a cannot be read \(FileNotFoundError\)"):
         remote._Stream("https://host/a", gone, waits.append)
     assert len(waits) == 4
+
+
+@pytest.mark.parametrize("pattern", ["", "*.txt"])
+def test_one_unreadable_file_of_many_is_a_fault(tmp_path, pattern):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.txt")
+    account = Account()
+    (found,) = find_files([os.path.join(tmp_path, pattern)], "auto", account)
+    assert found.name == "a.txt"
+    assert account.faults == {"unreadable": 2}
+    assert "gone.txt, all of it: " in account.examples["unreadable"][0]
+    with pytest.raises(UserError, match=r"gone\.txt is a link to nothing"):
+        find_files([os.path.join(tmp_path, pattern)], "auto", Account(strict=True))
+    with pytest.raises(UserError, match=r"pipe\.txt is no file but a pipe"):
+        find_files([str(tmp_path / "pipe.txt")], "auto", Account())

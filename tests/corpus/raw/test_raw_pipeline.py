@@ -1,6 +1,8 @@
 """From raw files to corpora with one command: whole, again, killed in the middle, with more files, anywhere."""
 
 import bz2
+import concurrent.futures
+import errno
 import gzip
 import hashlib
 import json
@@ -193,11 +195,11 @@ def test_a_killed_process_leaves_nothing_that_is_wrong(raw, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     build(raw, whole)
     command = [sys.executable, "-m", "jaxlm", "corpus", "build", *flags(raw), f"--output={cut}", "--quiet"]
-    for attempt in range(4):
+    for attempt in range(2):
         process = subprocess.Popen(command)
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
-            if len(list(cut.glob(f"{BUILD}/*/*"))) > 2 * attempt + 1:
+            if len(list(cut.glob(f"{BUILD}/*/*"))) > 5 * attempt + 1:
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.01)
@@ -293,6 +295,112 @@ def test_an_output_that_holds_something_else_is_refused(raw, tmp_path):
         build(raw, output)
     with pytest.raises(UserError, match="lies inside the input"):
         build(raw, raw / "books" / "out")
+
+
+def reads(output):
+    return {
+        path.parent.name: path.stat().st_mtime_ns for path in Path(output).glob(f"{BUILD}/read/*/unit.json")
+    }
+
+
+def test_only_what_a_changed_setting_concerns_is_read_again(raw, tmp_path):
+    output = tmp_path / "out"
+    own = "--config.sources.books.filter=false"
+    build(raw, output, own)
+    before = reads(output)
+    build(raw, output, own, "--config.filters.min_sentences=3", "--config.filters.c4")
+    after = reads(output)
+    assert {name.partition("-")[0] for name in set(after) - set(before)} == {"crawl", "links", "wikipedia"}
+    build(
+        raw,
+        output,
+        own,
+        "--config.filters.min_sentences=3",
+        "--config.filters.c4",
+        "--config.dedup.across_sources=false",
+    )
+    assert reads(output) == after
+
+
+def test_a_source_that_is_gone_is_named_and_its_corpus_stays(raw, tmp_path):
+    output, said = tmp_path / "out", []
+    build(raw, output)
+    cfg = configured(raw, "--config.sources.links=None")
+    report = pipeline.build(cfg, str(output), progress=False, say=said.append)
+    assert "links" not in report["sources"]
+    assert "links" not in json.loads((output / "corpus.json").read_text())["sources"]
+    assert read_manifest(output / "links")
+    assert said == [f"{output}/links is of no source of this config any more: remove it, if no run needs it."]
+
+
+def test_a_changed_file_is_read_again(raw, tmp_path):
+    output = tmp_path / "out"
+    build(raw, output)
+    before = reads(output)
+    (raw / "books" / "1.txt").write_text(prose(2100, 210))
+    build(raw, output)
+    assert {name.partition("-")[0] for name in set(reads(output)) - set(before)} == {"books"}
+    assert prose(2100, 210) in texts(output, "books")
+    assert prose(2001, 200) not in texts(output, "books")
+
+
+def test_a_damaged_unit_is_an_error_that_names_it(raw, tmp_path):
+    output = tmp_path / "out"
+    build(raw, output)
+    (path,) = output.glob(f"{BUILD}/read/links-*/documents.jsonl.zst")
+    whole = path.read_bytes()
+    for broken in (whole[:-30], whole[: len(whole) // 2], b"junk", b""):
+        path.write_bytes(broken)
+        with pytest.raises(
+            UserError, match=r"documents\.jsonl\.zst is damaged \(.*remove its folder and run"
+        ):
+            build(raw, output, "--config.tokenizer.vocab_size=390")
+
+
+def test_with_the_tail_of_each_held_out_a_document_is_kept_once(raw, tmp_path):
+    report = build(raw, tmp_path / "out", "--config.eval_split=tail")
+    assert report["sources"]["books"]["documents_kept"] == 3
+    assert report["sources"]["crawl"]["documents_kept"] == 38
+    assert all(source["eval_tokens"] for source in report["sources"].values())
+
+
+def test_a_second_build_says_that_it_waits(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "_PATIENCE_S", 0.05)
+    said = []
+    output = tmp_path / "out"
+    output.mkdir()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        with pipeline.exclusive(str(output / ".lock")):
+            later = thread.submit(
+                pipeline.build, configured(raw), str(output), progress=False, say=said.append
+            )
+            while not said and not later.done():
+                time.sleep(0.01)
+        assert later.result(120)["sources"]
+    assert said == [f"{output}: another build works on this folder; this one waits."]
+
+
+def test_a_full_disk_is_a_line_and_what_is_done_stays(raw, tmp_path, monkeypatch):
+    output, whole = tmp_path / "out", tmp_path / "whole"
+    written, fsync = [], os.fsync
+
+    def full(descriptor):
+        written.append(descriptor)
+        if len(written) > 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="the disk is full"):
+            build(raw, output)
+    done = reads(output)
+    assert done
+    assert not list(output.rglob("*.partial"))
+    build(raw, output)
+    assert {name: reads(output)[name] for name in done} == done
+    build(raw, whole)
+    assert digest(output) == digest(whole)
 
 
 SBATCH = """#!{python}

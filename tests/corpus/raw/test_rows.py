@@ -265,3 +265,10 @@ def test_the_size_of_a_file_need_not_be_known(tmp_path, kind, content):
     (tmp_path / "a").write_bytes(content)
     file = RawFile(str(tmp_path / "a"), "a", kind, "", 0, "")
     assert [d.text for d in read_rows(RawPart(file, 0, 0), RawOptions(), Account())] == ["a"]
+
+
+def test_a_column_without_a_name_is_an_index(tmp_path):
+    """pandas writes one before all others."""
+    documents, account = rows(tmp_path / "a.csv", b",text,\n0,One.,x\n1,Two.,y\n", kind="csv")
+    assert [document.text for document in documents] == ["One.", "Two."]
+    assert not account.faults
