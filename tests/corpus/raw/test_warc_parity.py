@@ -6,11 +6,10 @@ import random
 
 import pytest
 
-fastwarc = pytest.importorskip("fastwarc.warc")
-
 from jaxlm.corpus.raw.frames import frames
 from jaxlm.corpus.raw.warc_records import records
 
+fastwarc = pytest.importorskip("fastwarc.warc")
 KINDS = ("warcinfo", "request", "response", "metadata", "conversion", "revisit")
 
 
@@ -22,7 +21,9 @@ def record(own, number):
         f"WARC-Type: {kind}",
         f"WARC-Record-ID: <urn:uuid:{number:032x}>",
         f"WARC-Target-URI: https://example.org/{number}?a=b:c",
-        "Content-Type: application/http; msgtype=response" if own.random() < 0.5 else "Content-Type: text/plain",
+        "Content-Type: application/http; msgtype=response"
+        if own.random() < 0.5
+        else "Content-Type: text/plain",
         f"Content-Length: {len(body)}",
     ]
     return "\r\n".join(head).encode() + b"\r\n\r\n" + body + b"\r\n\r\n"
