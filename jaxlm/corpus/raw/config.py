@@ -156,7 +156,8 @@ class CorpusConfig:
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """Without a path, one is trained on the corpus itself, each source by its weight."""
+    """Without a path, one is trained on the corpus of the first build, each source by its weight; later builds into the
+    same output keep it, so that tokens that are there already stay as they are."""
     eval_fraction: float = 0.02
     """Share held out of every source for evaluation; by the hash of a document's text, so that it stays where it is
     when files are added."""

@@ -93,12 +93,25 @@ def build(
         units = {name: plan_units(cfg, name, found, _rules(cfg, name)) for name, (found, _) in files.items()}
         write_atomic(os.path.join(output, CONFIG), to_json(cfg).encode())
         left_out = {name: account.to_json() for name, (_, account) in files.items()}
+        _say_if_kept(cfg, output, units, say)
         waves = _waves(cfg, output, units, left_out, say)
         if not run_stages(waves, cfg.executor, os.path.join(output, BUILD, "logs"), progress):
             return None
         for name in _left_behind(cfg, output):
             say(f"{output}/{name} is of no source of this config any more: remove it, if no run needs it.")
         return report.read_report(output)
+
+
+def _say_if_kept(
+    cfg: CorpusConfig, output: str, units: dict[str, list[RawUnit]], say: Callable[[str], None]
+) -> None:
+    """A line where a tokenizer that was trained on other text is used on."""
+    path = tokenizer_file(output, cfg)
+    is_new = any(result_of(unit.folder(output)) is None for own in units.values() for unit in own)
+    if cfg.tokenizer.path is None and is_new and os.path.exists(path):
+        say(
+            f"The tokenizer of the first build is kept, so that its tokens are: remove {path} to train another."
+        )
 
 
 def _left_behind(cfg: CorpusConfig, output: str) -> list[str]:
@@ -240,7 +253,7 @@ def _waves(
 
     def no_tokenizer() -> list[int]:
         named = cfg.tokenizer.path is not None
-        return [] if named or os.path.exists(tokenizer_file(output, every, dedup, cfg)) else [0]
+        return [] if named or os.path.exists(tokenizer_file(output, cfg)) else [0]
 
     def not_tokenised() -> list[int]:
         return [rank for rank, unit in enumerate(every) if result_of(tokenise.folder(unit)) is None]

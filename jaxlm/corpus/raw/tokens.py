@@ -53,15 +53,15 @@ def split_of(units: Sequence[RawUnit], output: str, dedup: str, cfg: CorpusConfi
     return plan_split_of_hashes(cfg.eval_split, cfg.eval_fraction, hashes())
 
 
-def tokenizer_file(output: str, units: Sequence[RawUnit], dedup: str, cfg: CorpusConfig) -> str:
-    """The tokenizer of the corpus: the one that is named, or where the one that is trained is written."""
+def tokenizer_file(output: str, cfg: CorpusConfig) -> str:
+    """The tokenizer of the corpus: the one that is named, or where the one that is trained is written.
+
+    It is trained once: files that are added later change neither it nor the tokens of what was there before.
+    """
     if cfg.tokenizer.path is not None:
         return cfg.tokenizer.path
-    weights = {name: source.weight_tokens for name, source in sorted(cfg.sources.items())}
-    size = 0 if cfg.tokenizer.kind == "char" else cfg.tokenizer.vocab_size
-    rules = [os.path.basename(dedup), weights, cfg.tokenizer.kind, size, cfg.eval_split, cfg.eval_fraction]
-    name = f"{cfg.tokenizer.kind}-{key_of(TOKENS_VERSION, rules)}.model"
-    return os.path.join(output, BUILD, "tokenizers", name)
+    size = "" if cfg.tokenizer.kind == "char" else f"-{cfg.tokenizer.vocab_size}"
+    return os.path.join(output, BUILD, "tokenizers", f"{cfg.tokenizer.kind}{size}.model")
 
 
 class TrainTokenizer(PipelineStep):
@@ -75,7 +75,7 @@ class TrainTokenizer(PipelineStep):
         self.units, self.output, self.dedup, self.cfg = units, output, dedup, cfg
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        path = tokenizer_file(self.output, self.units, self.dedup, self.cfg)
+        path = tokenizer_file(self.output, self.cfg)
         if self.cfg.tokenizer.path is not None or os.path.exists(path):
             return
         for name in self.cfg.names:
@@ -122,7 +122,7 @@ class Tokenise(PipelineStep):
     def tokenizer(self) -> Tokenizer:
         """Loaded once in a process."""
         if self._tokenizer is None:
-            path = tokenizer_file(self.output, self.units, self.dedup, self.cfg)
+            path = tokenizer_file(self.output, self.cfg)
             self._tokenizer = load_tokenizer(path)
         return self._tokenizer
 

@@ -208,7 +208,7 @@ def test_a_killed_process_leaves_nothing_that_is_wrong(raw, tmp_path):
     assert digest(cut) == digest(whole)
 
 
-def test_only_what_is_new_is_built_when_files_are_added(raw, tmp_path):
+def test_only_what_is_new_is_built_when_files_are_added(raw, tmp_path, capsys):
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     build(raw, output)
     held_out = set(texts(output, "crawl")) - set(texts(output, "crawl", ["train"]))
@@ -217,11 +217,11 @@ def test_only_what_is_new_is_built_when_files_are_added(raw, tmp_path):
         path.parent.name: path.stat().st_mtime_ns for path in output.glob(f"{BUILD}/tokens/*/unit.json")
     }
     (raw / "c.warc.wet.gz").write_bytes(wet([prose(i) for i in range(50, 60)]))
-    tokenizer_file = tmp_path / "tokenizer"
-    tokenizer_file.mkdir()
-    load_tokenizer(output / "books").save(tokenizer_file)
-    tokenizer = f"--config.tokenizer.path={tokenizer_file}"
-    build(raw, output, tokenizer)
+    sha256 = read_manifest(output / "books")["tokenizer_sha256"]
+    assert "is kept" not in capsys.readouterr().out
+    build(raw, output)
+    assert "The tokenizer of the first build is kept" in capsys.readouterr().out
+    assert {read_manifest(output / name)["tokenizer_sha256"] for name in ("books", "crawl")} == {sha256}
     after = {path.parent.name: path.stat().st_mtime_ns for path in output.glob(f"{BUILD}/read/*/unit.json")}
     assert len(set(after) - set(units)) == 1
     assert len(set(units) - set(after)) <= 1
@@ -230,7 +230,7 @@ def test_only_what_is_new_is_built_when_files_are_added(raw, tmp_path):
     assert all(later[name] == shards[name] for name in set(shards) & set(later))
     assert len(set(later) & set(shards)) >= len(shards) - 1
     assert held_out < set(texts(output, "crawl")) - set(texts(output, "crawl", ["train"]))
-    build(raw, fresh, tokenizer)
+    build(raw, fresh, f"--config.tokenizer.path={output / 'books'}")
     assert digest(fresh) == digest(output)
 
 
