@@ -149,22 +149,28 @@ def choose_copies(files: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    nodes = np.empty(0, np.uint64)
-    for path in files:
-        nodes = np.union1d(nodes, read_npy(path, mapped=True))
-    size = len(nodes)
-    labels = np.arange(size, dtype=np.int64)
+    found = [np.unique(read_npy(path, mapped=True)) for path in files]
+    nodes = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+    del found
+    # Of each document, the place in `nodes` of the first one that it is known to be like.
+    labels = np.arange(len(nodes))
     for path in files:
         pairs = read_npy(path, mapped=True)
         if not len(pairs):
             continue
-        left, right = labels[np.searchsorted(nodes, pairs[:, 0])], labels[np.searchsorted(nodes, pairs[:, 1])]
-        graph = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(size, size))
-        _, joined = connected_components(graph, directed=False)
-        labels = joined.astype(np.int64)[labels]
-    # nodes ascend, so the first of a group is the lowest.
-    _, first, group = np.unique(labels, return_index=True, return_inverse=True)
-    kept = nodes[first][group]
+        ends, graph = np.unique(labels[np.searchsorted(nodes, pairs)], return_inverse=True)
+        left, right = graph.reshape(-1, 2).T
+        shape = (len(ends), len(ends))
+        _, joined = connected_components(
+            coo_matrix((np.ones(len(left), bool), (left, right)), shape), directed=False
+        )
+        _, first = np.unique(
+            joined, return_index=True
+        )  # `ends` ascend, so the first of a group is the lowest
+        lowest = np.arange(len(nodes))
+        lowest[ends] = ends[first][joined]
+        labels = lowest[labels]
+    kept = nodes[labels]
     goes = kept != nodes
     return nodes[goes], kept[goes]
 
