@@ -44,7 +44,7 @@ class FilterConfig:
     min_sentences: int = 5
     """Of `c4`, counted in the lines that are kept; 0: no limit."""
     fineweb: bool = True
-    """Lines that end in no punctuation, short lines, repeated lines, lists (FineWeb, section 3.6)."""
+    """Lines that end in no punctuation, short lines, repeated lines, lists (FineWeb, section 3)."""
     personal_data: bool = False
     """Replaces addresses of e-mail and public IP addresses."""
 
