@@ -24,6 +24,7 @@ from jaxlm.corpus.inputs import (
 )
 from jaxlm.corpus.raw import remote
 from jaxlm.corpus.raw.document import Account
+from jaxlm.corpus.records import HUB, find_records
 from jaxlm.corpus.text import Tally
 from jaxlm.limits import MAX_NAME_CHARS, is_inside, short
 from jaxlm.paths import is_local
@@ -131,7 +132,10 @@ def find_files(paths: Sequence[str], format: str, account: Account) -> list[RawF
             raise UserError(
                 "The path of an input is empty: give a file, a folder, a glob or a list of paths."
             )
-        found = _listed(path) if _LIST.search(path) and not has_wildcard(path) else _expand(path, account)
+        if path.startswith(HUB):
+            found = _of_hub(path)
+        else:
+            found = _listed(path) if _LIST.search(path) and not has_wildcard(path) else _expand(path, account)
         some = False
         for one in found:
             if (file := _raw_file(one, format)) is None:
@@ -142,6 +146,12 @@ def find_files(paths: Sequence[str], format: str, account: Account) -> list[RawF
         if not some:
             raise UserError(f"{path} holds no file of a readable kind: {_READABLE}.")
     return list(files.values())
+
+
+def _of_hub(path: str) -> Iterator[_Found]:
+    """The files of a data set of the hub, fetched into its own cache."""
+    for file in find_records(path, Tally()):
+        yield _Found(file.path, file.name, file.num_bytes, str(file.changed_ns), True)
 
 
 def _raw_file(found: _Found, format: str) -> RawFile | None:

@@ -253,3 +253,21 @@ def test_one_unreadable_file_of_many_is_a_fault(tmp_path, pattern):
         find_files([os.path.join(tmp_path, pattern)], "auto", Account(strict=True))
     with pytest.raises(UserError, match=r"pipe\.txt is no file but a pipe"):
         find_files([str(tmp_path / "pipe.txt")], "auto", Account())
+
+
+def test_a_data_set_of_the_hub_is_fetched_and_read_as_files(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
+    asked = []
+
+    def fetch(name, **options):
+        asked.append((name, options["revision"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    (file,) = find_files(["hf://datasets/me/texts@v1"], "auto", Account())
+    assert asked == [("me/texts", "v1")]
+    assert (file.path, file.format) == (str(tmp_path / "train.jsonl"), "jsonl")
+    with pytest.raises(UserError, match="is written hf://datasets/OWNER/NAME"):
+        find_files(["hf://me/texts"], "auto", Account())
