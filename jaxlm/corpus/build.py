@@ -85,7 +85,7 @@ def build_corpus(
     output = os.fspath(output_dir)
     if not output:
         raise UserError("The output is empty: give an empty or new folder.")
-    _check_apart(paths, output)
+    check_apart(paths, output)
     staging = output if is_local(output) else os.path.join(cache_root(), "staging", key[:16])
     label = paths[0] if len(paths) == 1 else f"{len(paths)} inputs"
     try:
@@ -122,7 +122,7 @@ def _find(paths: Sequence[str]) -> Found:
     return inputs, tally, fingerprint(inputs)
 
 
-def _check_apart(paths: Sequence[str], output: str) -> None:
+def check_apart(paths: Sequence[str], output: str) -> None:
     """UserError if the output lies in a folder of the input: the next build would read its tokens as text."""
     for path in filter(is_local, [] if not is_local(output) else paths):
         folder = os.path.realpath(path)

@@ -11,7 +11,7 @@ _RANGE = 1 << 64
 
 def hash_of(text: str) -> int:
     """64 bits that depend on the text alone: the same on every machine, whatever stands beside it."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 @dataclass(frozen=True)

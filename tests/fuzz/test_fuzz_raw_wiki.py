@@ -13,8 +13,9 @@ from hostile import SCALE, damaged_bytes, damaged_files_crash_nothing, fuzz, ran
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.corpus.raw.books import DOCUMENT_KINDS, read_text_files
+from jaxlm.corpus.raw.books import read_text_files
 from jaxlm.corpus.raw.chapters import chapters
+from jaxlm.corpus.raw.config import DOCUMENTS
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.epub import read_epub
 from jaxlm.corpus.raw.files import RawFile, RawOptions, RawPart
@@ -156,7 +157,7 @@ def test_any_wikitext_is_a_text(tokens):
 
 
 @fuzz(150)
-@given(content=damaged_bytes(BOOK), kind=st.sampled_from(DOCUMENT_KINDS))
+@given(content=damaged_bytes(BOOK), kind=st.sampled_from(DOCUMENTS))
 def test_damaged_books(content, kind, tmp_path_factory):
     file = as_file(tmp_path_factory.getbasetemp(), content, "text")
     read_all(read_text_files, whole(file), RawOptions(document=kind))
@@ -200,7 +201,7 @@ def test_damaged_epubs(tmp_path):
     for seed in range(200 * SCALE):
         rng = random.Random(seed)
         file = as_file(tmp_path, random_damage(rng, epub()), "epub")
-        read_all(read_epub, whole(file), RawOptions(document=rng.choice(DOCUMENT_KINDS)))
+        read_all(read_epub, whole(file), RawOptions(document=rng.choice(DOCUMENTS)))
 
 
 @fuzz(200)

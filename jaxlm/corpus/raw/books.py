@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from jaxlm.config import check_choice
 from jaxlm.corpus.raw import gutenberg
 from jaxlm.corpus.raw.chapters import chapters
+from jaxlm.corpus.raw.config import DOCUMENTS
 from jaxlm.corpus.raw.document import Account, RawDocument
 from jaxlm.corpus.raw.files import RawFile, RawOptions, RawPart
 from jaxlm.corpus.raw.unpacked import Unpacked
 from jaxlm.corpus.text import ReadOptions, Tally, clean
 
-DOCUMENT_KINDS = ("file", "chapter", "paragraph", "line")
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -111,7 +111,7 @@ def why_binary(sample: bytes) -> str | None:
 
 def read_text_files(part: RawPart, options: RawOptions, account: Account) -> Iterator[RawDocument]:
     """The documents of a text file."""
-    check_choice("document", options.document, DOCUMENT_KINDS)
+    check_choice("document", options.document, DOCUMENTS)
     name = part.file.name
     number, num_faults = 0, account.faults.total()
     for start, raw in _pieces(part.file, options, account):

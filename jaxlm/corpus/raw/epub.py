@@ -25,7 +25,8 @@ from xml.parsers import expat
 
 from jaxlm.config import check_choice
 from jaxlm.corpus.raw import gutenberg
-from jaxlm.corpus.raw.books import DOCUMENT_KINDS, cleaned
+from jaxlm.corpus.raw.books import cleaned
+from jaxlm.corpus.raw.config import DOCUMENTS
 from jaxlm.corpus.raw.document import Account, RawDocument
 from jaxlm.corpus.raw.files import RawOptions, RawPart, open_bytes
 from jaxlm.corpus.raw.unpacked import has_bytes
@@ -58,7 +59,7 @@ class _Package:
 
 def read_epub(part: RawPart, options: RawOptions, account: Account) -> Iterator[RawDocument]:
     """The documents of a book."""
-    check_choice("document", options.document, DOCUMENT_KINDS)
+    check_choice("document", options.document, DOCUMENTS)
     file = part.file
     if not has_bytes(file):
         account.drop("empty_file", file.name)

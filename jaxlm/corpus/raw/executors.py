@@ -199,7 +199,7 @@ def _quiet() -> None:
 
 
 def _submit(waves: Sequence[Sequence[Stage]], config: ExecutorConfig, logs: str) -> None:
-    """One array of jobs for each stage that has something to do, behind the one before."""
+    """One array of jobs for each stage, behind the one before; a task whose result is there does nothing."""
     import shutil
 
     from datatrove.executor import SlurmPipelineExecutor

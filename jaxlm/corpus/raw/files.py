@@ -23,6 +23,7 @@ from jaxlm.corpus.inputs import (
     walk,
 )
 from jaxlm.corpus.raw import remote
+from jaxlm.corpus.raw.config import FORMATS
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.records import HUB, find_records
 from jaxlm.corpus.text import Tally
@@ -77,7 +78,6 @@ class RawOptions:
     """A longer payload or page is skipped as a fault."""
 
 
-FORMATS = ("warc", "wikipedia", "text", "epub", "jsonl", "json", "csv", "tsv", "parquet")
 COMMON_CRAWL = "https://data.commoncrawl.org/"
 """What the lists of a crawl are relative to."""
 MAX_LIST_BYTES = 256 << 20
@@ -125,7 +125,7 @@ def find_files(paths: Sequence[str], format: str, account: Account) -> list[RawF
     A list has one path a line, relative to its own folder; `crawl-data/...`, as in the lists of Common Crawl, is
     there or else at https://data.commoncrawl.org/.
     """
-    check_choice("format", format, ("auto", *FORMATS))
+    check_choice("format", format, FORMATS)
     files: dict[str, RawFile] = {}
     for path in paths:
         if not path:
@@ -168,7 +168,7 @@ def _raw_file(found: _Found, format: str) -> RawFile | None:
         if not found.is_named:
             return None
         raise UserError(
-            f"{found.path} is of no readable kind: {_READABLE}. Rename it, or say what it is (format={FORMATS[0]})."
+            f"{found.path} is of no readable kind: {_READABLE}. Rename it, or say what it is (format=warc)."
         )
     return RawFile(found.path, found.name, guess, compression.lower(), found.num_bytes, found.stamp)
 

@@ -12,9 +12,9 @@ from html import unescape
 from typing import Any, NamedTuple
 
 from jaxlm.config import check_choice
+from jaxlm.corpus.raw.config import EXTRACTORS
 from jaxlm.types import UserError
 
-EXTRACTORS = ("resiliparse", "trafilatura")
 MAX_WORK = 100_000_000
 """Elements times their nesting: about 5 s of resiliparse, measured at 48 ns each on one core."""
 MAX_ATTRIBUTES = 10_000

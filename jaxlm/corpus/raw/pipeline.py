@@ -22,6 +22,8 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from jaxlm.config import to_json
+from jaxlm.config_flags import CONFIG_FILE
+from jaxlm.corpus.build import check_apart
 from jaxlm.corpus.inputs import find_inputs
 from jaxlm.corpus.raw import report
 from jaxlm.corpus.raw.config import CorpusConfig, RawSourceConfig, decontamination, paths_of
@@ -34,7 +36,7 @@ from jaxlm.corpus.raw.files import RawFile, RawOptions, find_files
 from jaxlm.corpus.raw.filter_config import FilterConfig, evaluation_sets
 from jaxlm.corpus.raw.filters import build_filters
 from jaxlm.corpus.raw.read import ReadUnits, WriteUnits, num_columns
-from jaxlm.corpus.raw.tokens import Tokenise, TrainTokenizer, assemble, tokenizer_file
+from jaxlm.corpus.raw.tokens import Tokenise, TrainTokenizer, assemble, lacks_tokenizer, tokenizer_file
 from jaxlm.corpus.raw.work import BUILD, RawUnit, keep_only, plan_units, result_of
 from jaxlm.corpus.text import Tally
 from jaxlm.data.files import cache_root, exclusive, make_folder, write_atomic
@@ -42,7 +44,6 @@ from jaxlm.data.manifest import is_corpus
 from jaxlm.paths import is_local
 from jaxlm.types import UserError
 
-CONFIG = "config.json"
 _LOCK = ".lock"
 _PATIENCE_S = 3.0
 """After so long a build says that it waits for another one."""
@@ -90,8 +91,12 @@ def build(
         patience.cancel()
         _check_folder(output, cfg)
         make_folder(os.path.join(output, BUILD))
-        units = {name: plan_units(cfg, name, found, _rules(cfg, name)) for name, (found, _) in files.items()}
-        write_atomic(os.path.join(output, CONFIG), to_json(cfg).encode())
+        evaluation = _evaluation_rules(cfg)
+        units = {
+            name: plan_units(cfg, name, found, _rules(cfg, name, evaluation))
+            for name, (found, _) in files.items()
+        }
+        write_atomic(os.path.join(output, CONFIG_FILE), to_json(cfg).encode())
         left_out = {name: account.to_json() for name, (_, account) in files.items()}
         _say_if_kept(cfg, output, units, say)
         waves = _waves(cfg, output, units, left_out, say)
@@ -106,9 +111,10 @@ def _say_if_kept(
     cfg: CorpusConfig, output: str, units: dict[str, list[RawUnit]], say: Callable[[str], None]
 ) -> None:
     """A line where a tokenizer that was trained on other text is used on."""
-    path = tokenizer_file(output, cfg)
-    is_new = any(result_of(unit.folder(output)) is None for own in units.values() for unit in own)
-    if cfg.tokenizer.path is None and is_new and os.path.exists(path):
+    if cfg.tokenizer.path is not None or lacks_tokenizer(output, cfg):
+        return
+    if any(result_of(unit.folder(output)) is None for own in units.values() for unit in own):
+        path = tokenizer_file(output, cfg)
         say(
             f"The tokenizer of the first build is kept, so that its tokens are: remove {path} to train another."
         )
@@ -148,13 +154,7 @@ def _check_folder(output: str, cfg: CorpusConfig) -> None:
             "another --output."
         )
     for source in cfg.sources.values():
-        for path in filter(is_local, paths_of(cfg.root, source.path)):
-            folder = os.path.realpath(path)
-            if os.path.isdir(folder) and os.path.realpath(output).startswith(os.path.join(folder, "")):
-                raise UserError(
-                    f"{output} lies inside the input {path}: a later build would read what this one writes. Choose a "
-                    "folder beside it."
-                )
+        check_apart(paths_of(cfg.root, source.path), output)
 
 
 def _options(cfg: CorpusConfig, source: RawSourceConfig) -> RawOptions:
@@ -178,8 +178,12 @@ def _filters(cfg: CorpusConfig, name: str) -> FilterConfig:
     )
 
 
-def _rules(cfg: CorpusConfig, name: str) -> Any:
-    """All that decides what a slice of a source becomes."""
+def _rules(cfg: CorpusConfig, name: str, evaluation: list[Any]) -> Any:
+    """All that decides what a slice of a source becomes.
+
+    Args:
+      evaluation: of `_evaluation_rules`, the same for all sources.
+    """
     source = dataclasses.asdict(cfg.sources[name])
     for key in ("path", "weight_tokens", "order"):
         del source[key]
@@ -187,17 +191,22 @@ def _rules(cfg: CorpusConfig, name: str) -> Any:
     dedup = dataclasses.asdict(cfg.dedup)
     for key in ("across_sources", "memory_gib"):
         del dedup[key]
+    filters = _filters(cfg, name)
+    lists = [_stamp(path) for path in (filters.language_model, filters.url_block_list) if path]
+    return [
+        source, links, dataclasses.asdict(filters), lists, cfg.extractor, cfg.max_document_bytes, cfg.strict,
+        *evaluation, dedup,
+    ]  # fmt: skip
+
+
+def _evaluation_rules(cfg: CorpusConfig) -> list[Any]:
+    """What the evaluation sets are, and how they are compared."""
     against = decontamination(cfg)
     sets = [
         [name, path, *map(_stamp, _files_of(path))]
         for name, path in evaluation_sets(against.evaluation).items()
     ]
-    filters = _filters(cfg, name)
-    lists = [_stamp(path) for path in (filters.language_model, filters.url_block_list) if path]
-    return [
-        source, links, dataclasses.asdict(filters), lists, cfg.extractor, cfg.max_document_bytes, cfg.strict,
-        dataclasses.asdict(against), sets, dedup,
-    ]  # fmt: skip
+    return [dataclasses.asdict(against), sets]
 
 
 def _files_of(path: str) -> list[str]:
@@ -252,8 +261,7 @@ def _waves(
         return [0] if result_of(dedup) is None else []
 
     def no_tokenizer() -> list[int]:
-        named = cfg.tokenizer.path is not None
-        return [] if named or os.path.exists(tokenizer_file(output, cfg)) else [0]
+        return [0] if lacks_tokenizer(output, cfg) else []
 
     def not_tokenised() -> list[int]:
         return [rank for rank, unit in enumerate(every) if result_of(tokenise.folder(unit)) is None]

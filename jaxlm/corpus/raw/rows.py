@@ -46,6 +46,7 @@ from jaxlm.corpus.readers import (
     some_of,
 )
 from jaxlm.corpus.records import read_records
+from jaxlm.corpus.split import hash_of
 from jaxlm.corpus.text import Tally
 from jaxlm.limits import parse_json
 from jaxlm.paths import is_local
@@ -87,15 +88,6 @@ def _is_new(url: str | None, seen: set[int], account: Account) -> bool:
     if len(seen) < _MAX_URLS:
         seen.add(key)
     return True
-
-
-def hash_of(url: str) -> int:
-    """64 bits, the same in every process."""
-    import hashlib
-
-    return int.from_bytes(
-        hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
-    )
 
 
 def _document(row: _Row, part: RawPart, options: RawOptions, account: Account) -> RawDocument | None:

@@ -64,6 +64,11 @@ def tokenizer_file(output: str, cfg: CorpusConfig) -> str:
     return os.path.join(output, BUILD, "tokenizers", f"{cfg.tokenizer.kind}{size}.model")
 
 
+def lacks_tokenizer(output: str, cfg: CorpusConfig) -> bool:
+    """Whether one is still to be trained."""
+    return cfg.tokenizer.path is None and not os.path.exists(tokenizer_file(output, cfg))
+
+
 class TrainTokenizer(PipelineStep):
     """One task: a tokenizer of the text that is trained on, each source by its weight; nothing where it is there."""
 
@@ -75,11 +80,11 @@ class TrainTokenizer(PipelineStep):
         self.units, self.output, self.dedup, self.cfg = units, output, dedup, cfg
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        path = tokenizer_file(self.output, self.cfg)
-        if self.cfg.tokenizer.path is not None or os.path.exists(path):
+        if not lacks_tokenizer(self.output, self.cfg):
             return
         for name in self.cfg.names:
             _check_not_empty(self.output, self.dedup, name, [u for u in self.units if u.source == name])
+        path = tokenizer_file(self.output, self.cfg)
         make_folder(os.path.dirname(path))
         model = train_tokenizer(self._texts(), self.cfg.tokenizer.kind, self.cfg.tokenizer.vocab_size)
         write_atomic(path, model)
@@ -114,6 +119,7 @@ class Tokenise(PipelineStep):
         self.units, self.output, self.dedup, self.cfg = units, output, dedup, cfg
         self._tokenizer: Tokenizer | None = None
         self._splits: dict[str, Split] = {}
+        self._folders: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tokenizer": None}
@@ -134,7 +140,12 @@ class Tokenise(PipelineStep):
         return self._splits[source]
 
     def folder(self, unit: RawUnit) -> str:
-        """Where the shards of a unit lie."""
+        """Where the shards of a unit lie; to be asked when the copies are chosen. Worked out once in a process."""
+        if unit.key not in self._folders:
+            self._folders[unit.key] = self._folder(unit)
+        return self._folders[unit.key]
+
+    def _folder(self, unit: RawUnit) -> str:
         split = self.split(unit.source)
         gone = sha256(read_npy(removed_file(self.dedup, unit)).tobytes())
         rules = [split.kind, split.fraction, split.threshold, self.tokenizer.sha256, self.cfg.shard_tokens]

@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+import zstandard
+
 from jaxlm.corpus.raw.document import Account
 from jaxlm.corpus.raw.files import RawFile, RawPart, open_bytes
 from jaxlm.corpus.readers import BLOCK_BYTES, FREE_BYTES, MAX_EXPANSION, ZSTD_INPUT_BYTES
@@ -83,7 +85,7 @@ def _unpack(stream: BinaryIO, compression: str) -> Iterator[bytes]:
         while True:
             try:
                 block = member.decompress(rest)
-            except (OSError, zlib.error, EOFError, ValueError, _zstd_error()) as error:
+            except (OSError, zlib.error, EOFError, ValueError, zstandard.ZstdError) as error:
                 raise _Damage(f"broken_{compression}", str(error) or type(error).__name__) from None
             if block:
                 yield block
@@ -94,14 +96,6 @@ def _unpack(stream: BinaryIO, compression: str) -> Iterator[bytes]:
             if not rest and not member.has_more:
                 raise _Damage(f"truncated_{compression}", "the file ends before its compressed data does")
         is_first = False
-
-
-def _zstd_error() -> type[Exception]:
-    try:
-        import zstandard
-    except ImportError:
-        return OSError
-    return zstandard.ZstdError
 
 
 class _Gzip:
@@ -148,8 +142,6 @@ class _Zstandard:
     """In small pieces, since the library has no limit of what comes out."""
 
     def __init__(self):
-        import zstandard
-
         self._inner = zstandard.ZstdDecompressor().decompressobj()
         self._left = b""
 

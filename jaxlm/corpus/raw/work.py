@@ -2,7 +2,7 @@
 
 ```
 OUTPUT/.build/read/<source>-<key>/      documents.jsonl.zst, hashes.npy, exact.npy, signatures.npy, unit.json (last)
-OUTPUT/.build/dedup/<key>/              pairs-<column>.npy, removed-<unit key>.npy, dedup.json (last)
+OUTPUT/.build/dedup/<key>/              pairs-<column>.npy, removed-<unit key>.npy, unit.json (last)
 OUTPUT/.build/tokens/<source>-<key>/    shards, unit.json (last)
 OUTPUT/<source>/                        the corpus that `data.sources.<name>.path` names
 ```
@@ -28,6 +28,7 @@ from typing import Any
 
 from jaxlm.corpus.raw.config import CorpusConfig
 from jaxlm.corpus.raw.files import RawFile, RawPart, cut
+from jaxlm.corpus.split import hash_of
 from jaxlm.data.files import disk_error, make_folder, write_atomic
 from jaxlm.limits import read_json
 from jaxlm.types import JSON_ERRORS
@@ -90,7 +91,7 @@ def _grouped(parts: Iterable[RawPart], unit_bytes: int) -> Iterator[list[RawPart
         size = part.stop - part.start
         group.append(part)
         filled += size
-        chance = int.from_bytes(hashlib.blake2b(part.file.name.encode(), digest_size=8).digest()) / _RANGE
+        chance = hash_of(part.file.name) / _RANGE
         if 2 * size >= unit_bytes or chance * unit_bytes < size or filled >= 4 * unit_bytes:
             yield group
             group, filled = [], 0
