@@ -191,6 +191,7 @@ class DecontaminateStep(AccountedStep):
         self.index = index
 
     def apply(self, document: Document) -> Iterator[Document]:
+        """See AccountedStep."""
         matches = self.index.matches(document.text)
         if self.config.contaminated == "drop":
             first = next(matches, None)

@@ -53,6 +53,7 @@ class FindPairs(PipelineStep):
         self.folder = dedup_folder(output, units, dedup)
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Writes the pairs of column `rank`, [pairs, 2] of uint64."""
         target = pairs_file(self.folder, rank)
         if result_of(self.folder) is not None or os.path.exists(target):
             return
@@ -112,6 +113,7 @@ class ChooseCopies(PipelineStep):
         self.folder = dedup_folder(output, units, dedup)
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Writes the places that go, a file for each unit, and how many there are; removes the pairs."""
         if result_of(self.folder) is not None:
             return
         make_folder(self.folder)

@@ -156,6 +156,7 @@ class _Members:
         return self.base + self.place
 
     def pieces(self) -> Iterator[Piece]:
+        """The pieces of all members, and of each damaged one, last, its damage."""
         magic, open_member, errors, step = (
             self.codec.magic, self.codec.open, self.codec.errors, self.codec.input_bytes,
         )  # fmt: skip

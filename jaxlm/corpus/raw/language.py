@@ -164,6 +164,7 @@ class LanguageStep(AccountedStep):
         self.identifier = LanguageIdentifier(config.language_model, sorted(self.languages) or None)
 
     def apply(self, document: Document) -> Iterator[Document]:
+        """See AccountedStep."""
         stated = short_code(str(document.metadata.get("language") or UNKNOWN))
         is_code = stated.isascii() and stated.isalpha() and stated not in _NO_LANGUAGE
         code, score = (

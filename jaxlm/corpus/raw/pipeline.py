@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -215,6 +216,7 @@ def _files_of(path: str) -> list[str]:
 
 
 def _stamp(path: str) -> list[Any]:
+    """Changes when a file, or one below a folder, may have changed."""
     if not is_local(path):
         return [path]
     try:
@@ -223,6 +225,11 @@ def _stamp(path: str) -> list[Any]:
         raise UserError(
             f"{path}, which the config names, cannot be read ({error.strerror}): give a file that is there."
         ) from None
+    if stat.S_ISDIR(status.st_mode):
+        return [
+            os.path.basename(path),
+            *(_stamp(os.path.join(path, name)) for name in sorted(os.listdir(path))),
+        ]
     return [os.path.basename(path), status.st_size, status.st_mtime_ns]
 
 
@@ -311,6 +318,7 @@ class Finish(PipelineStep):
         self.tokenise, self.left_out = tokenise, left_out
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Writes them, and removes what is of no use to the next build."""
         step = self.tokenise
         manifests = assemble(step)
         found = report.make_report(step, manifests, self.left_out)

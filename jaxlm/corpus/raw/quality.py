@@ -73,6 +73,7 @@ class GopherQuality(GopherQualityFilter):
         self.letters_between_spaces = letters_between_spaces
 
     def filter(self, doc: Document) -> Verdict:
+        """Whether the document is kept, or why not."""
         text = doc.text
         words = words_of(self.language, text)
         if not words:
@@ -152,6 +153,7 @@ class C4Quality(C4QualityFilter):
         """Lines of the last document by the rule that removed them, blank ones apart."""
 
     def filter(self, doc: Document) -> Verdict:
+        """Whether the document is kept, or why not."""
         self.removed = Counter()
         num_sentences, kept = 0, []
         for line in doc.text.splitlines():
@@ -199,6 +201,7 @@ class FineWebQuality(FineWebQualityFilter):
     """datatrove's FineWebQualityFilter with equal decisions; see its arguments."""
 
     def filter(self, doc: Document) -> Verdict:
+        """Whether the document is kept, or why not."""
         lines = [line for line in doc.text.split("\n") if line.strip()]
         if not lines:
             return False, "empty"

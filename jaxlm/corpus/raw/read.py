@@ -75,6 +75,7 @@ class ReadUnits(PipelineStep):
         self._wanted: set[str] | None = None
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Yields them, with where they come from as metadata."""
         unit = self.units[rank]
         self.account.clear()
         if result_of(unit.folder(self.output)) is not None:
@@ -111,6 +112,7 @@ class WriteUnits(PipelineStep):
         self.units, self.output, self.dedup, self.account = units, output, dedup, account
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Writes the folder of unit `rank`."""
         folder = self.units[rank].folder(self.output)
         if result_of(folder) is not None:
             return

@@ -32,6 +32,7 @@ class Repetition(GopherRepetitionFilter):
     """datatrove's GopherRepetitionFilter with equal decisions; see its arguments. Texts without words are dropped."""
 
     def filter(self, doc: Document) -> Verdict:
+        """Whether the document is kept, or why not."""
         text = doc.text
         if not text:
             return False, "empty"

@@ -80,6 +80,7 @@ class TrainTokenizer(PipelineStep):
         self.units, self.output, self.dedup, self.cfg = units, output, dedup, cfg
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Trains it and writes it. Errors: UserError where nothing of a source is left."""
         if not lacks_tokenizer(self.output, self.cfg):
             return
         for name in self.cfg.names:
@@ -153,6 +154,7 @@ class Tokenise(PipelineStep):
         return os.path.join(self.output, BUILD, "tokens", f"{unit.source}-{key}")
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Writes the shards of unit `rank`."""
         unit = self.units[rank]
         folder = self.folder(unit)
         if result_of(folder) is not None:

@@ -59,6 +59,7 @@ class _Reader:
         return self.drop(f"warc_{kind if kind in _OTHER_KINDS else 'unknown'}", record)
 
     def conversion(self, record: Record) -> RawDocument | None:
+        """A page as text, from a record of WET."""
         block = record.block
         if not block:
             return self.drop("no_payload", record)
@@ -100,6 +101,7 @@ class _Reader:
         return None
 
     def page(self, record: Record, body: bytes, charset: str | None, kind: str) -> RawDocument | None:
+        """A page from its bytes, of the media type `kind`."""
         decoded = decode_page(body, charset)
         for note in decoded.notes:
             self.account.changed[note] += 1
@@ -123,6 +125,11 @@ class _Reader:
         licence: str | None = None,
         is_clean: bool | None = None,
     ) -> RawDocument | None:
+        """The document with its provenance; None where nothing is left of it.
+
+        Args:
+          is_clean: whether the text is known to hold no carriage return and no NUL; None: not known.
+        """
         headers = record.headers
         if not text or text.isspace():
             return self.drop("no_text", record)

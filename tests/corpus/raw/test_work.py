@@ -105,3 +105,14 @@ def test_only_what_is_named_is_kept(tmp_path):
         (tmp_path / name).mkdir()
     keep_only(str(tmp_path), {"a", "none"})
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_file_below_a_named_folder_is_watched(tmp_path):
+    from jaxlm.corpus.raw.pipeline import _stamp
+
+    (tmp_path / "lists" / "old").mkdir(parents=True)
+    (tmp_path / "lists" / "old" / "a.jsonl").write_text('{"url": "a.org"}\n')
+    before = _stamp(str(tmp_path / "lists"))
+    assert _stamp(str(tmp_path / "lists")) == before
+    (tmp_path / "lists" / "old" / "a.jsonl").write_text('{"url": "a.org/b"}\n')
+    assert _stamp(str(tmp_path / "lists")) != before
