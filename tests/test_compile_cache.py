@@ -49,10 +49,10 @@ def test_no_flipped_bit_of_a_compiled_program_goes_unnoticed(jit, tmp_path, part
     """Without the seal more than half of them do."""
     x = jnp.arange(8.0)
     expected, path = jit(x), entry(tmp_path)
-    good, rng = path.read_bytes(), random.Random(0)
+    rng = random.Random(0)
     assert said() == []
     for _ in range(4):
-        size = len(good)
+        size = path.stat().st_size  # of this entry: the same program compiled again may be some bytes shorter
         flip(
             path,
             rng.randrange(size - 9) if part == "program" else rng.randrange(size - 9, size),
