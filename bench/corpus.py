@@ -154,7 +154,7 @@ def by_hand(folder: str, output: str, tokenizer: str, workers: int) -> None:
 
 
 def train_tokenizer(path: str) -> None:
-    from jaxlm.data.tokenizer import train_tokenizer as train
+    from jaxlm.data.tokenizer_training import train_tokenizer as train
 
     with open(path, "wb") as file:
         file.write(train(sentences()[:20000], "bpe", 8192))

@@ -24,7 +24,8 @@ from jaxlm.corpus.inputs import find_inputs, plan_units
 from jaxlm.corpus.split import Split
 from jaxlm.corpus.text import ReadOptions, Tally
 from jaxlm.corpus.units import Job, tokenise
-from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from jaxlm.data.tokenizer import SentencePieceTokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 
 
 def rates(texts: list[str], kind: str, vocab_size: int = 8000, rounds: int = 3) -> tuple[float, ...]:

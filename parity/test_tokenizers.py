@@ -8,8 +8,9 @@ import pytest
 import sentencepiece
 import small_tokenizers as small
 
-from jaxlm.data.tokenizer import SentencePieceTokenizer, load_tokenizer, train_tokenizer
+from jaxlm.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from jaxlm.data.tokenizer_hf import HFTokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.infer.text import encode_prompt
 from jaxlm.interop.tokenizer_export import export_tokenizer
 

@@ -19,7 +19,8 @@ from checkpoint_states import data_file, flip
 from jaxlm import processes, run
 from jaxlm.checkpoint_meta import Meta
 from jaxlm.corpus.build import build_corpus
-from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from jaxlm.data.tokenizer import SentencePieceTokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.doctor import data, examine, machine, together
 from jaxlm.doctor.check import Doubt
 from jaxlm.doctor.examine import Examination

@@ -8,7 +8,7 @@ import pytest
 from real_processes import CONFIG, free_port, launch, start, wait_until, write_config
 
 import jaxlm
-from jaxlm.data.tokenizer import train_tokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.report.events import read_events
 
 

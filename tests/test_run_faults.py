@@ -13,7 +13,7 @@ from jaxlm.data import notices as noticing
 from jaxlm.data import shard_reader
 from jaxlm.data.manifest import read_manifest
 from jaxlm.data.shards import TokenStore, write_corpus
-from jaxlm.data.tokenizer import train_tokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.report.events import last_of_each_step, read_events
 
 CONFIG = """

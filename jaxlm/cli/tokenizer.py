@@ -91,7 +91,8 @@ def _at_most(texts: Iterator[str], quota: float | None) -> Iterator[str]:
 
 def _train(args: argparse.Namespace) -> int:
     from jaxlm.data.files import make_folder, write_atomic
-    from jaxlm.data.tokenizer import NUM_RESERVED, SentencePieceTokenizer, train_tokenizer
+    from jaxlm.data.tokenizer import NUM_RESERVED, SentencePieceTokenizer
+    from jaxlm.data.tokenizer_training import train_tokenizer
     from jaxlm.paths import is_local
 
     if args.kind != "char" and args.vocab_size <= NUM_RESERVED:

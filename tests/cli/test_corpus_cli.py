@@ -11,7 +11,7 @@ import pytest
 from jaxlm.cli import corpus as cli
 from jaxlm.data.manifest import read_manifest
 from jaxlm.data.shards import TokenStore
-from jaxlm.data.tokenizer import train_tokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.types import UserError
 
 

@@ -11,7 +11,8 @@ from jaxlm import run as run_lib
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.checkpoint_meta import Meta
 from jaxlm.cli import main as cli
-from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from jaxlm.data.tokenizer import SentencePieceTokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.models.build import build
 from jaxlm.train.config import CheckpointConfig
 

@@ -9,7 +9,8 @@ from small_tokenizers import level
 from jaxlm.cli import tokenizer as cli
 from jaxlm.corpus import embedded
 from jaxlm.corpus.tokenizer_report import Report, script_of
-from jaxlm.data.tokenizer import SentencePieceTokenizer, load_tokenizer, train_tokenizer
+from jaxlm.data.tokenizer import SentencePieceTokenizer, load_tokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.types import UserError
 
 
@@ -47,7 +48,7 @@ def test_train_reads_at_most_max_bytes_evenly(tmp_path, monkeypatch):
         file.writelines(json.dumps({"text": f"{i} " * 100}) + "\n" for i in range(10_000))
     seen = []
     monkeypatch.setattr(
-        "jaxlm.data.tokenizer.train_tokenizer",
+        "jaxlm.data.tokenizer_training.train_tokenizer",
         lambda texts, *a: seen.extend(texts) or train_tokenizer(["a"], "char", 0),
     )
     run("train", "--input", tmp_path / "a.jsonl", "--output", tmp_path / "a.model", "--max-bytes", 300_000)

@@ -10,7 +10,8 @@ import numpy as np
 from jaxlm.corpus import embedded
 from jaxlm.corpus.build import build_corpus
 from jaxlm.data.shards import TokenStore
-from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from jaxlm.data.tokenizer import SentencePieceTokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 
 TOPICS = embedded.texts("embedded:topics")
 

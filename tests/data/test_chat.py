@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from jaxlm.data import chat_worker
 from jaxlm.data.chat import ChatTemplate, Message, open_template, save_chat, saved_chat
-from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from jaxlm.data.tokenizer import SentencePieceTokenizer
 from jaxlm.data.tokenizer_hf import HFTokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.types import UserError
 
 ONE = [Message("user", "Hi"), Message("assistant", "Hello")]

@@ -17,8 +17,8 @@ from jaxlm.data.tokenizer import (
     SentencePieceTokenizer,
     load_tokenizer,
     saved_tokenizer,
-    train_tokenizer,
 )
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.types import UserError
 
 TOPICS = embedded.texts("embedded:topics")

@@ -12,8 +12,9 @@ import small_tokenizers as small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.data.tokenizer import SentencePieceTokenizer, load_tokenizer, saved_tokenizer, train_tokenizer
+from jaxlm.data.tokenizer import SentencePieceTokenizer, load_tokenizer, saved_tokenizer
 from jaxlm.data.tokenizer_hf import HFTokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.infer.text import encode_prompt
 from jaxlm.origin import source_tokenizer
 from jaxlm.types import UserError

@@ -98,7 +98,7 @@ def models() -> list[bytes]:
     """Sentencepiece: BPE and unigram of ours, and one with a normaliser."""
     import sentencepiece
 
-    from jaxlm.data.tokenizer import train_tokenizer
+    from jaxlm.data.tokenizer_training import train_tokenizer
 
     texts = [
         "the quick brown fox jumps over the lazy dog",

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from small_tokenizers import level
 from standin import ByteTokenizer, history_lm
 
-from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from jaxlm.data.tokenizer import SentencePieceTokenizer
 from jaxlm.data.tokenizer_hf import HFTokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.infer.text import REPLACEMENT, TextStream, encode_prompt, generate_text
 from jaxlm.types import UserError
 

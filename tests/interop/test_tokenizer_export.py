@@ -14,8 +14,9 @@ from sentencepiece import sentencepiece_model_pb2
 from small_tokenizers import TEXTS as TRAINED_ON
 from small_tokenizers import level
 
-from jaxlm.data.tokenizer import NUM_RESERVED, SentencePieceTokenizer, train_tokenizer
+from jaxlm.data.tokenizer import NUM_RESERVED, SentencePieceTokenizer
 from jaxlm.data.tokenizer_hf import HFTokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.infer.text import encode_prompt
 from jaxlm.interop.tokenizer_export import export_tokenizer
 from jaxlm.types import UserError

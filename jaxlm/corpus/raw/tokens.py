@@ -25,7 +25,8 @@ from jaxlm.data.files import make_folder, write_atomic
 from jaxlm.data.manifest import is_corpus, make_manifest, read_manifest, write_manifest
 from jaxlm.data.npy import read_npy
 from jaxlm.data.shards import CHUNK_TOKENS, join_shards
-from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.types import UserError
 
 TOKENS_VERSION = 1
