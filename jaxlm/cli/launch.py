@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.types import UserError
@@ -181,7 +180,7 @@ def _local(args: argparse.Namespace, target: Target, num: int | None) -> int:
 
 
 def _up(platform: str, args: argparse.Namespace, target: Target) -> int:
-    from jaxlm.launch import gke, programs, ray, skypilot, slurm, tpu
+    from jaxlm.launch import gke, programs, ray_jobs, skypilot, slurm, tpu
     from jaxlm.launch.job import check_config, check_together, check_workdir
 
     job = _job(args, target)
@@ -191,7 +190,7 @@ def _up(platform: str, args: argparse.Namespace, target: Target) -> int:
     elif platform in ("gke", "xpk"):
         machines = gke.make_machines(target, platform)
     else:
-        machines = {"skypilot": skypilot, "slurm": slurm, "ray": ray}[platform].make_machines(target)
+        machines = {"skypilot": skypilot, "slurm": slurm, "ray": ray_jobs}[platform].make_machines(target)
     check_together(job, machines.num_hosts)
     check_workdir(job, machines.num_hosts, shared_disk=platform in ("slurm", "ray", "skypilot"))
     if not args.skip_config_check:
@@ -203,11 +202,13 @@ def _up(platform: str, args: argparse.Namespace, target: Target) -> int:
     elif platform == "xpk":
         launch = gke.xpk(target, job, machines)
     else:
-        launch = {"skypilot": skypilot, "slurm": slurm, "ray": ray}[platform].up(target, job, machines)
+        launch = {"skypilot": skypilot, "slurm": slurm, "ray": ray_jobs}[platform].up(target, job, machines)
     if args.manifest:
         if launch.manifest is None:
             raise UserError(f"--on={platform} has no manifest: it is gke, skypilot and slurm that have.")
-        print(launch.manifest, end="")
+        first, rest = launch.manifest.split("\n", 1)
+        made = f"# {' '.join(_own_command(args).split())}"
+        print("\n".join([first, made, rest] if first.startswith("#!") else [made, first, rest]), end="")
         return 0
     if not args.execute:
         return _print(launch, args)
@@ -220,7 +221,7 @@ def _up(platform: str, args: argparse.Namespace, target: Target) -> int:
 
 def _about(platform: str, args: argparse.Namespace, target: Target) -> Launch:
     """What says, shows or deletes what was launched before."""
-    from jaxlm.launch import gke, ray, skypilot, slurm, tpu
+    from jaxlm.launch import gke, ray_jobs, skypilot, slurm, tpu
 
     action = "status" if args.status else "logs" if args.logs else "delete"
     if platform == "tpu":
@@ -229,7 +230,9 @@ def _about(platform: str, args: argparse.Namespace, target: Target) -> Launch:
         if action == "delete":
             return gke.xpk_delete(target)
         platform = "gke"  # what xpk makes is a JobSet
-    return getattr({"gke": gke, "skypilot": skypilot, "slurm": slurm, "ray": ray}[platform], action)(target)
+    return getattr({"gke": gke, "skypilot": skypilot, "slurm": slurm, "ray": ray_jobs}[platform], action)(
+        target
+    )
 
 
 def _print(launch: Launch, args: argparse.Namespace) -> int:
@@ -241,10 +244,13 @@ def _print(launch: Launch, args: argparse.Namespace) -> int:
 
 
 def _own_command(args: argparse.Namespace) -> str:
-    """This command line, without --execute, as one can paste it."""
-    argv = (
-        [arg for arg in sys.argv[1:] if arg != "--execute"]
-        if sys.argv[1:2] == ["launch"]
-        else ["launch", f"--on={args.on}"]
-    )
-    return shlex.join(["jaxlm", *argv])
+    """This command line, without --execute and --manifest, as one can paste it."""
+    argv = [f"--on={args.on}", *([f"--target={args.target}"] if args.target else [])]
+    for name in (*_TEXTS, "slices", "max-restarts"):
+        if (value := getattr(args, name.replace("-", "_"))) is not None:
+            argv.append(f"--{name}={value}")
+    for name in ("internal-ips", "keep", "skip-config-check", "status", "logs", "delete"):
+        if getattr(args, name.replace("-", "_")):
+            argv.append(f"--{name}")
+    argv += [f"--env={text}" for text in args.env] + [f"--secret={text}" for text in args.secret]
+    return shlex.join(["jaxlm", "launch", *argv, *(["--", *args.job] if args.job else [])])

@@ -65,7 +65,7 @@ class Accelerator(NamedTuple):
         return self.shape is not None
 
     @property
-    def count(self) -> int:
+    def name_count(self) -> int:
         """In a name of Google Cloud: TensorCores where a chip has two, else chips."""
         return self.chips_per_slice * self.chip.num_cores
 
@@ -77,7 +77,9 @@ class Accelerator(NamedTuple):
         usual = next(shape for shape in usual_shapes(self.chip.name) if math.prod(shape) == self.chips_per_slice) \
             if self.chip.slices.has(self.chips_per_slice) else None  # fmt: skip
         return (
-            f"{self.chip.name}-{self.count}" if usual == self.shape else f"{self.chip.name}:{self.topology}"
+            f"{self.chip.name}-{self.name_count}"
+            if usual == self.shape
+            else f"{self.chip.name}:{self.topology}"
         )
 
     @property
@@ -120,7 +122,7 @@ class Accelerator(NamedTuple):
     @property
     def accelerator_type(self) -> str | None:
         """Of one slice, for gcloud: v5litepod-256."""
-        return None if self.names.gcloud is None else f"{self.names.gcloud}-{self.count}"
+        return None if self.names.gcloud is None else f"{self.names.gcloud}-{self.name_count}"
 
     def __str__(self) -> str:
         slices = f"{self.num_slices} x " if self.num_slices > 1 else ""

@@ -2,8 +2,8 @@
 
 All pods are started again together when one ends before its time (the JobSet's failure policy); not after exit codes
 that mean a mistake (a pod failure policy). On TPUs, GKE tells every pod the names of the others, and of several slices
-which one it is in (TPU_WORKER_HOSTNAMES, MEGASCALE_...); on GPUs the manifest says so itself, by the names that pods of a
-JobSet have.
+which one it is in (TPU_WORKER_HOSTNAMES, MEGASCALE_...); on GPUs the manifest says so itself, by the names that pods of
+a JobSet have.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def manifest(target: Target, job: Job, machines: Accelerator) -> dict[str, Any]:
         "metadata": metadata,
         "spec": {
             "failurePolicy": {
-                "maxRestarts": MAX_RESTARTS if target.max_restarts is None else target.max_restarts,
+                "maxRestarts": _max_restarts(target),
                 "rules": [
                     {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
                 ],
@@ -184,6 +184,10 @@ def manifest(target: Target, job: Job, machines: Accelerator) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _max_restarts(target: Target) -> int:
+    return MAX_RESTARTS if target.max_restarts is None else target.max_restarts
 
 
 def _pod(target: Target, job: Job, machines: Accelerator) -> dict[str, Any]:
@@ -296,7 +300,7 @@ def xpk(target: Target, job: Job, machines: Accelerator) -> Launch:
             f"--device-type={machines.names.xpk}-{machines.chips_per_host}",
             f"--num-nodes={machines.num_hosts}",
         ]
-    argv += [f"--docker-image={target.image}", f"--max-restarts={MAX_RESTARTS if target.max_restarts is None else target.max_restarts}",
+    argv += [f"--docker-image={target.image}", f"--max-restarts={_max_restarts(target)}",
              # Besides 42 and 127 to 255: a traceback, and a run that stood still.
              "--restart-on-exit-codes=1,75", f"--termination-grace-period-seconds={GRACE_S}"]  # fmt: skip
     argv += {"spot": ["--spot"], "reserved": [f"--reservation={target.reservation}"], "on-demand": []}[

@@ -32,8 +32,8 @@ RULES = {
     "zone": Rule(r"[a-z]+-[a-z]+\d+-[a-z]", "a zone of Google Cloud, such as us-west4-a"),
     "project": Rule(
         r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]",
-        "the ID of a project of Google Cloud: 6 to 30 lower case letters, digits and dashes (not its name, which may have "
-        "spaces)",
+        "the ID of a project of Google Cloud: 6 to 30 lower case letters, digits and dashes (not its name, which may "
+        "have spaces)",
     ),
     "cluster": Rule(rf"(?=.{{1,63}}$){_DNS}", "the name of a GKE cluster"),
     "namespace": Rule(_DNS_63, "the name of a Kubernetes namespace"),

@@ -67,7 +67,7 @@ def command(max_restarts: int, job: Sequence[str]) -> list[str]:
 
 def meeting_point() -> str:
     """Address of this machine, and a port that is free on it."""
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     with socket.socket() as probe:
         probe.bind(("", 0))
@@ -81,9 +81,11 @@ def run(argv: Sequence[str], values: dict[str, str]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Returns the first exit code that is not 0, of the machine with the lowest number."""
-    import ray
-    from ray.util.placement_group import placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray.util.placement_group import placement_group  # pyright: ignore[reportMissingImports]
+    from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImports]
+        PlacementGroupSchedulingStrategy,
+    )
 
     args = arguments(argv)
     ray.init(address="auto")

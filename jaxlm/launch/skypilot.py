@@ -61,7 +61,7 @@ def task(target: Target, job: Job, machines: Accelerator) -> dict[str, Any]:
     if (infra := target.infra or _infra(target)) is not None:
         resources["infra"] = infra
     if machines.is_tpu:
-        resources["accelerators"] = f"{machines.names.skypilot}-{machines.count}"
+        resources["accelerators"] = f"{machines.names.skypilot}-{machines.name_count}"
         resources["accelerator_args"] = {"runtime_version": target.runtime_version or machines.names.runtime}
     else:
         resources["accelerators"] = f"{machines.names.skypilot}:{machines.chips_per_host}"

@@ -56,7 +56,7 @@ class Policy:
 class End(NamedTuple):
     """Of one process."""
 
-    index: int
+    process: int
     code: int
     """As of subprocess: negative for a signal."""
 
@@ -69,13 +69,13 @@ def exit_code(code: int) -> int:
 def describe(end: End) -> str:
     """In words: process 1 ended by SIGKILL."""
     if end.code < 0:
-        return f"process {end.index} was ended by {signal.Signals(-end.code).name}"
+        return f"process {end.process} was ended by {signal.Signals(-end.code).name}"
     words = {
         143: "was told to stop (143), its step saved",
         75: "stood still, or lost another process (75)",
         0: "is done (0)",
     }
-    return f"process {end.index} {words.get(end.code, f'ended with code {end.code}')}"
+    return f"process {end.process} {words.get(end.code, f'ended with code {end.code}')}"
 
 
 def cause(ends: Sequence[End]) -> End:

@@ -108,7 +108,7 @@ def make_pod(target: Target) -> Pod:
             f"accelerator={target.accelerator} is no accelerator of Cloud TPU queued resources: use {where}."
         )
     if machines.name.partition(":")[2]:
-        usual = f"{machines.chip.name}-{machines.count}"
+        usual = f"{machines.chip.name}-{machines.name_count}"
         raise UserError(
             f"accelerator={target.accelerator}: gcloud asks for slices by their number of chips, and "
             f"gives {usual} the usual "

@@ -8,6 +8,7 @@ new TPUs when the old ones were taken away.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 import subprocess
@@ -71,9 +72,8 @@ class Controller:
                         "minutes. Try another "
                         "zone, or capacity: on-demand."
                     )
-                self._say(
-                    f"the TPUs were taken away (restart {lost} of {self._pod.target.restarts_in_a_row}); asking for new ones"
-                )
+                most = self._pod.target.restarts_in_a_row
+                self._say(f"the TPUs were taken away (restart {lost} of {most}); asking for new ones")
 
     def state(self) -> str | None:
         """Of the queued resource; None: there is none."""
@@ -182,7 +182,7 @@ class Controller:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert process.stdout is not None
         try:
-            while chunk := process.stdout.read1(1 << 16):
+            while chunk := os.read(process.stdout.fileno(), 1 << 16):
                 self._shown_bytes += len(chunk)
                 sys.stdout.write(printable(chunk.decode(errors="replace")))
                 sys.stdout.flush()
