@@ -215,7 +215,7 @@ def _up(platform: str, args: argparse.Namespace, target: Target) -> int:
     if pod is not None:
         from jaxlm.launch.tpu_run import Controller
 
-        return Controller(pod, job, _own_command(args), keep=args.keep).up()
+        return Controller(pod, job, _own_command(args, execute=True), keep=args.keep).up()
     return programs.execute(launch)
 
 
@@ -243,8 +243,8 @@ def _print(launch: Launch, args: argparse.Namespace) -> int:
     return 0
 
 
-def _own_command(args: argparse.Namespace) -> str:
-    """This command line, without --execute and --manifest, as one can paste it."""
+def _own_command(args: argparse.Namespace, *, execute: bool = False) -> str:
+    """This command line as one can paste it, without --manifest."""
     argv = [f"--on={args.on}", *([f"--target={args.target}"] if args.target else [])]
     for name in (*_TEXTS, "slices", "max-restarts"):
         if (value := getattr(args, name.replace("-", "_"))) is not None:
@@ -252,5 +252,6 @@ def _own_command(args: argparse.Namespace) -> str:
     for name in ("internal-ips", "keep", "skip-config-check", "status", "logs", "delete"):
         if getattr(args, name.replace("-", "_")):
             argv.append(f"--{name}")
+    argv += ["--execute"] if execute else []
     argv += [f"--env={text}" for text in args.env] + [f"--secret={text}" for text in args.secret]
     return shlex.join(["jaxlm", "launch", *argv, *(["--", *args.job] if args.job else [])])

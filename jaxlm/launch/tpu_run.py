@@ -27,14 +27,13 @@ from jaxlm.types import UserError
 
 STEADY_S = 600.0
 """A run that was up for as long has got on: restarts are counted anew."""
-_NOT_FOUND = re.compile(r"NOT_FOUND|was not found|not found")
 
 
 class Controller:
     """One queued resource, and the run on it.
 
     Args:
-      own_command: that is to be named in messages, without `--execute`.
+      own_command: that is to be named in messages.
       keep: whether the TPUs stay when the run is done.
       poll_s: between two looks at the state.
     """
@@ -83,11 +82,7 @@ class Controller:
         try:
             text = programs.capture("Looking at the queued resource", self._pod.describe(as_json=True))
         except ProgramFailed as error:
-            if (
-                self._pod.name in error.said
-                and _NOT_FOUND.search(error.said)
-                and "roject" not in _reason(error.said)
-            ):
+            if re.search(rf"queuedResources/{re.escape(self._pod.name)}\b.*not found", error.said, re.S):
                 return None, {}
             raise
         try:
@@ -221,7 +216,7 @@ class Controller:
             try:
                 state, found = self._described()
             except UserError:
-                state, found = "in an unknown state", {}
+                raise error from None  # nothing can be asked
             if state is None:
                 raise UserError(f"{error} Nothing is left behind.") from None
             nodes = [str(node.get("nodeId", "")) for node in found.get("tpu", {}).get("nodeSpec", [])]
@@ -229,7 +224,7 @@ class Controller:
             raise UserError(
                 f"{error} What exists: the queued resource {self._pod.name}, {state}{named}. "
                 f"{self._delete_command} deletes it; "
-                f"`{self._own} --execute` goes on with it."
+                f"`{self._own}` goes on with it."
             ) from None
 
     def _do(self, command: Command) -> None:
@@ -238,10 +233,6 @@ class Controller:
 
     def _say(self, line: str) -> None:
         print(f"jaxlm launch: {line}", file=sys.stderr, flush=True)
-
-
-def _reason(said: str) -> str:
-    return next((line for line in said.splitlines() if "ERROR" in line), said)
 
 
 def _failure(found: dict[str, Any]) -> str:

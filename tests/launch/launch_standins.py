@@ -85,7 +85,7 @@ if sys.argv[1] == "venv":
     program = Path(sys.argv[-1]) / "bin" / "jaxlm"
     program.parent.mkdir(parents=True)
     (program.parent / "python").symlink_to(sys.executable)
-    program.write_text("#!/bin/sh\nexec " + sys.executable + " $STANDIN/jaxlm.py \"$@\"\n")
+    program.write_text("#!/bin/sh\nexec " + sys.executable + " $STANDIN/on_machine.py \"$@\"\n")
     program.chmod(0o755)
 else:
     print("installed", *sys.argv[5:])
@@ -110,7 +110,7 @@ def write_cloud(folder: Path, *, hosts: int, jaxlm: str) -> None:
     install(folder, "gcloud", GCLOUD)
     install(folder, "uv", UV)
     (folder / "hosts").write_text(str(hosts))
-    (folder / "jaxlm.py").write_text(textwrap.dedent(jaxlm))
+    (folder / "on_machine.py").write_text(textwrap.dedent(jaxlm))
 
 
 def calls(folder: Path) -> list[list[str]]:

@@ -10,6 +10,7 @@ from jaxlm.launch.job import Job
 from jaxlm.launch.supervisor import Policy
 from jaxlm.launch.target import Target
 
+
 def test_a_mistake_of_the_command_is_said_once_and_not_tried_again(tmp_path, capfd):
     job = Job(("train", "--config=quickstart", f"--workdir={tmp_path}", "--config.nokey=1"))
     code = local.execute(job, None, Target(), Policy())
@@ -20,7 +21,15 @@ def test_a_mistake_of_the_command_is_said_once_and_not_tried_again(tmp_path, cap
 
 
 def test_dry_run_prints_the_processes_and_starts_none(jaxlm, tmp_path):
-    code, out, _ = jaxlm("launch", "--on=local:2", "--env=A=it's", "--", "train", "--config=quickstart", f"--workdir={tmp_path}/x")
+    code, out, _ = jaxlm(
+        "launch",
+        "--on=local:2",
+        "--env=A=it's",
+        "--",
+        "train",
+        "--config=quickstart",
+        f"--workdir={tmp_path}/x",
+    )
     assert code == 0
     subprocess.run(["bash", "-n"], input=out, text=True, check=True)
     lines = [line for line in out.splitlines() if "JAX_PROCESS_ID" in line]

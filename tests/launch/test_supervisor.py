@@ -10,7 +10,9 @@ import pytest
 
 from jaxlm.launch.supervisor import FINAL, End, Policy, Supervisor, cause, describe, exit_code
 
-QUICK = Policy(max_restarts=3, first_pause_s=0.01, longest_pause_s=0.02, settle_s=0.2, saving_s=5, stopping_s=1)
+QUICK = Policy(
+    max_restarts=3, first_pause_s=0.01, longest_pause_s=0.02, settle_s=0.2, saving_s=5, stopping_s=1
+)
 
 
 def shell(script):
