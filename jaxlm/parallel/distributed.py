@@ -106,7 +106,9 @@ def _of_skypilot(cluster: Cluster, environ: Mapping[str, str]) -> Cluster:
     """With what SkyPilot tells every node: the addresses of all, the first of them process 0's, and its own place."""
     nodes, rank = environ[SKYPILOT[0]].split(), environ[SKYPILOT[1]]
     if not rank.isdecimal() or int(rank) >= len(nodes):
-        raise UserError(f"{SKYPILOT[1]}={rank!r} must be a number below {len(nodes)}, the addresses in {SKYPILOT[0]}.")
+        raise UserError(
+            f"{SKYPILOT[1]}={rank!r} must be a number below {len(nodes)}, the addresses in {SKYPILOT[0]}."
+        )
     port = environ.get("JAX_COORDINATOR_PORT", str(COORDINATOR_PORT))
     return replace(
         cluster,

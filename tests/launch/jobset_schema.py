@@ -1,7 +1,7 @@
 """The JobSet that `jaxlm launch` writes, as JSON Schema: the API jobset.x-k8s.io/v1alpha2, strict about unknown fields.
 
-From api/jobset/v1alpha2/jobset_types.go of kubernetes-sigs/jobset (read 2026-11-26). The inner Job is checked against the
-schema of Kubernetes itself.
+From api/jobset/v1alpha2/jobset_types.go of kubernetes-sigs/jobset (read 2026-11-26). The inner Job is checked against
+the schema of Kubernetes itself.
 """
 
 _NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63}

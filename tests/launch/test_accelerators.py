@@ -46,7 +46,7 @@ def test_a_name_means_its_machines(name, topology, slices, said):
         ("h100x12", None, 1, "nearest: h100x16, h100x8"),
         ("h100", None, 1, "did you mean h100x"),
         ("H100X8", None, 1, "did you mean h100x"),
-        ("v5e-256", "4x4", 1, "counts 256 chips, but topology=4x4 has 16: leave topology out, or write accelerator=v5e-16"),
+        ("v5e-256", "4x4", 1, "topology=4x4 has 16: leave topology out, or write accelerator=v5e-16"),
         ("v5p-128", "4x4x8", 1, "TensorCores, two a chip, but topology=4x4x8 has 256"),
         ("v5e:16x16", "4x4", 1, "name two shapes"),
         ("v5e-16", "3x5", 1, "v5e has no such slice; nearest: v5e-16, v5e-8, v5e-32"),

@@ -1,4 +1,7 @@
-"""`jaxlm launch --on=local:N`: what processes get, and what is refused. That a run survives SIGKILL: test_processes.py."""
+"""`jaxlm launch --on=local:N`: what processes get, and what is refused.
+
+That a run survives SIGKILL: test_processes.py.
+"""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""A target is checked key by key: a typo gets the nearest key, a name cannot be more than a name, a secret stays out."""
+"""A target is checked key by key: a typo gets the nearest key, a name is no more than a name, a secret stays out."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_a_file_and_flags_make_a_target_and_flags_win(tmp_path):
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("acelerator: v5e-16", "'acelerator' is not one of .*did you mean 'accelerator'"),
+        ("accelerators: v5e-16", "'accelerators' is not one of .*did you mean 'accelerator'"),
         ("zone: [a]", r"zone=\['a'\] has to be a zone of Google Cloud"),
         ("zone: us-west4", "zone='us-west4' has to be a zone"),
         ("project: My Project", "has to be the ID of a project"),

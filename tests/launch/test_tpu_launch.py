@@ -1,4 +1,4 @@
-"""`jaxlm launch --on=tpu --execute` against a gcloud that keeps machines in a folder, and runs there what it is sent."""
+"""`jaxlm launch --on=tpu --execute`: gcloud stands in; it keeps machines in a folder, and runs there what is sent."""
 
 import json
 import os
@@ -130,6 +130,10 @@ def test_the_wait_can_be_interrupted_and_says_what_goes_on(cloud, tmp_path):
     assert "queued-resources delete pod" in err
 
 
+QR = "gcloud.compute.tpus.queued-resources"
+GONE = "Nothing is left behind."
+
+
 def refuse(folder, verb, text):
     (folder / f"refuse-{verb}").write_text(text)
 
@@ -137,16 +141,17 @@ def refuse(folder, verb, text):
 @pytest.mark.parametrize(
     ("verb", "text", "rule", "left"),
     [
-        ("create", "ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepod' has been "
-         "exceeded. Limit: 0 in region us-west4.", "the project's quota does not allow it", "Nothing is left behind."),
-        ("create", "ERROR: (gcloud) PERMISSION_DENIED: Permission 'tpu.nodes.create' denied", "needs the role TPU Admin",
-         "Nothing is left behind."),
-        ("describe", "ERROR: (gcloud) NOT_FOUND: Project 'my-project' was not found.", "no such project for this account", ""),
-        ("describe", "ERROR: (gcloud.x) You do not currently have an active account selected.", "gcloud auth login", ""),
-        ("storage buckets describe", "ERROR: (gcloud.storage.buckets.describe) gs://my-bucket not found: 404.",
+        ("create", f"ERROR: ({QR}.create) RESOURCE_EXHAUSTED: Quota limit 'TPUV5s' has been exceeded.",
+         "the project's quota does not allow it", GONE),
+        ("create", "ERROR: (gcloud) PERMISSION_DENIED: Permission 'tpu.nodes.create' denied",
+         "needs the role TPU Admin", GONE),
+        ("describe", "ERROR: (gcloud) NOT_FOUND: Project 'my-project' was not found.",
+         "no such project for this account", ""),
+        ("describe", f"ERROR: ({QR}) You do not currently have an active account selected.", "gcloud auth login", ""),
+        ("storage buckets describe", "ERROR: (gcloud.storage) gs://my-bucket not found: 404.",
          "the bucket is not there, or may not be used", ""),
-        ("storage buckets describe", "ERROR: me@x.y does not have permission to access b instance [my-bucket] (or it may not "
-         "exist): storage.buckets.get access", "the bucket is not there, or may not be used", ""),
+        ("storage buckets describe", "ERROR: me@x.y does not have permission to access instance [my-bucket] (or it may "
+         "not exist): storage.buckets.get access", "the bucket is not there, or may not be used", ""),
         ("scp", "ERROR: (gcloud.scp) [/usr/bin/scp] exited with return code [1].", "Copy the wheel failed",
          "What exists: the queued resource pod, ACTIVE with pod. `gcloud compute tpus queued-resources delete pod"),
     ],
