@@ -62,6 +62,10 @@ elif verb in ("ssh", "scp"):
     if not state.exists() or state.read_text() != "ACTIVE":
         print("ERROR: (gcloud.ssh) the machine does not answer", file=sys.stderr)
         sys.exit(255)
+    if "tail" in flags.get("command", "") and (here / "cut").exists():
+        (here / "cut").unlink()
+        print("what was shown before the connection was cut", flush=True)
+        sys.exit(255)
     hosts = int((here / "hosts").read_text()) * int((here / "nodes").read_text())
     for index in range(hosts if flags["worker"] == "all" else 1):
         home = here / f"home-{index}"

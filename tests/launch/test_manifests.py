@@ -131,7 +131,7 @@ def check_jobset(document):
 def test_a_jobset_has_a_job_for_each_slice_and_a_pod_for_each_machine(
     jaxlm, flags, jobs, hosts, limit, selector
 ):
-    job = [*JOB[:-1], "--config.data.global_batch_size=768"]
+    job = [*JOB[:-1], "--config.data.global_batch_size=768", "--config.tokenizer.path=$(HOME)/a"]
     document = yaml.safe_load(manifest(jaxlm, *GKE, *flags, "--queue=lq", "--capacity=spot", *ENV, job=job))
     check_jobset(document)
     (replicated,) = document["spec"]["replicatedJobs"]
@@ -147,6 +147,7 @@ def test_a_jobset_has_a_job_for_each_slice_and_a_pod_for_each_machine(
     several = hosts > 1 and "google.com/tpu" in limit
     assert ("annotations" in document["metadata"]) == several
     # kubelet would replace $(HOME), and reads $$ as $
+    assert "--config.tokenizer.path=$$(HOME)/a" in container["args"]
     assert {"name": "GREETING", "value": 'it\'s $$(HOME) "x"'} in container["env"]
     assert {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "token"}}} in container[
         "env"

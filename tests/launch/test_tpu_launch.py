@@ -90,6 +90,20 @@ def test_tpus_that_were_taken_away_are_asked_for_again(cloud, jaxlm):
     assert verbs(folder)[-1] == "delete"
 
 
+def test_a_connection_that_is_cut_is_taken_up_again(cloud, jaxlm):
+    folder = cloud(
+        "import time\ntime.sleep(1.5)\nprint('the end of the log, in many words, longer than what was shown')\n",
+        hosts=1,
+    )
+    (folder / "cut").touch()
+    code, out, err = launch(jaxlm, accelerator="v5e-8")
+    assert code == 0, err
+    assert out.startswith("what was shown before the connection was cut\n")
+    assert out.endswith(" was shown\n")  # from the byte on where it was left
+    assert verbs(folder).count("create") == 1
+    assert "started anew" not in err
+
+
 def test_a_run_that_fails_keeps_its_machines_and_its_code(cloud, jaxlm):
     folder = cloud("import sys\nprint('jaxlm: error: no such key')\nsys.exit(2)\n", hosts=1)
     code, out, err = launch(jaxlm, accelerator="v5e-8")
