@@ -1,24 +1,21 @@
 #!/usr/bin/env bash
-# Trains on a Slurm cluster, one process per node with all its GPUs: sbatch launch/slurm.sh --config.seed=1
-#
-# Fill in: nodes and GPUs below, and the partition of your cluster
-#          CONFIG   a file of configs/
-#          WORKDIR  a folder on a disk that all nodes share; the same command continues the run
-# Once before: python3 -m venv .venv && .venv/bin/pip install -e '.[cuda]', on a shared disk.
-#
-#SBATCH --job-name=jaxlm
+# jaxlm launch --on=slurm --target=launch/h100x16.yaml -- train --config=quickstart --workdir=/shared/runs/mine
+# h100x16: 16 chips in 2 machines. The same script goes on with the run.
+#SBATCH --job-name=mine
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --time=24:00:00
-#SBATCH --signal=TERM@120
+#SBATCH --signal=TERM@300
 #SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=mine-%j.log
 set -euo pipefail
-
-CONFIG=${CONFIG:-quickstart}
-WORKDIR=${WORKDIR:-runs/slurm}
-
+cd /shared/jaxlm
 # JAX would give each task one GPU; here a task has all of its node.
-export JAX_LOCAL_DEVICE_IDS=${JAX_LOCAL_DEVICE_IDS:-0,1,2,3,4,5,6,7}
-
-exec srun --kill-on-bad-exit=1 .venv/bin/jaxlm train --config="$CONFIG" --workdir="$WORKDIR" "$@"
+export JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7
+code=0
+srun --kill-on-bad-exit=1 .venv/bin/jaxlm launch --on=local --execute --max-restarts=10 -- train --config=quickstart --workdir=/shared/runs/mine || code=$?
+# Told to stop, with the step saved: the job goes on when it has nodes again.
+if [ "$code" -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$code"

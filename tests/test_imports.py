@@ -16,6 +16,7 @@ LAYERS = (
     {"cli"},
     {
         "doctor",
+        "launch",
         "origin",
         "run",
         "run_bad_steps",
@@ -70,7 +71,8 @@ def is_light(module: str) -> bool:
         "jaxlm.run",
         "jaxlm.runconfig",
     }
-    return module in light or module.startswith(("jaxlm.cli.", "jaxlm.plan.")) or module.endswith(".config")
+    packages = ("jaxlm.cli.", "jaxlm.launch.", "jaxlm.plan.")
+    return module in light or module.startswith(packages) or module.endswith(".config")
 
 
 def name_of(path: Path, package: Path) -> str:

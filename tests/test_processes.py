@@ -5,8 +5,10 @@ How it starts, and whom it waits for: test_processes_start.py.
 
 import shutil
 import signal
+import time
 
 import numpy as np
+import psutil
 import pytest
 from checkpoint_states import flip
 from real_processes import free_port, launch, start, wait_until, write_config
@@ -223,3 +225,29 @@ def test_two_processes_roll_back_as_one_does(config, tmp_path):
         told.append([(e["event"], e["step"]) for e in events if e["event"] in ("bad_step", "rollback")])
     assert told[0] == told[1]
     assert "rollback" in {name for name, _ in told[0]}
+
+
+def test_a_supervisor_starts_a_run_again_whose_process_was_killed_and_it_ends_the_same(two, config, tmp_path):
+    """`jaxlm launch --on=local:2`, which runs on every machine of a pod as well."""
+    workdir = tmp_path / "run"
+    argv = ["--on=local:2", "--execute", "--", "train", config, f"--workdir={workdir}"]
+    supervisor = start(argv, 2, command="launch")
+    try:
+        events = workdir / "events.jsonl"
+        end = time.monotonic() + 240
+        while not (events.exists() and '"event": "save"' in events.read_text()):
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        children = psutil.Process(supervisor.pid).children()
+        victim = next(child for child in children if child.environ()["JAX_PROCESS_ID"] == "1")
+        victim.kill()
+        _, err = supervisor.communicate(timeout=240)
+    finally:
+        supervisor.kill()
+        supervisor.communicate()
+    assert supervisor.returncode == 0, err
+    assert "jaxlm launch: process 1 was ended by SIGKILL; restart 1 of 10 in 1 s." in err
+    assert [event["event"] for event in read_events(events)].count("start") == 2
+    (steps, scores), (expected_steps, expected_scores) = curve(workdir), curve(two[0])
+    np.testing.assert_array_equal(steps, expected_steps)
+    assert scores == expected_scores

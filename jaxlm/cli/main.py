@@ -6,8 +6,8 @@ JAX before it starts to work: help and mistakes answer at once.
 
 Exit codes: 0 done; 2 a mistake of the user's, one line on stderr; 3 done, but for records that could not be read;
 4 compiled, but it does not fit; 5 replayed, but what happened did not come again; 75 stood still for
-train.step_timeout_s, to be started again; 130 interrupted; 141 the reader of stdout left; 143 ended by SIGTERM, the
-step saved.
+train.step_timeout_s, or lost another process of the run, to be started again; 130 interrupted; 141 the reader of stdout
+left; 143 ended by SIGTERM, the step saved.
 Any other exception is a bug, and keeps its traceback.
 """
 

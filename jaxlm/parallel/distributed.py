@@ -23,6 +23,9 @@ from jaxlm.types import UserError
 
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+SKYPILOT = ("SKYPILOT_NODE_IPS", "SKYPILOT_NODE_RANK")
+COORDINATOR_PORT = 8482
+"""Where nobody says another (JAX_COORDINATOR_PORT): the one that JAX has on TPUs."""
 _WAY_OUT = "--coordinator=HOST:PORT, --num-processes and --process-id (or their JAX_... variables)"
 
 _abandoned: list[Any] = []
@@ -92,9 +95,27 @@ def detect(environ: Mapping[str, str]) -> str | None:
             return "GKE with TPUs" if several else None
         if "TPU_SKIP_MDS_QUERY" not in environ:
             return "Cloud TPU"
+    if all(name in environ for name in SKYPILOT) and len(environ[SKYPILOT[0]].split()) > 1:
+        return "SkyPilot"
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(environ):
         return "Kubernetes Job" if importlib.util.find_spec("kubernetes") else None
     return None
+
+
+def _of_skypilot(cluster: Cluster, environ: Mapping[str, str]) -> Cluster:
+    """With what SkyPilot tells every node: the addresses of all, the first of them process 0's, and its own place."""
+    nodes, rank = environ[SKYPILOT[0]].split(), environ[SKYPILOT[1]]
+    if not rank.isdecimal() or int(rank) >= len(nodes):
+        raise UserError(
+            f"{SKYPILOT[1]}={rank!r} must be a number below {len(nodes)}, the addresses in {SKYPILOT[0]}."
+        )
+    port = environ.get("JAX_COORDINATOR_PORT", str(COORDINATOR_PORT))
+    return replace(
+        cluster,
+        coordinator=cluster.coordinator or f"{nodes[0]}:{port}",
+        num_processes=len(nodes) if cluster.num_processes is None else cluster.num_processes,
+        process_id=int(rank) if cluster.process_id is None else cluster.process_id,
+    )
 
 
 def _has_tpu() -> bool:
@@ -125,6 +146,8 @@ def connect(cluster: Cluster = Cluster()) -> str:
                 f"{' and '.join(missing)} must be given too: no launcher was detected that would tell. "
                 f"Give {_WAY_OUT}; for a single process, none of them."
             )
+    if found == "SkyPilot":
+        cluster = _of_skypilot(cluster, os.environ)
     if cluster.process_id == 0 and cluster.coordinator is not None:
         _check_free(cluster.coordinator)
     problem = _initialize(cluster)
@@ -235,7 +258,7 @@ def leave(error: BaseException) -> NoReturn:
     """Ends this process of several because of an error, with one line or, for a bug, its traceback.
 
     At once: JAX's exit waits for the other processes, which may be waiting for this one in a collective. They
-    notice that it is gone, and end too.
+    notice that it is gone, and end too, with exit code 75: a supervisor that sees only one of them starts it again.
     """
     state = processes.state()
     name = f"process {state.process_id} of {state.num_processes}"
@@ -249,6 +272,7 @@ def leave(error: BaseException) -> NoReturn:
         print(f"jaxlm: {name}: interrupted.", file=sys.stderr)
         code = 130
     elif _lost_another(error):
+        code = 75
         print(
             f"jaxlm: error: {name}: another process of the run ended or cannot be reached "
             f"({(str(error).splitlines() or [''])[0][:200]}). See what it said; the same command continues from the "

@@ -300,11 +300,16 @@ class Stopped(Exception):
         self.step, self.signal = step, number
 
 
+SAME_SIGNAL_S = 2.0
+"""A second SIGTERM that comes so soon is the first, sent twice."""
+
+
 class StopOnSignal:
     """Ends the run after the step in which SIGTERM (a preemption) or SIGINT (Ctrl-C) comes, and saves that step.
 
-    Comes after all other hooks; works inside `with`. A second signal does what it always did. Of several
-    processes one is enough: JAX listens for SIGTERM, and names a call of `asked` that all of them have yet to reach.
+    Comes after all other hooks; works inside `with`. A second signal does what it always did, unless it is a SIGTERM
+    that comes at once after the first: Slurm and systemd tell every process, and a supervisor passes it on besides. Of
+    several processes one is enough: JAX listens for SIGTERM, and names a call of `asked` that all have yet to reach.
 
     Errors: Stopped.
     """
@@ -312,6 +317,7 @@ class StopOnSignal:
     def __init__(self, *, num_steps: int):
         self._num_steps = num_steps
         self._received: int | None = None
+        self._received_at = 0.0
         self._asked, self._stopping = 0, False
         self._alone = jax.process_count() == 1
         self._before: dict[int, Any] = {}
@@ -325,8 +331,16 @@ class StopOnSignal:
         return self
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        self._received = number
-        self.__exit__()
+        again = self._received is not None
+        if again and number == signal.SIGTERM and time.monotonic() - self._received_at < SAME_SIGNAL_S:
+            return
+        if again:
+            self.__exit__()
+            os.kill(os.getpid(), number)
+            return
+        self._received, self._received_at = number, time.monotonic()
+        if number != signal.SIGTERM:
+            self.__exit__()
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)  # which JAX passes on to the others
 

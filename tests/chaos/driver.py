@@ -269,7 +269,7 @@ def _wrong_codes(launch: Launch, codes: Sequence[int | None], blow: Blow | None,
         if code not in (good | {2} if refused else good):
             said = (errors or launch.output(index))[-1500:]
             found.append(f"process {index} ended with {code}, not {sorted(good)}: {said}")
-        elif code in (2, ABORTED) and not refused and not any(word in errors for word in blow.says):
+        elif code in (2, 75, ABORTED) and not refused and not any(word in errors for word in blow.says):
             found.append(f"process {index} did not say why it ended: {errors[-1500:]}")
     promised = blow is not None and blow.saves and set(codes) & {143, 130}
     if promised and launch.steps() and launch.steps()[-1] not in (there := launch.steps_on_disk()):

@@ -208,7 +208,7 @@ def _one_gone(launch: Launch, rng: Random, *, pause_s: float) -> Blow:
         launch.signal(signal.SIGSTOP, victim)
         launch.wait_until(lambda: False, pause_s)
     launch.signal(signal.SIGKILL, victim)
-    codes = [{2, ABORTED}] * len(launch.processes)
+    codes = [{2, 75, ABORTED}] * len(launch.processes)  # 2: it had not met the others yet
     codes[victim] = {-9}
     return Blow(f"process {victim}", codes, GONE)
 

@@ -134,3 +134,35 @@ def test_rows_of_a_process_land_where_the_mesh_wants_them(monkeypatch, shape):
     np.testing.assert_array_equal(placed["x"], value)
     np.testing.assert_array_equal(placed["y"], value[:, 0])
     assert placed["x"].sharding == sharding.batch_sharding(mesh)
+
+
+def test_nodes_of_skypilot_meet_at_the_first_of_them(environ, monkeypatch):
+    monkeypatch.setenv("SKYPILOT_NODE_IPS", "10.0.0.1\n10.0.0.2\n")
+    monkeypatch.setenv("SKYPILOT_NODE_RANK", "1")
+    assert "found by SkyPilot" in connect()
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "99")
+    connect(Cluster(process_id=0))
+    assert environ == [("10.0.0.1:8482", 2, 1), ("10.0.0.1:99", 2, 0)]
+    monkeypatch.setenv("SKYPILOT_NODE_RANK", "2")
+    with pytest.raises(UserError, match="SKYPILOT_NODE_RANK='2' must be a number below 2"):
+        connect()
+
+
+def test_a_process_that_lost_another_asks_to_be_started_again(monkeypatch, capsys):
+    class Left(Exception):
+        pass
+
+    def leave(code):
+        raise Left(code)
+
+    monkeypatch.setattr(distributed.os, "_exit", leave)
+    monkeypatch.setattr(distributed.time, "sleep", lambda _: None)
+    for error, code in (
+        (RuntimeError("Gloo: Connection closed by peer"), 75),
+        (UserError("no such key"), 2),
+        (KeyError(), 1),
+    ):
+        with pytest.raises(Left) as raised:
+            distributed.leave(error)
+        assert raised.value.args == (code,)
+    capsys.readouterr()

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from jaxlm.train import hooks
 from jaxlm.train.hooks import StopOnSignal, Stopped
 
 
@@ -47,6 +48,22 @@ def test_the_last_step_needs_no_stop(stop, hook, saved):
         os.kill(os.getpid(), signal.SIGTERM)
         hook(9, "state", {})
     assert saved == []
+
+
+def test_a_sigterm_that_comes_twice_at_once_is_one(stop, hook, saved, monkeypatch):
+    """Slurm and systemd tell every process of a job, and its supervisor passes it on besides."""
+    ended = []
+    signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
+    with stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            hook(3, "state", {})
+        assert (saved, ended) == ([(3, "state")], [])
+        monkeypatch.setattr(hooks, "SAME_SIGNAL_S", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended == [True]
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_a_second_ctrl_c_interrupts_at_once(stop):
