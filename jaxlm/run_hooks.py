@@ -189,19 +189,26 @@ def make_log(run: Run, batches: Batches, report: RunReport, on_bad: Callable[[Ba
 
 def make_evaluate(run: Run, report: RunReport, log: LogSteps, stop: StopOnSignal) -> Evaluate | None:
     """Held-out scores of every source; None where the config wants none, or no text is held out."""
+    from jaxlm.run_label_scores import make_label_scores
+    from jaxlm.run_samples import make_samples
+
     cfg = run.config
     if not (cfg.train.eval_batches and run.data.eval):
         return None
     row_ids = local_rows(run.pieces.mesh, cfg.data.global_batch_size)
+    held_out = {name: held_out_batches(run, store, row_ids) for name, store in run.data.eval.items()}
+    place = make_place(run)
+    after = (make_samples(run, report), make_label_scores(run, report, held_out, place))
     return Evaluate(
         run.pieces.steps.evaluate,
-        {name: held_out_batches(run, store, row_ids) for name, store in run.data.eval.items()},
+        held_out,
         report,
         every=cfg.train.eval_every_steps,
         num_steps=run.plan.num_steps,
         bytes_per_id=run.data.tokenizer.bytes_per_id(),
-        place=make_place(run),
+        place=place,
         aside=log.aside,
+        after=[one for one in after if one is not None],
         stopping=stop.asked,
     )
 

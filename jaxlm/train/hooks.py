@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, Self
@@ -202,6 +202,7 @@ class Evaluate:
 
     Args:
       aside: aside(name, step, state) in which an evaluation runs; see LogSteps.
+      after: after(step, weights) when the scores are written: what else is to be known of the weights.
       stopping: asked after every batch: whether the run is to end. Then the evaluation is given up; what continues
         the run makes up for it.
     """
@@ -217,9 +218,10 @@ class Evaluate:
         bytes_per_id: np.ndarray,
         place: Callable,
         aside: Callable[..., AbstractContextManager[None]],
+        after: Sequence[Callable[[int, Any], None]] = (),
         stopping: Callable[[], bool] = lambda: False,
     ):
-        self._stopping = stopping
+        self._stopping, self._after = stopping, after
         self._evaluate, self._sources, self._report = evaluate, sources, report
         self._every, self._num_steps = every, num_steps
         self._bytes_per_id, self._place, self._aside = bytes_per_id, place, aside
@@ -245,6 +247,8 @@ class Evaluate:
         if scores is not None:
             self.last = (step, scores)
             self._report.evaluation(step, scores)
+            for one in self._after:
+                one(step, params)
         return scores is not None
 
     def scores(self, params) -> dict[str, float] | None:
