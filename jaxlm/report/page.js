@@ -79,16 +79,15 @@ const sourceOf = (key) => key.slice(5, key.lastIndexOf("/"));
 const evalKeys = (metric) => (run) => Object.keys(run.series).filter((key) => key.startsWith("eval/") && key.endsWith("/" + metric) && key.split("/").length > 2);
 const one = (...keys) => (run) => keys.filter((key) => key in run.series);
 const SPECS = [
-  { id: "loss", title: "Training loss", unit: "nats per token", keys: one("train/loss"), smooth: true, restarts: true },
-  { id: "heldout", title: "Held-out loss by source", unit: "nats per token", keys: evalKeys("loss"), dots: true, all: "eval/loss" },
-  { id: "bits", title: "Bits per byte by source", unit: "bits", keys: evalKeys("bits_per_byte"), dots: true },
+  { id: "loss", title: "Training loss", unit: "nats per token", keys: one("train/loss"), smooth: true, tail: true, restarts: true },
+  { id: "heldout", title: "Held-out loss by source", unit: "nats per token", keys: evalKeys("loss"), dots: true, tail: true, all: "eval/loss" },
+  { id: "bits", title: "Bits per byte by source", unit: "bits", keys: evalKeys("bits_per_byte"), dots: true, tail: true },
   { id: "accuracy", title: "Held-out accuracy", unit: "share of texts", keys: evalKeys("accuracy"), dots: true },
   { id: "train-accuracy", title: "Accuracy of training batches", unit: "share of texts", keys: one("train/accuracy"), smooth: true },
   { id: "lr", title: "Learning rate", unit: "", keys: one("train/learning_rate"), format: "~g" },
   { id: "norm", title: "Gradient norm", unit: "log", keys: one("train/grad_norm"), smooth: true, log: true },
   { id: "speed", title: "Throughput", unit: "tokens/s", keys: one("perf/tokens_per_s"), smooth: true, zero: true, format: "~s" },
   { id: "mfu", title: "MFU", unit: "share of the peak FLOP/s", keys: one("perf/mfu"), smooth: true, zero: true, format: ".1%" },
-  { id: "flops", title: "Model FLOP/s", unit: "FLOP/s; the peak of these devices is not known", keys: (run) => ("perf/mfu" in run.series ? [] : one("perf/flops_per_s")(run)), smooth: true, zero: true, format: "~s" },
   { id: "stall", title: "Waiting for data", unit: "share of the time of steps", keys: one("perf/stall_share"), zero: true, format: ".2~%" },
   { id: "step-time", title: "Time of a step", unit: "s", keys: one("perf/step_time_s"), smooth: true, zero: true },
   { id: "epochs", title: "Epochs read, by source", unit: "epochs", keys: (run) => Object.keys(run.series).filter((key) => key.startsWith("data/") && key.endsWith("/epochs")), zero: true },
@@ -130,10 +129,29 @@ function layout(spec, rest) {
     margin: { l: 50, r: 12, t: 8, b: 38 }, showlegend: false, hovermode: "x unified", dragmode: "zoom",
     hoverlabel: { bgcolor: css("--card"), bordercolor: line, font: { size: 12, color: css("--ink") }, namelength: 28 },
     xaxis: { ...axis, title: { text: XS[view.x], font: { size: 11.5, color: ink }, standoff: 6 }, tickformat: view.x === "hours" ? "~r" : "~s", nticks: 8, rangemode: "tozero" },
-    yaxis: { ...axis, type: spec.log ? "log" : "linear", rangemode: spec.zero ? "tozero" : "normal", tickformat: spec.format || "~r", nticks: 6, ...(spec.log ? { dtick: undefined, exponentformat: "power" } : {}) },
+    yaxis: { ...axis, type: spec.log ? "log" : "linear", rangemode: spec.zero ? "tozero" : "normal", tickformat: spec.format || "~r", nticks: 6 },
     yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     uirevision: view.x + (spec.picked || ""), ...rest,
   };
+}
+
+// A loss falls most in its first steps: what comes after them has the height of the plot, with all its spikes.
+function tailRange(spec) {
+  let low = Infinity, high = -Infinity, highest = -Infinity;
+  for (const { series, chip } of lines(spec)) {
+    if (view.hidden.has(chip) || !series.x.length) continue;
+    const from = series.x[0] + 0.03 * (series.x[series.x.length - 1] - series.x[0]);
+    series.y.forEach((value, i) => {
+      highest = Math.max(highest, value);
+      if (series.x[i] >= from || series.x.length < 8) { low = Math.min(low, value); high = Math.max(high, value); }
+    });
+  }
+  if (!(high - low > 0) || highest - low < 1.6 * (high - low)) return null;
+  return [low - 0.06 * (high - low), high + 0.09 * (high - low)];
+}
+function decades(spec) {
+  const values = lines(spec).flatMap(({ series }) => series.y.filter((value) => value > 0));
+  return values.length ? Math.log10(values.reduce((a, b) => Math.max(a, b)) / values.reduce((a, b) => Math.min(a, b))) : 1;
 }
 
 function draw(chart) {
@@ -143,7 +161,7 @@ function draw(chart) {
     const smooth = view.smooth && spec.smooth && series.x.length > 60;
     const value = "%{y:" + (spec.format === ".1%" ? ".2%" : spec.format === "~s" ? ".4s" : ".5~g") + "}<extra>" + label + "</extra>";
     traces.push({
-      x: toX(run, series.x), y: series.y, name: label, visible: shown, mode: spec.dots && series.x.length < 120 ? "lines+markers" : "lines", marker: { size: 5 },
+      x: toX(run, series.x), y: series.y, name: label, visible: shown, mode: spec.dots && series.x.length < 30 ? "lines+markers" : "lines", marker: { size: 5 },
       line: { color: ink, width: smooth ? 1 : 1.8 }, opacity: smooth ? 0.32 : 1, hoverinfo: smooth ? "skip" : undefined, hovertemplate: smooth ? undefined : value,
     });
     if (smooth) traces.push({ x: toX(run, series.mx || series.x), y: movingMean(series.my || series.y), name: label, visible: shown, mode: "lines", line: { color: ink, width: 2 }, hovertemplate: value });
@@ -156,8 +174,11 @@ function draw(chart) {
       for (const x of toX(run, at.slice(-60))) shapes.push({ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: css("--warn"), width: 1, dash: "dot" } });
     }
   }
+  const made = layout(spec, { shapes }), range = spec.log ? null : spec.tail && tailRange(spec);
+  if (range) made.yaxis.range = range;
+  if (spec.log) made.yaxis.dtick = decades(spec) < 2.5 ? "D2" : 1;
   chart.drawn = true;
-  return Plotly.react(plot, traces, layout(spec, { shapes }), { displayModeBar: false, responsive: true, doubleClick: "reset" });
+  return Plotly.react(plot, traces, made, { displayModeBar: false, responsive: true, doubleClick: "reset+autosize" });
 }
 
 function chartCard(spec) {

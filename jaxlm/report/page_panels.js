@@ -11,14 +11,14 @@ function firstScreen() {
   const accuracy = Object.entries(run.eval).filter(([, row]) => has(row.accuracy));
   const tokensPlanned = run.sources.reduce((sum, one) => sum + (one.planned_tokens || 0), 0) || null;
   return h("div", { class: "cards" },
-    card("step", has(s.step) ? [whole(s.step), has(s.num_steps) && small("of " + whole(s.num_steps))] : "-", run.state === "running" && has(s.left_s) ? "about " + duration(s.left_s) + " left" : has(s.step_time_s) ? duration(s.step_time_s) + " a step" : null, has(s.num_steps) && has(s.step) && meter(s.step / s.num_steps)),
+    card("step", whole(s.step), [has(s.num_steps) ? "of " + whole(s.num_steps) : "", run.state === "running" && has(s.left_s) ? "about " + duration(s.left_s) + " left" : has(s.step_time_s) ? duration(s.step_time_s) + " each" : ""].filter(Boolean).join("; "), has(s.num_steps) && has(s.step) && meter(s.step / s.num_steps)),
     card("training loss", s.loss_is_finite ? digits(s.loss) : "NaN", has(s.loss) ? (s.loss_is_finite ? "at the last step" : "last finite: " + digits(s.loss)) : null),
     card("held-out loss", digits(s.held_out), has(s.best_held_out) ? "best " + digits(s.best_held_out) + " at step " + whole(s.best_step) : "not evaluated yet"),
     bits.length ? card("bits per byte", span(bits.map(([, row]) => row.bits_per_byte), 2), bits.length > 1 ? "lowest and highest of " + bits.length + " sources" : bits[0][0]) : null,
     accuracy.length ? card("accuracy", span(accuracy.map(([, row]) => row.accuracy), 3), accuracy.map(([name]) => name).join(", ")) : null,
     card("tokens", compact(s.tokens), has(tokensPlanned) ? "of " + compact(tokensPlanned) + " planned" : "trained on", has(tokensPlanned) && meter(s.tokens / tokensPlanned)),
     card("time", duration(s.wall_s), s.num_starts > 1 ? s.num_starts + " starts" : "one start"),
-    card("goodput", percent(s.goodput), "of the time went into steps that counted", meter(s.goodput)),
+    card("goodput", percent(s.goodput), "of it in steps that counted", meter(s.goodput)),
     card("throughput", [compact(s.tokens_per_s), small("tokens/s")], has(s.mfu) ? "MFU " + percent(s.mfu) : has(s.flops_per_s) ? compact(s.flops_per_s, "FLOP/s") : null),
   );
 }
@@ -56,7 +56,13 @@ function goodputPanel() {
   const rows = shown.map((part) => [h("td", { class: "name" }, h("span", { class: "dot", style: { background: PART_COLOURS[part] } }), data.parts[part]), ...accounts.flatMap(([, one]) => (one.seconds[part] === null ? ["not recorded", "-"] : [duration(one.seconds[part]), percent(one.shares[part])]))]);
   const head = ["part of the wall time", ...accounts.flatMap(([name]) => (isOne() ? ["time", "share"] : [cut(name, 24), "share"]))];
   const lost = accounts.reduce((sum, [, one]) => sum + one.num_lost_steps, 0);
-  return h("div", { class: "card" }, bars, h("div", { style: { height: "8px" } }), table(head, rows), lost > 0 && h("p", { class: "note" }, whole(lost) + " step(s) were done again after a restart."), accounts.some(([, one]) => one.seconds.startup === null) && h("p", { class: "note" }, "Not recorded: by a version of jaxlm whose log does not have it. Compiling and saving are then within the steps, the rest is not measured."));
+  const notes = [
+    "Goodput is the share of the wall time that went into steps that counted in the end. The parts add up to the wall time: from the first call of train to the last event of the last process.",
+    lost > 0 && whole(lost) + " step(s) were done again after a restart.",
+    accounts.some(([, one]) => one.seconds.startup === null) && "Not recorded: by a version of jaxlm whose log does not have it. Compiling and saving are then within the steps, the rest is not measured.",
+  ];
+  const said = notes.filter((note) => note).map((note) => h("p", { class: "note" }, note));
+  return h("div", { class: "card" }, bars, h("div", { class: "two", style: { marginTop: "8px" } }, table(head, rows), h("div", {}, said)));
 }
 
 // The time line: a lane for each kind of event, hours since the start of the run.
@@ -84,6 +90,7 @@ function drawTimeline(chart) {
   });
   const made = layout({}, {});
   made.hovermode = "closest"; made.dragmode = "zoom"; made.margin.l = 104;
+  made.xaxis.range = [-0.012 * longest * size, 1.03 * longest * size || 1];
   made.xaxis.title.text = unit + " since the start of the run"; made.xaxis.tickformat = "~r";
   made.yaxis = { ...made.yaxis, type: "linear", tickmode: "array", tickvals: names.map((_, i) => i), ticktext: names, range: [-0.6, names.length - 0.4], tickformat: undefined, fixedrange: true, rangemode: undefined, zeroline: false };
   made.height = 62 + 27 * names.length + (isOne() ? 0 : 8 * data.runs.length);
@@ -128,14 +135,14 @@ function samplesPanel() {
     const list = rows.map(([step, i, text]) => h("div", { class: "sample" }, h("div", { class: "dim small num" }, "step " + whole(step), !isOne() && h("div", {}, dot(i), " " + data.runs[i].name)), h("pre", { dir: "auto" }, text)));
     const total = data.runs.reduce((sum, run) => sum + ((run.texts.find((one) => one.name === name) || {}).n || 0), 0);
     const few = 3 * data.runs.length;
-    return h("div", { class: "card" }, h("h3", {}, name), h("div", { class: "note", style: { marginTop: 0 } }, "the latest first" + (total > rows.length ? "; " + whole(rows.length) + " of " + whole(total) + ", evenly spread" : "")), list.slice(0, few), list.length > few && h("details", {}, h("summary", {}, whole(list.length - few) + " earlier"), list.slice(few)));
+    return h("div", { class: "card" }, h("h3", {}, name.replace(/^sample: /, "")), h("div", { class: "note", style: { marginTop: 0 } }, "the latest first" + (total > rows.length ? "; " + whole(rows.length) + " of " + whole(total) + ", evenly spread" : "")), list.slice(0, few), list.length > few && h("details", {}, h("summary", {}, whole(list.length - few) + " earlier"), list.slice(few)));
   });
 }
 
 function scoresPanel() {
   return data.runs.flatMap((run, i) => run.scores.map((one) => h("div", { class: "card", style: { marginBottom: "12px" } }, h("h3", {}, !isOne() && [dot(i), " ", run.name, ": "], String(one.data ?? one.file)), h("div", { class: "note", style: { margin: "0 0 6px" } }, [has(one.step) ? "step " + whole(one.step) : "", String(one.file || "")].filter(Boolean).join(", ")), "exact_match" in one ? answers(one) : labels(one))));
 }
-const SCORES = [["num_texts", "texts", whole], ["num_records", "records", whole], ["accuracy", "accuracy"], ["macro.f1", "macro F1"], ["micro.f1", "micro F1"], ["loss", "loss (nats)"], ["ece", "calibration error"], ["temperature", "temperature"], ["ece_at_temperature", "calibration error at it"], ["roc_auc", "ROC-AUC"], ["label_accuracy", "labels right"], ["mse", "MSE"], ["mae", "MAE"], ["r2", "R2"], ["pearson", "Pearson"], ["spearman", "Spearman"], ["exact_match", "exact match"], ["token_f1", "token F1"], ["rouge_l", "ROUGE-L"], ["chrf", "chrF"], ["bleu", "BLEU"], ["answer_loss", "loss of wanted answers"], ["answer_perplexity", "their perplexity"], ["mean_tokens", "tokens of an answer"], ["mean_reference_tokens", "of those wanted"], ["stop_rate", "stopped by itself", (value) => percent(value)], ["baselines.majority.accuracy", "accuracy of the commonest label"], ["consistency.agreement", "same answer to rewordings", (value) => percent(value)]];
+const SCORES = [["num_texts", "texts", whole], ["num_records", "records", whole], ["accuracy", "accuracy"], ["macro.f1", "macro F1"], ["micro.f1", "micro F1"], ["loss", "loss (nats)"], ["ece", "calibration error"], ["temperature", "temperature"], ["ece_at_temperature", "calibration error at it"], ["roc_auc", "ROC-AUC"], ["label_accuracy", "labels right"], ["mse", "MSE"], ["mae", "MAE"], ["r2", "R2"], ["pearson", "Pearson"], ["spearman", "Spearman"], ["exact_match", "exact match"], ["token_f1", "token F1"], ["rouge_l", "ROUGE-L"], ["chrf", "chrF", (value) => digits(value, 2)], ["bleu", "BLEU", (value) => digits(value, 2)], ["answer_loss", "loss of wanted answers"], ["answer_perplexity", "their perplexity"], ["mean_tokens", "tokens of an answer", (value) => digits(value, 1)], ["mean_reference_tokens", "of those wanted", (value) => digits(value, 1)], ["stop_rate", "stopped by itself", (value) => percent(value)], ["baselines.majority.accuracy", "accuracy of the commonest label"], ["consistency.agreement", "same answer to rewordings", (value) => percent(value)]];
 function figures(one) { return table(null, SCORES.filter(([key]) => typeof one[key] === "number").map(([key, name, show]) => [h("td", { class: "name" }, name), (show || digits)(one[key])])); }
 function answers(one) {
   return h("div", { class: "two" }, figures(one), one.rules && one.rules.length ? table(["rule", "kept", "of", "share"], one.rules.map((rule) => [String(rule.name), whole(rule.num_passed), whole(rule.num_records), percent(rule.pass_rate)])) : null);
@@ -208,7 +215,7 @@ function build() {
   document.getElementById("head").replaceChildren(h("h1", {}, title), ...(isOne() ? [h("span", { class: "badge " + data.runs[0].state, title: data.runs[0].about }, data.runs[0].state)] : []), h("span", { class: "dim small" }, isOne() ? (data.runs[0].facts.model || "") + (data.runs[0].facts.mesh ? "; " + data.runs[0].facts.mesh : "") : ""));
   const parts = [
     ...alerts(), firstScreen(),
-    section("Curves", curves.length ? h("div", { class: "grid" }, curves) : h("p", { class: "note" }, "No step has been logged yet."), h("p", { class: "note" }, (decimated ? "A thin line goes through the first, last, lowest and highest value of each of 500 stretches of steps, so that no spike is missing; a thick line is a moving mean of the means of these stretches. " : "Thin lines: every value of the log. Thick lines: a moving mean. ") + "A red \u00d7 is a value that is not finite: every one is marked. " + (isOne() && data.runs[0].attempts.length > 1 ? "Dotted: a restart. " : "") + "Drag to zoom, double-click to zoom out.")),
+    section("Curves", curves.length ? h("div", { class: "grid" }, curves) : h("p", { class: "note" }, "No step has been logged yet."), h("p", { class: "note" }, (decimated ? "A thin line goes through the first, last, lowest and highest value of each of 500 stretches of steps, so that no spike is missing; a thick line is a moving mean of the means of these stretches. " : "Thin lines: every value of the log. Thick lines: a moving mean. ") + "A red \u00d7 is a value that is not finite: every one is marked. " + (isOne() && data.runs[0].attempts.length > 1 ? "Dotted: a restart. " : "") + "Drag to zoom, double-click to zoom out (of losses: twice, to see the first steps, too).")),
     section("Held-out scores", h("div", { class: data.runs.length > 1 ? "grid" : "" }, evalPanel())),
     section("Where the time went", goodputPanel()),
     section("Time line", timelinePanel()),

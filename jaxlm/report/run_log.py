@@ -283,6 +283,8 @@ class RunLog:
         if len(steps) > 1 and (np.diff(steps) <= 0).any():  # of a log that was edited
             order = np.argsort(steps, kind="stable")
             steps, values = steps[order], values[order]
+            is_last = np.r_[steps[1:] != steps[:-1], True]
+            steps, values = steps[is_last], values[is_last]
         return steps, values
 
     def eval_column(self, key: str) -> tuple[np.ndarray, np.ndarray]:
