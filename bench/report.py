@@ -3,7 +3,7 @@
     python bench/report.py [--steps=100000] [--runs=1]
 
 Building is measured as a user has it: `jaxlm report RUN`, a process of its own. Opening: from the navigation until the
-curves in sight are drawn, and until all are; in a headless Chromium without a GPU (playwright, package of the extra dev).
+curves in sight are drawn, and until all are; in a headless Chromium without a GPU (playwright, of the extra dev).
 Nothing is cached between the tries; each figure is the median of three. Beside the times stand those of the CPU (of the
 page: of the main thread of its process), which a machine that does other things besides changes less.
 """
@@ -79,7 +79,9 @@ def main() -> None:
         runs = [write_run(Path(folder) / f"run{i}", args.steps, seed=i) for i in range(args.runs)]
         page = Path(folder) / "page.html"
         size = sum((run / "events.jsonl").stat().st_size for run in runs)
-        print(f"{args.runs} run(s) of {args.steps:,} steps, {size / 1e6:.0f} MB of logs; load {os.getloadavg()[0]:.1f}")
+        print(
+            f"{args.runs} run(s) of {args.steps:,} steps, {size / 1e6:.0f} MB of logs; load {os.getloadavg()[0]:.1f}"
+        )
         times = [build(runs, page) for _ in range(TRIES)]
         show("built after", [one[0] for one in times])
         show("  CPU of that", [one[1] for one in times])

@@ -1,5 +1,7 @@
-"""Writes the folder of a run that never was: config, event log with restarts, bad steps, samples, scores. For benches and
-screenshots of its page; every number is made up by formulas below, from a seed."""
+"""Writes the folder of a run that never was: config, event log with restarts, bad steps, samples, scores.
+
+For benches and screenshots of its page; every number is made up by formulas below, from a seed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ SAMPLES = {
         "the the of of the and the to the in of the",
         "forest of the sea, and the man was the man of the man",
         "grass. It has not seen us yet, and the wind comes from the river",
-        "tall grass by the river, where it waits for the evening. Nobody moves; the guide counts to ten and lifts his hand",
+        "tall grass by the river, where it waits for the evening. Nobody moves; the guide lifts his hand",
     ),
     "sample: La capitale de la France": (
         "de de la de",
@@ -78,7 +80,9 @@ def write_run(
             )
             shape += 0.03 * math.log(learning_rate / 3e-4) ** 2
             loss = math.nan if is_bad else shape + 0.035 * float(noise[step])
-            grad_norm = math.nan if is_bad else 0.25 + 2.5 * math.exp(-step / 400) + 0.03 * abs(float(noise[step]))
+            grad_norm = (
+                math.nan if is_bad else 0.25 + 2.5 * math.exp(-step / 400) + 0.03 * abs(float(noise[step]))
+            )
             if step % 9973 == 0:
                 grad_norm *= 18
             tokens = step * batch_tokens
@@ -106,17 +110,34 @@ def write_run(
                     fields[f"data/{name}/epochs"] = tokens * share / (2e11 * (share + 0.02))
             log.event("step", step, **fields)
             if is_bad:
-                log.event("bad_step", step, kind="nonfinite", loss=loss, grad_norm=grad_norm, first_bad="layers[17] mlp")
-                log.event("warning", text=f"Step {step} was bad and is skipped: loss nan; its batch: 612 rows of web")
+                log.event(
+                    "bad_step",
+                    step,
+                    kind="nonfinite",
+                    loss=loss,
+                    grad_norm=grad_norm,
+                    first_bad="layers[17] mlp",
+                )
+                log.event(
+                    "warning",
+                    text=f"Step {step} was bad and is skipped: loss nan; its batch: 612 rows of web",
+                )
             if step % eval_every == 0 or step == num_steps:
                 _evaluate(log, step, num_steps, shape)
             if step % save_every == 0 or step == num_steps:
                 log.now_s += 1.4
                 log.event("save", step)
-                log.event("memory", step, peak_device_bytes=13.1e9 + 1e6 * attempt, peak_process_bytes=41e9 + 2e4 * step)
+                log.event(
+                    "memory",
+                    step,
+                    peak_device_bytes=13.1e9 + 1e6 * attempt,
+                    peak_process_bytes=41e9 + 2e4 * step,
+                )
                 log.event("span", step, kind="checkpoint", seconds=1.4, compile_s=0.0)
         if attempt < restarts:
-            log.event("warning", text="One process is late: step 5 after LogSteps (which waits for the devices)")
+            log.event(
+                "warning", text="One process is late: step 5 after LogSteps (which waits for the devices)"
+            )
             if attempt % 2:
                 log.event("failed", error=f"Stopped: stopped by SIGTERM after step {step}, which is saved")
             log.now_s += 900 + 500 * attempt
@@ -185,7 +206,8 @@ def _config(folder: Path, num_steps: int, learning_rate: float, seed: int) -> No
         {
             "data.seq_len": 8192, "data.global_batch_size": 512, "model.embed_dim": 4096, "model.num_layers": 32,
             "model.num_heads": 32, "model.num_kv_heads": 8, "train.num_steps": num_steps, "seed": seed,
-            "optimizer.learning_rate": learning_rate, "report.sample_prompts": "The lion is in the|La capitale de la France",
+            "optimizer.learning_rate": learning_rate, 
+            "report.sample_prompts": "The lion is in the|La capitale de la France",
         }
     )  # fmt: skip
     (folder / "config.json").write_text(to_json(run.resolve(cfg)))
@@ -204,7 +226,13 @@ def write_scores(folder: Path) -> None:
     ]  # fmt: skip
     bins = [
         {"num_texts": n, "confidence": c, "accuracy": a}
-        for n, c, a in ((31, 0.42, 0.39), (74, 0.55, 0.49), (121, 0.68, 0.63), (240, 0.83, 0.8), (695, 0.97, 0.95))
+        for n, c, a in (
+            (31, 0.42, 0.39),
+            (74, 0.55, 0.49),
+            (121, 0.68, 0.63),
+            (240, 0.83, 0.8),
+            (695, 0.97, 0.95),
+        )
     ]
     accuracy = float(hits.sum() / array.sum())
     single = {

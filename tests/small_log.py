@@ -20,7 +20,11 @@ def write_log(folder, num_steps=120, name="web", text="once", **more):
                            f"data/{name}/tokens": 8 * step, f"data/{name}/epochs": step / 240}  # fmt: skip
             log.write("step", step=step, **values)
         for step in (60, 120):
-            log.write("eval", step=step, **{f"eval/{name}/loss": 4.0, f"eval/{name}/bits_per_byte": 1.5, "eval/loss": 4.0})
+            log.write(
+                "eval",
+                step=step,
+                **{f"eval/{name}/loss": 4.0, f"eval/{name}/bits_per_byte": 1.5, "eval/loss": 4.0},
+            )
             log.write("text", step=step, name=f"sample: {text}"[:200], text=text)
         log.write("warning", text=text)
         log.write("bad_step", step=7, kind=text, loss=math.nan)

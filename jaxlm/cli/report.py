@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--goodput", action="store_true", help="print what the time went to")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--scores", action="append", default=[], metavar="FILE", help="JSON of `jaxlm evaluate`; may be repeated"
+        "--scores",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="JSON of `jaxlm evaluate`; may be repeated",
     )
     parser.add_argument(
         "--lenient", action="store_true", help="leave out lines of a log that are damaged, and say so"
@@ -129,9 +133,7 @@ def serve_page(runs: Sequence[RunFolder], args: argparse.Namespace) -> int:
     from jaxlm.report.serve import LivePage, PageServer, serve
 
     known = defaults()
-    page = LivePage(
-        runs, lambda of: page_data(of, live=True, defaults=known, score_files=args.scores)
-    )
+    page = LivePage(runs, lambda of: page_data(of, live=True, defaults=known, score_files=args.scores))
     page.data()
     server = PageServer(page, args.port or 0)
     names = ", ".join(run.name for run in runs)
@@ -158,7 +160,9 @@ def summary_lines(run: RunFolder, named: bool) -> list[str]:
     of = f" of {found['num_steps']:,}" if found["num_steps"] else ""
     step = "none yet" if found["step"] is None else f"{found['step']:,}{of}"
     best = (
-        "" if found["best_step"] is None else f", best {found['best_held_out']:.4f} at step {found['best_step']:,}"
+        ""
+        if found["best_step"] is None
+        else f", best {found['best_held_out']:.4f} at step {found['best_step']:,}"
     )
     section = {
         "state": f"{state}: {about}",

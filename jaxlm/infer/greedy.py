@@ -1,8 +1,8 @@
 """Greedy continuations on the mesh of a training: the forward pass that it evaluates with, one token at a time.
 
-No cache: every token costs a pass over whole rows. In return, this runs wherever the training does, on any mesh and any
-number of processes, with the weights where they are; and a few samples at an evaluation cost little beside it. To sample
-for its own sake there is infer/sample.py.
+No cache: every token costs a pass over whole rows. In return, this runs wherever the training does, on any mesh and
+any number of processes, with the weights where they are; and a few samples at an evaluation cost little beside it. To
+sample for its own sake there is infer/sample.py.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@
     other        what no measurement covers: writing logs, closing
 
 Wall time runs from the first call of `train` to the last event of the last process. A pause after a run that had
-finished (and was given more steps) is nobody's: it does not count. A log of an older jaxlm lacks some of these; they are
-None, "not recorded", and their time is in `other` or in `productive`.
+finished (and was given more steps) is nobody's: it does not count. A log of an older jaxlm lacks some of these; they
+are None, "not recorded", and their time is in `other` or in `productive`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def goodput(log: RunLog, now_s: float | None = None) -> Goodput:
     """The account of one run.
 
     Args:
-      now_s: Unix time, for a run that is going on: since its last event it has been `other`; None: its last event ends it.
+      now_s: Unix time, for a run that is going on: since its last event it has been `other`; None: that event ends it.
     """
     attempts, windows = log.attempts, log.windows
     wall_s = down_s = 0.0

@@ -167,7 +167,7 @@ function draw(chart) {
     if (smooth) traces.push({ x: toX(run, series.mx || series.x), y: movingMean(series.my || series.y), name: label, visible: shown, mode: "lines", line: { color: ink, width: 2 }, hovertemplate: value });
     if (series.gone.length) {
       const spans = series.gone.map(([a, b]) => (a === b ? "step " + whole(a) : "steps " + whole(a) + " to " + whole(b)));
-      traces.push({ x: toX(run, series.gone.map((span) => span[0])), y: series.gone.map(() => 0.96), yaxis: "y2", mode: "markers", visible: shown, name: "not finite", text: spans, marker: { symbol: "x", size: 9, color: css("--bad") }, hovertemplate: "NaN or infinite: %{text}<extra>" + label + "</extra>" });
+      traces.push({ x: toX(run, series.gone.map((span) => span[0])), y: series.gone.map(() => 0.96), yaxis: "y2", mode: "markers", visible: shown, name: "not finite", text: spans, marker: { symbol: "x", size: 9, color: isOne() ? css("--bad") : ink }, hovertemplate: "NaN or infinite: %{text}<extra>" + label + "</extra>" });
     }
     if (spec.restarts && shown && isOne()) {
       const at = run.attempts.map((attempt) => attempt.first_step).filter((step) => step > 0);

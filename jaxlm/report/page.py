@@ -37,7 +37,8 @@ _PAGE = """\
 <header id="head"></header>
 <div class="bar"><div>
 <span class="switch" role="group" aria-label="horizontal axis"><button data-x="step" aria-pressed="true">steps</button>\
-<button data-x="tokens" aria-pressed="false">tokens</button><button data-x="hours" aria-pressed="false">time</button></span>
+<button data-x="tokens" aria-pressed="false">tokens</button>\
+<button data-x="hours" aria-pressed="false">time</button></span>
 <span class="switch"><button id="smooth" aria-pressed="true">smooth</button></span>
 <span id="runs" class="chips"></span>
 <span class="push"></span>
@@ -77,7 +78,8 @@ def _frame() -> tuple[str, str]:
     for script in scripts:
         assert "</script" not in script.lower(), "a script that ends its own element"
     hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
     )
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "

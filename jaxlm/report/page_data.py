@@ -41,7 +41,7 @@ def page_data(
     Args:
       live: whether the page asks for more.
       defaults: of every key of a config, flat: what differs from them is shown first.
-      score_files: of `jaxlm evaluate`, beside those in the folders; they belong to the run that they name, else the first.
+      score_files: of `jaxlm evaluate`, beside those in the folders; each of the run that it names, else of the first.
     """
     now_s = time.time()
     owners = _owners(runs, score_files)
@@ -243,7 +243,7 @@ def curve(steps: np.ndarray, values: np.ndarray, num_buckets: int = NUM_BUCKETS)
 def sources(log: RunLog) -> list[dict[str, Any]]:
     """Tokens and epochs of each source: planned of the whole run, planned up to now, and read."""
     plan = log.plan or {}
-    planned = plan.get("sources") if isinstance(plan.get("sources"), dict) else {}
+    planned: dict[str, Any] = plan["sources"] if isinstance(plan.get("sources"), dict) else {}
     names = [*planned]
     for key in log.columns:
         if key.startswith("data/") and key.endswith("/tokens") and (name := key[5:-7]) not in names:
@@ -253,7 +253,7 @@ def sources(log: RunLog) -> list[dict[str, Any]]:
     share = min(1.0, last / num_steps) if isinstance(num_steps, int) and num_steps > 0 else None
     rows = []
     for name in names:
-        one = planned.get(name) if isinstance(planned.get(name), dict) else {}
+        one: dict[str, Any] = planned[name] if isinstance(planned.get(name), dict) else {}
         row: dict[str, Any] = {"name": name}
         for what in ("tokens", "epochs"):
             read = log.column(f"data/{name}/{what}")[1]
@@ -302,9 +302,9 @@ def _marks(log: RunLog) -> dict[str, Any]:
     kinds: dict[str, list[Any]] = {}
     for time_s, kind, step, words in log.marks:
         kinds.setdefault(kind, []).append([plain((time_s - began_s) / 3600), time_s, step, words])
-    return {
-        kind: {"n": len(rows), "rows": _thinned(rows, MAX_OF_A_KIND)} for kind, rows in kinds.items()
-    } | ({"left out": {"n": log.num_marks_left_out, "rows": []}} if log.num_marks_left_out else {})
+    return {kind: {"n": len(rows), "rows": _thinned(rows, MAX_OF_A_KIND)} for kind, rows in kinds.items()} | (
+        {"left out": {"n": log.num_marks_left_out, "rows": []}} if log.num_marks_left_out else {}
+    )
 
 
 def _attempts(log: RunLog) -> list[dict[str, Any]]:
@@ -336,7 +336,8 @@ def _shown_scores(one: dict[str, Any]) -> dict[str, Any]:
     kept = {
         key: _short(value)
         for key, value in one.items()
-        if key not in ("run", "too_long", "dropped", "baselines", "consistency", "rules", "confusion", "classes")
+        if key
+        not in ("run", "too_long", "dropped", "baselines", "consistency", "rules", "confusion", "classes")
         and not isinstance(value, dict)
     }
     for key in ("macro", "micro", "baselines", "consistency"):

@@ -37,9 +37,9 @@ function alerts() {
   return data.runs.flatMap((run) => {
     const of = isOne() ? "" : run.name + ": ", found = [];
     if (run.state === "failed") found.push(h("div", { class: "alert bad" }, of + "failed: " + cut(run.about, 600)));
-    if (run.state === "interrupted") found.push(h("div", { class: "alert" }, of + run.about + "."));
+    if (run.state === "interrupted" && isOne()) found.push(h("div", { class: "alert" }, of + run.about + "."));
     if (run.num_bad_lines) found.push(h("div", { class: "alert" }, of + whole(run.num_bad_lines) + " line(s) of the log could not be read and are left out. " + run.bad_lines[0]));
-    if (run.summary.num_bad) found.push(h("div", { class: "alert" }, of + whole(run.summary.num_bad) + " bad step(s) were skipped: see the time line."));
+    if (run.summary.num_bad && isOne()) found.push(h("div", { class: "alert" }, of + whole(run.summary.num_bad) + " bad step(s) were skipped: see the time line."));
     return found;
   });
 }
@@ -62,7 +62,7 @@ function goodputPanel() {
     accounts.some(([, one]) => one.seconds.startup === null) && "Not recorded: by a version of jaxlm whose log does not have it. Compiling and saving are then within the steps, the rest is not measured.",
   ];
   const said = notes.filter((note) => note).map((note) => h("p", { class: "note" }, note));
-  return h("div", { class: "card" }, bars, h("div", { class: "two", style: { marginTop: "8px" } }, table(head, rows), h("div", {}, said)));
+  return h("div", { class: "card" }, bars, h("div", { class: isOne() ? "two" : "", style: { marginTop: "8px" } }, table(head, rows), h("div", {}, said)));
 }
 
 // The time line: a lane for each kind of event, hours since the start of the run.
@@ -132,9 +132,9 @@ function samplesPanel() {
   const names = [...new Set(data.runs.flatMap((run) => run.texts.map((one) => one.name)))];
   return names.map((name) => {
     const rows = data.runs.flatMap((run, i) => ((run.texts.find((one) => one.name === name) || {}).rows || []).map(([step, text]) => [step, i, text])).sort((a, b) => b[0] - a[0] || a[1] - b[1]);
-    const list = rows.map(([step, i, text]) => h("div", { class: "sample" }, h("div", { class: "dim small num" }, "step " + whole(step), !isOne() && h("div", {}, dot(i), " " + data.runs[i].name)), h("pre", { dir: "auto" }, text)));
+    const list = rows.map(([step, i, text]) => h("div", { class: isOne() ? "sample" : "sample of-several" }, h("div", { class: "dim small num" }, "step " + whole(step), !isOne() && h("div", {}, dot(i), " " + data.runs[i].name)), h("pre", { dir: "auto" }, text)));
     const total = data.runs.reduce((sum, run) => sum + ((run.texts.find((one) => one.name === name) || {}).n || 0), 0);
-    const few = 3 * data.runs.length;
+    const few = isOne() ? 3 : 2 * data.runs.length;
     return h("div", { class: "card" }, h("h3", {}, name.replace(/^sample: /, "")), h("div", { class: "note", style: { marginTop: 0 } }, "the latest first" + (total > rows.length ? "; " + whole(rows.length) + " of " + whole(total) + ", evenly spread" : "")), list.slice(0, few), list.length > few && h("details", {}, h("summary", {}, whole(list.length - few) + " earlier"), list.slice(few)));
   });
 }
@@ -215,7 +215,7 @@ function build() {
   document.getElementById("head").replaceChildren(h("h1", {}, title), ...(isOne() ? [h("span", { class: "badge " + data.runs[0].state, title: data.runs[0].about }, data.runs[0].state)] : []), h("span", { class: "dim small" }, isOne() ? (data.runs[0].facts.model || "") + (data.runs[0].facts.mesh ? "; " + data.runs[0].facts.mesh : "") : ""));
   const parts = [
     ...alerts(), firstScreen(),
-    section("Curves", curves.length ? h("div", { class: "grid" }, curves) : h("p", { class: "note" }, "No step has been logged yet."), h("p", { class: "note" }, (decimated ? "A thin line goes through the first, last, lowest and highest value of each of 500 stretches of steps, so that no spike is missing; a thick line is a moving mean of the means of these stretches. " : "Thin lines: every value of the log. Thick lines: a moving mean. ") + "A red \u00d7 is a value that is not finite: every one is marked. " + (isOne() && data.runs[0].attempts.length > 1 ? "Dotted: a restart. " : "") + "Drag to zoom, double-click to zoom out (of losses: twice, to see the first steps, too).")),
+    section("Curves", curves.length ? h("div", { class: "grid" }, curves) : h("p", { class: "note" }, "No step has been logged yet."), h("p", { class: "note" }, (decimated ? "A thin line goes through the first, last, lowest and highest value of each of 500 stretches of steps, so that no spike is missing; a thick line is a moving mean of the means of these stretches. " : "Thin lines: every value of the log. Thick lines: a moving mean. ") + "A \u00d7 is a value that is not finite: every one is marked. " + (isOne() && data.runs[0].attempts.length > 1 ? "Dotted: a restart. " : "") + "Drag to zoom, double-click to zoom out (of losses: twice, to see the first steps, too).")),
     section("Held-out scores", h("div", { class: data.runs.length > 1 ? "grid" : "" }, evalPanel())),
     section("Where the time went", goodputPanel()),
     section("Time line", timelinePanel()),

@@ -1,4 +1,4 @@
-"""A run as its folder has it: config, event log, and the scores that `jaxlm evaluate` left there. Reads, never writes."""
+"""A run as its folder has it: config, event log, and what `jaxlm evaluate` left there. Reads, never writes."""
 
 from __future__ import annotations
 

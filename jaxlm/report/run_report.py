@@ -120,7 +120,9 @@ class RunReport:
         self._print(f"{name} at step {step:,}:\n{value}")
         self._send(step, lambda writer: writer.text(step, name, value))
 
-    def label_scores(self, step: int, name: str, scores: Mapping[str, Any], images: Mapping[str, str]) -> None:
+    def label_scores(
+        self, step: int, name: str, scores: Mapping[str, Any], images: Mapping[str, str]
+    ) -> None:
         """How well the held-out records of a source were labelled: confusion, calibration and so on.
 
         Args:

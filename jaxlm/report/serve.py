@@ -1,7 +1,8 @@
-"""The page of runs while they go on: a server on the loopback of this machine, which reads only what is new of the logs.
+"""The page of runs while they go on: a server on the loopback, which reads only what is new of the logs.
 
-It answers GET of `/` (the page), `/data.json?after=VERSION` (what it shows, when it has changed since) and nothing else; and
-only to browsers that ask for this machine by its name, so that no page of the web reads it by a name of its own.
+It answers GET of `/` (the page), `/data.json?after=VERSION` (what it shows, when it has changed since) and nothing
+else; and only to browsers that ask for this machine by its name, so that no page of the web reads it by a name of its
+own.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class PageServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: PageServer
+    server: PageServer  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
     timeout = 30
 

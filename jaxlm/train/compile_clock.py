@@ -44,9 +44,9 @@ _own = _Own()
 
 @functools.cache
 def _listen() -> None:
-    def heard(event: str, seconds: float, **_: object) -> None:
+    def heard(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event.startswith(PREFIX):
-            _own.clock.add(time.perf_counter(), seconds)
+            _own.clock.add(time.perf_counter(), duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(heard)
 

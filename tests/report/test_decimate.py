@@ -15,7 +15,10 @@ def test_each_bucket_keeps_its_first_last_lowest_and_highest_point():
     assert len(found.steps) <= 4 * NUM_BUCKETS
     assert {1e6, -1e6} <= set(found.values.tolist())
     assert (np.diff(found.steps) > 0).all()
-    assert dict(zip(steps.tolist(), values.tolist())).items() >= dict(zip(found.steps.tolist(), found.values.tolist())).items()
+    assert (
+        dict(zip(steps.tolist(), values.tolist())).items()
+        >= dict(zip(found.steps.tolist(), found.values.tolist())).items()
+    )
     width = (steps[-1] - steps[0] + 1) / NUM_BUCKETS
     for i in rng.choice(NUM_BUCKETS, 20):
         inside = ((steps - steps[0]) / width).astype(int) == i

@@ -14,7 +14,13 @@ def process(at, first, last, *, restore_s=0.0, step_s=2.0, stall_share=0.25, com
     """Started at `at`, it takes 10 s to begin, and then 2 s for each step; every two are measured together."""
     yield {"event": "start", "time_s": at + 10}
     yield {"event": "plan", "time_s": at + 10, "first_step": first, "num_steps": 10}
-    yield {"event": "startup", "time_s": at + 10, "seconds": 10.0, "restore_s": restore_s, "compile_s": compile_s}
+    yield {
+        "event": "startup",
+        "time_s": at + 10,
+        "seconds": 10.0,
+        "restore_s": restore_s,
+        "compile_s": compile_s,
+    }
     for number in range(first + 1, last + 1):
         extra = {"perf/step_time_s": step_s, "perf/stall_share": stall_share} if number % 2 == 0 else {}
         yield step(at + 10 + step_s * (number - first), number, **extra)
@@ -60,7 +66,10 @@ def test_every_second_of_a_killed_and_resumed_run_has_its_place():
 
 def test_the_pause_after_a_run_that_had_finished_is_nobodys():
     found = account(
-        process(100.0, 0, 4), {"event": "end", "time_s": 120.0}, process(9e5, 4, 8), {"event": "end", "time_s": 9e5 + 20}
+        process(100.0, 0, 4),
+        {"event": "end", "time_s": 120.0},
+        process(9e5, 4, 8),
+        {"event": "end", "time_s": 9e5 + 20},
     )
     assert found.wall_s == pytest.approx(40.0)
     assert found.seconds["down"] == 0

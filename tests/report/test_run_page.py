@@ -16,9 +16,11 @@ from jaxlm.report.run_folder import RunFolder, open_runs
 from jaxlm.report.serve import LivePage, PageServer
 from jaxlm.types import UserError
 
-CHROMIUM = next((path for name in ("chromium", "google-chrome", "chromium-browser") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "google-chrome", "chromium-browser") if (path := shutil.which(name))), None
+)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028<b>&amp;%{x}<a href='javascript:alert(3)'>$x$"
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028<b>&amp;%{x}<a href='javascript:alert(3)'>$"
 
 
 def read(*paths, **options):
@@ -33,7 +35,8 @@ def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         yield opened
         opened.close()
@@ -70,15 +73,21 @@ def open_page(browser, tmp_path):
 
 @needs_chromium
 def test_what_a_run_wrote_is_text_on_the_page_and_never_code(tmp_path, open_page):
-    folder = write_log(tmp_path / "run <img src=x onerror=alert(4)>", name="<b onclick=alert(5)>w", text=HOSTILE)
+    folder = write_log(
+        tmp_path / "run <img src=x onerror=alert(4)>", name="<b onclick=alert(5)>w", text=HOSTILE
+    )
     (folder / "config.json").write_text(
-        json.dumps({"objective": HOSTILE, "data": {"sources": {"<script>alert(6)</script>": {"path": HOSTILE}}}})
+        json.dumps(
+            {"objective": HOSTILE, "data": {"sources": {"<script>alert(6)</script>": {"path": HOSTILE}}}}
+        )
     )
     scores = {"task": "single_label", "labels": [HOSTILE, "b"], "confusion": [[1, 2], [3, 4]], "accuracy": 0.5,
               "data": HOSTILE, "calibration_bins": [{"confidence": 0.5, "accuracy": 0.5, "num_texts": 3}],
               "classes": [{"label": HOSTILE, "precision": 1.0, "recall": 1.0, "f1": 1.0}]}  # fmt: skip
     (folder / "labels.json").write_text(json.dumps(scores))
-    (folder / "answers.json").write_text(json.dumps({"exact_match": 0.5, "rules": [{"name": HOSTILE}], "data": "q"}))
+    (folder / "answers.json").write_text(
+        json.dumps({"exact_match": 0.5, "rules": [{"name": HOSTILE}], "data": "q"})
+    )
     other = write_log(tmp_path / "other")
     for runs in (read(folder), read(folder, other)):
         tab = open_page(page_data(runs))
@@ -97,14 +106,18 @@ def test_every_panel_of_a_run_is_there_and_a_nan_is_marked(tmp_path, open_page):
     tab = open_page(page_data(runs), viewport={"width": 390, "height": 800})
     text = tab.page.inner_text("main")
     for title in ("Training loss", "Held-out loss", "Bits per byte", "Learning rate", "Gradient norm", "Throughput",
-                  "Waiting for data", "Where the time went", "Time line", "Tokens and epochs", "Samples over time"):  # fmt: skip
+                  "Waiting for data", "Where the time went", "Time line", "Tokens and epochs", "Samples"):  # fmt: skip
         assert title in text
     assert "finished" in tab.page.inner_text("header")
-    gone = tab.page.evaluate("document.querySelector('.plot').data.filter(trace => trace.name == 'not finite')[0].x")
+    gone = tab.page.evaluate(
+        "document.querySelector('.plot').data.filter(trace => trace.name == 'not finite')[0].x"
+    )
     assert gone == [7]
     tab.page.click("[data-x=tokens]")
     assert tab.page.evaluate("document.querySelector('.plot').data[0].x.slice(-1)[0]") == 8 * 120
-    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390  # no sideways scrolling on a phone
+    assert (
+        tab.page.evaluate("document.documentElement.scrollWidth") <= 390
+    )  # no sideways scrolling on a phone
     tab.clean("file://")
 
 
@@ -184,8 +197,12 @@ def test_a_page_holds_no_secret_and_no_megabyte_of_a_sample(tmp_path):
     token = "hf_" + "a1" * 20
     folder = write_log(tmp_path / "run", text="x" * 1_000_000)
     (folder / "config.json").write_text(
-        json.dumps({"data": {"sources": {"a": {"path": "s3://b/c", "token": "abc12345"}}, "note": token},
-                    "init_from": "https://me:secret99@host/x?sig=abc"})  # fmt: skip
+        json.dumps(
+            {
+                "data": {"sources": {"a": {"path": "s3://b/c", "token": "abc12345"}}, "note": token},
+                "init_from": "https://me:secret99@host/x?sig=abc",
+            }
+        )  # fmt: skip
     )
     page = page_html(page_data(read(folder)))
     for secret in (token, "abc12345", "secret99", "sig=abc"):
@@ -212,7 +229,9 @@ def test_the_state_of_a_run(tmp_path, ending, wanted):
 
 
 def test_scores_are_found_beside_the_run_in_its_log_and_by_name(tmp_path):
-    folder = write_log(tmp_path / "run", scores={"step": 3, "name": "web", "scores": {"task": "regression", "mse": 1.0}})
+    folder = write_log(
+        tmp_path / "run", scores={"step": 3, "name": "web", "scores": {"task": "regression", "mse": 1.0}}
+    )
     (folder / "a.json").write_text(json.dumps({"exact_match": 0.5}))
     (folder / "broken.json").write_text("{")
     (folder / "evaluations").mkdir()
