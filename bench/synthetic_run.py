@@ -206,7 +206,7 @@ def _config(folder: Path, num_steps: int, learning_rate: float, seed: int) -> No
         {
             "data.seq_len": 8192, "data.global_batch_size": 512, "model.embed_dim": 4096, "model.num_layers": 32,
             "model.num_heads": 32, "model.num_kv_heads": 8, "train.num_steps": num_steps, "seed": seed,
-            "optimizer.learning_rate": learning_rate, 
+            "optimizer.learning_rate": learning_rate,
             "report.sample_prompts": "The lion is in the|La capitale de la France",
         }
     )  # fmt: skip

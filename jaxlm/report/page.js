@@ -37,7 +37,7 @@ function compact(value, unit = "") {
     if (Math.abs(value) >= 0.9995 * size) return Number((value / size).toPrecision(3)) + " " + prefix + unit;
   return Number(value.toPrecision(3)) + (unit ? " " + unit : "");
 }
-function bytes(value) { return has(value) ? (value >= 2 ** 30 ? (value / 2 ** 30).toFixed(2) + " GiB" : (value / 2 ** 20).toFixed(0) + " MiB") : "-"; }
+function bytes(value) { return has(value) ? (value >= 2 ** 30 ? (value / 2 ** 30).toFixed(2) + " GiB" : value >= 2 ** 20 ? (value / 2 ** 20).toFixed(0) + " MiB" : (value / 2 ** 10).toFixed(0) + " KiB") : "-"; }
 function duration(seconds) {
   if (!has(seconds)) return "-";
   const s = Math.max(0, Math.round(seconds));

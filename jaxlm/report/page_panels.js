@@ -185,7 +185,7 @@ function configPanel() {
   if (!runs.length) return null;
   const keys = [...new Set(runs.flatMap((run) => Object.keys(run.config)))];
   const differs = (key) => new Set(runs.map((run) => run.config[key] ?? "(no such key)")).size > 1;
-  const changed = (key) => !(key in data.defaults) || runs.some((run) => run.config[key] !== data.defaults[key]);
+  const changed = (key) => (!(key in data.defaults) && runs.some((run) => run.config[key] !== "-")) || runs.some((run) => key in data.defaults && run.config[key] !== data.defaults[key]);
   const first = runs.length > 1 ? differs : changed;
   const choose = h("select", { "aria-label": "which keys" }, h("option", { value: "some" }, runs.length > 1 ? "what differs" : "what is not the default"), h("option", { value: "all" }, "all " + keys.length + " keys"));
   const search = h("input", { type: "search", placeholder: "filter keys", "aria-label": "filter keys" });

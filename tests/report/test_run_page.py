@@ -20,7 +20,10 @@ CHROMIUM = next(
     (path for name in ("chromium", "google-chrome", "chromium-browser") if (path := shutil.which(name))), None
 )
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028<b>&amp;%{x}<a href='javascript:alert(3)'>$"
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028<b>&amp;%{x}"
+    "<a href='javascript:alert(3)'>$x$"
+)
 
 
 def read(*paths, **options):
@@ -169,6 +172,12 @@ def test_the_server_answers_this_machine_only_and_only_what_is_new(tmp_path):
         live._looked_at = -1e9  # a second has gone by
         status, body = get(f"data.json?after={version}")
         assert (status, json.loads(body)["runs"][0]["summary"]["step"]) == (200, 120)
+        version = json.loads(body)["version"]
+        with EventLog(folder / "events.jsonl") as log:
+            log.write("step", step=121)
+        live._looked_at = -1e9
+        status, body = get(f"data.json?after={version}")
+        assert (status, json.loads(body)["runs"][0]["summary"]["step"]) == (200, 121)
         assert get("", host="evil.example")[0] == 403
         assert get("../../etc/passwd")[0] == 404
         with (folder / "events.jsonl").open("a") as file:
