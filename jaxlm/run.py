@@ -343,6 +343,9 @@ def _train(
     cfg: RunConfig, folder: epath.Path, *, resuming: bool, joined: str, started: float
 ) -> dict[str, float]:
     """`train` in a workdir that is claimed, the other processes connected."""
+    from jaxlm.train.compile_clock import compile_seconds
+
+    compiled = compile_seconds()
     run = prepare(cfg, folder)
     from jaxlm.checkpoint import Checkpoints
     from jaxlm.report.run_report import RunReport
@@ -352,7 +355,9 @@ def _train(
     report = RunReport(folder, cfg.report.names, num_steps=num_steps, config=dataclasses.asdict(run.config))
     with report, Checkpoints(folder / CHECKPOINTS, cfg.checkpoint, warn=report.warning) as checkpoints:
         run.rows.notices.connect(report.event)
+        began_state = time.perf_counter()
         state, meta, words, notes, frozen = start_state(run.config, run.pieces, checkpoints, run.data)
+        restore_s = time.perf_counter() - began_state if meta is not None else 0.0
         run = run._replace(pieces=run.pieces._replace(steps=run.pieces.steps.bind(frozen)))
         if processes.is_first():  # and not before it is known to be that of the checkpoints
             run.data.tokenizer.save(folder)
@@ -374,6 +379,12 @@ def _train(
             [*run.plan.table().splitlines(), *run.plan.notes, *([cut_short] if cut_short else [])],
         )
         report.event("plan", **plan_numbers(run, first_step))
+        report.event(
+            "startup",
+            seconds=time.perf_counter() - started,
+            restore_s=restore_s,
+            compile_s=compile_seconds() - compiled,
+        )
         began = started - (meta.wall_time_s if meta else 0.0)
         scores, stopped = fit_until_done_or_stopped(
             run, state, report, checkpoints, meta=meta, began=began, notes=notes

@@ -35,6 +35,7 @@ from jaxlm.train.hooks import (
     Stopped,
     TooManyBadSteps,
     is_due,
+    span,
 )
 from jaxlm.train.loop import fit
 from jaxlm.train.step import TrainState
@@ -146,7 +147,7 @@ def plan_numbers(run: Run, first_step: int) -> dict[str, Any]:
     }
 
 
-def log_peak_memory(report: RunReport) -> None:
+def log_peak_memory(report: RunReport, step: int | None = None) -> None:
     """The `memory` event: the most bytes that were in use at once, on any device and by the process; of the first one.
 
     CPUs count nothing for their devices, which are the process.
@@ -154,7 +155,7 @@ def log_peak_memory(report: RunReport) -> None:
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
     found = {"peak_device_bytes": max(peaks)} if peaks else {}
-    report.event("memory", **found, peak_process_bytes=peak_process_bytes())
+    report.event("memory", step=step, **found, peak_process_bytes=peak_process_bytes())
 
 
 def peak_process_bytes() -> int:
@@ -188,19 +189,26 @@ def make_log(run: Run, batches: Batches, report: RunReport, on_bad: Callable[[Ba
 
 def make_evaluate(run: Run, report: RunReport, log: LogSteps, stop: StopOnSignal) -> Evaluate | None:
     """Held-out scores of every source; None where the config wants none, or no text is held out."""
+    from jaxlm.run_label_scores import make_label_scores
+    from jaxlm.run_samples import make_samples
+
     cfg = run.config
     if not (cfg.train.eval_batches and run.data.eval):
         return None
     row_ids = local_rows(run.pieces.mesh, cfg.data.global_batch_size)
+    held_out = {name: held_out_batches(run, store, row_ids) for name, store in run.data.eval.items()}
+    place = make_place(run)
+    after = (make_samples(run, report), make_label_scores(run, report, held_out, place))
     return Evaluate(
         run.pieces.steps.evaluate,
-        {name: held_out_batches(run, store, row_ids) for name, store in run.data.eval.items()},
+        held_out,
         report,
         every=cfg.train.eval_every_steps,
         num_steps=run.plan.num_steps,
         bytes_per_id=run.data.tokenizer.bytes_per_id(),
-        place=make_place(run),
-        skip_time=log.skip_time,
+        place=place,
+        aside=log.aside,
+        after=[one for one in after if one is not None],
         stopping=stop.asked,
     )
 
@@ -241,7 +249,10 @@ def make_save(
     labels = {} if run.data.labels is None else {"labels": list(run.data.labels)}
 
     def save(step: int, state: Any, scores: Scores | None) -> None:
-        log.flush(state)  # so that the event log is never behind a checkpoint
+        with log.aside("checkpoint", step, state):  # first the log, so that it is never behind a checkpoint
+            write(step, state, scores)
+
+    def write(step: int, state: Any, scores: Scores | None) -> None:
         meta = Meta(
             step=step,
             config=dataclasses.asdict(run.config),
@@ -255,6 +266,7 @@ def make_save(
         )
         checkpoints.save(state, meta)
         report.event("save", step=step)
+        log_peak_memory(report, step)  # of a run that is killed, too
 
     return save
 
@@ -304,13 +316,16 @@ def fit_until_done_or_stopped(
                     watched = watchdog.watch(hooks.in_order, int(state.step))
                     fit(state, run.pieces.steps.train, place_each(run, batches), watched, run.plan.num_steps)
             except Stopped as reason:
-                checkpoints.wait()
+                with span(report, "checkpoint"):
+                    checkpoints.wait()
                 return hooks.last_scores, reason
             except TooManyBadSteps as bad:
                 meta, state = None, state._replace(params=None, opt_state=None)
-                state, notes = roll_back(run, report, checkpoints, bad, notes)
+                with span(report, "restore"):
+                    state, notes = roll_back(run, report, checkpoints, bad, notes)
             else:
-                checkpoints.wait()  # while a signal still does no harm to the last save
+                with span(report, "checkpoint"):
+                    checkpoints.wait()  # while a signal still does no harm to the last save
                 return hooks.last_scores, None
             finally:
                 batches.close()

@@ -162,6 +162,12 @@ def _check_objective(cfg: RunConfig) -> None:
                 f"{key} needs one MLP in each block, and model.num_experts={cfg.model.num_experts}: experts have "
                 "neither adapters nor fewer bits. Try tune.lora_targets='q,k,v,o', and leave tune.quantize unset."
             )
+    if cfg.report.prompts and (cfg.objective == "classify" or not cfg.train.eval_batches):
+        reason = "a classifier writes no text" if cfg.objective == "classify" else "train.eval_batches=0"
+        raise UserError(
+            f"report.sample_prompts={cfg.report.sample_prompts!r} would be ignored, since they are continued at "
+            f"evaluations and {reason}. Leave it empty."
+        )
     _check_ignored_tuning(cfg)
 
 

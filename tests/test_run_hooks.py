@@ -127,7 +127,7 @@ def test_the_peak_of_memory_is_logged_where_devices_count_it(monkeypatch, stats,
     devices, events = [SimpleNamespace(memory_stats=lambda one=one: one) for one in stats], []
     monkeypatch.setattr("jax.local_devices", lambda: devices)
     monkeypatch.setattr(run_hooks, "peak_process_bytes", lambda: 9)
-    report = SimpleNamespace(event=lambda name, **fields: events.append((name, fields)))
+    report = SimpleNamespace(event=lambda name, step=None, **fields: events.append((name, fields)))
     run_hooks.log_peak_memory(report)
     assert events == [("memory", logged | {"peak_process_bytes": 9})]
 

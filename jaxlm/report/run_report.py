@@ -120,6 +120,20 @@ class RunReport:
         self._print(f"{name} at step {step:,}:\n{value}")
         self._send(step, lambda writer: writer.text(step, name, value))
 
+    def label_scores(
+        self, step: int, name: str, scores: Mapping[str, Any], images: Mapping[str, str]
+    ) -> None:
+        """How well the held-out records of a source were labelled: confusion, calibration and so on.
+
+        Args:
+          scores: of evaluate/classification.py.
+          images: name -> PNG file, for the writers.
+        """
+        self._log.write_many([("scores", step, {"name": name, "scores": scores})])
+        for image, path in images.items():
+            key = f"eval/{name}/{image}"
+            self._send(step, lambda writer, key=key, path=path: writer.image(step, key, path))
+
     def end(self, scores: Mapping[str, float], *, seconds: float) -> None:
         """The last line of a run that reached its last step."""
         self._log.write_many([("end", None, {"seconds": seconds, **scores})])

@@ -10,6 +10,7 @@ import html
 import importlib
 import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from jaxlm.paths import is_local
 from jaxlm.redact import HIDDEN, SECRET_KEY, redact
 from jaxlm.types import UserError
 
-TEXT_FOLDER = "text"
+TEXT_FOLDER, IMAGE_FOLDER = "text", "images"
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 
 
@@ -35,6 +36,10 @@ class Writer(Protocol):
 
     def text(self, step: int, name: str, value: str) -> None:
         """A text of one step, such as a sample."""
+        ...
+
+    def image(self, step: int, name: str, path: str) -> None:
+        """A PNG file of one step, which is read before this returns."""
         ...
 
     def close(self) -> None:
@@ -64,6 +69,15 @@ class TensorBoardWriter:
         quoted = "\n".join(f"    {line}" for line in value.splitlines())  # Markdown for: exactly as it is
         self._writer.add_text(name, quoted, step)
 
+    def image(self, step: int, name: str, path: str) -> None:
+        summary = importlib.import_module("tensorboardX.proto.summary_pb2")
+        with open(path, "rb") as file:
+            png = file.read()  # as it is: `add_image` would need a package that decodes it
+        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+        shown = summary.Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+        values = [summary.Summary.Value(tag=name, image=shown)]
+        self._writer.file_writer.add_summary(summary.Summary(value=values), step)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -77,7 +91,7 @@ class WandbWriter:
 
     def __init__(self, workdir: epath.PathLike, *, name: str, config: Mapping[str, Any]):
         wandb = import_extra("wandb", "wandb")
-        self._html = wandb.Html
+        self._html, self._image = wandb.Html, wandb.Image
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "jaxlm"),
             dir=os.fspath(workdir) if is_local(workdir) else None,
@@ -96,6 +110,9 @@ class WandbWriter:
 
     def text(self, step: int, name: str, value: str) -> None:
         self._run.log({name: self._html(f"<pre>{html.escape(value)}</pre>"), "step": step})
+
+    def image(self, step: int, name: str, path: str) -> None:
+        self._run.log({name: self._image(path), "step": step})
 
     def close(self) -> None:
         self._run.finish()
@@ -156,10 +173,18 @@ class MlflowWriter:
         )
 
     def text(self, step: int, name: str, value: str) -> None:
-        self._client.log_text(self._run_id, value, f"{TEXT_FOLDER}/{name}/{step:08d}.txt")
+        self._client.log_text(self._run_id, value, f"{TEXT_FOLDER}/{_file_name(name)}/{step:08d}.txt")
+
+    def image(self, step: int, name: str, path: str) -> None:
+        self._client.log_artifact(self._run_id, path, f"{IMAGE_FOLDER}/{_file_name(name)}/{step:08d}")
 
     def close(self) -> None:
         self._client.set_terminated(self._run_id)
+
+
+def _file_name(name: str) -> str:
+    """Of a text or an image, whose name may hold the prompt it belongs to: / and .. are no folders."""
+    return re.sub(r"[^\w-]+", "_", name)[:80].strip("_") or "text"
 
 
 def check_installed(names: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ REDUCE_DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 WRITERS = ("tensorboard", "wandb", "mlflow")
+MAX_SAMPLE_PROMPTS = 16
 ON_BAD_STEPS = ("stop", "rollback")
 TUNED = ("all", "head", "last_blocks", "lora")
 LORA_TARGETS = ("q", "k", "v", "o", "up", "gate", "down")
@@ -216,12 +217,25 @@ class ReportConfig:
 
     writers: str = ""
     """Comma-separated: tensorboard, wandb, mlflow (each an extra of the package)."""
+    sample_prompts: str = ""
+    """Prompts with | between them, such as `The function returns|Once upon a time`, which are continued greedily after
+    every evaluation (48 tokens; of an instruction run, answered); empty: none."""
 
     def __post_init__(self):
         for name in self.names:
             check_choice("report.writers", name, WRITERS)
+        if len(self.prompts) > MAX_SAMPLE_PROMPTS:
+            raise UserError(
+                f"report.sample_prompts has {len(self.prompts)} prompts, and must have {MAX_SAMPLE_PROMPTS} at most: "
+                "each is continued at every evaluation. To sample more, `jaxlm generate` loads a checkpoint."
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
         """The writers asked for."""
         return tuple(name.strip() for name in self.writers.split(",") if name.strip())
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts to continue, each once."""
+        return tuple(dict.fromkeys(text.strip() for text in self.sample_prompts.split("|") if text.strip()))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -15,12 +17,13 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from jaxlm.train.compile_clock import compile_seconds
 from jaxlm.train.loop import Hook
 from jaxlm.train.step import SOUND, Metrics, TrainState
 from jaxlm.types import UserError
 
 __all__ = ["BadStep", "Evaluate", "Hook", "LogSteps", "Profile", "Report", "Save", "StopOnSignal", "Stopped",
-           "TooManyBadSteps", "is_due", "source_scores"]  # fmt: skip
+           "TooManyBadSteps", "is_due", "source_scores", "span"]  # fmt: skip
 
 
 class Report(Protocol):
@@ -32,8 +35,20 @@ class Report(Protocol):
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         """Held-out scores at a step."""
 
-    def event(self, name: str, **fields) -> None:
+    def event(self, name: str, *, step: int | None = None, **fields) -> None:
         """Anything else worth remembering."""
+
+
+@contextlib.contextmanager
+def span(report: Report, name: str, step: int | None = None) -> Iterator[None]:
+    """Logs how long something besides the steps took: a `span` event with its kind, seconds, and of them those that
+    compiled; also when it ends by an error."""
+    begun, compiled = time.perf_counter(), compile_seconds()
+    try:
+        yield
+    finally:
+        seconds, compile_s = time.perf_counter() - begun, compile_seconds() - compiled
+        report.event("span", step=step, kind=name, seconds=round(seconds, 6), compile_s=round(compile_s, 6))
 
 
 def is_due(step: int, every: int, num_steps: int) -> bool:
@@ -114,11 +129,29 @@ class LogSteps:
         self._stall_s, self._data_metrics, self._sources_of = stall_s, data_metrics, sources_of
         self._on_bad = on_bad
         self._pending: list[tuple[int, Metrics]] = []
-        self._since = (time.perf_counter(), stall_s())
+        self._since = (time.perf_counter(), stall_s(), compile_seconds())
 
-    def skip_time(self, seconds: float) -> None:
-        """Leaves `seconds` (of evaluation, of saving) out of the next throughput."""
-        self._since = (self._since[0] + seconds, self._since[1])
+    @contextlib.contextmanager
+    def aside(self, name: str, step: int, state: TrainState | None = None) -> Iterator[None]:
+        """Something besides the steps (an evaluation, a save): a `span` of its own, left out of the next throughput.
+
+        Args:
+          state: after this step; what is pending is written first, so that nobody waits for it inside. None: nothing
+            is pending.
+        """
+        if state is not None:
+            self.flush(state)
+        begun, compiled = time.perf_counter(), compile_seconds()
+        try:
+            with span(self._report, name, step):
+                yield
+        finally:
+            since, stall, compile_s = self._since
+            self._since = (
+                since + time.perf_counter() - begun,
+                stall,
+                compile_s + compile_seconds() - compiled,
+            )
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         self._pending.append((step, metrics))
@@ -140,7 +173,7 @@ class LogSteps:
             for (step, _), one in zip(self._pending, values)
         ]
         self._pending = []
-        now, stall = time.perf_counter(), self._stall_s()
+        now, stall, compiled = time.perf_counter(), self._stall_s(), compile_seconds()
         elapsed = max(now - self._since[0], 1e-9)
         tokens_per_s = sum(row.get("num_inputs", row["num_tokens"]) for row in rows) / elapsed
         extra = {
@@ -151,7 +184,9 @@ class LogSteps:
         }
         if self._peak is not None:
             extra["perf/mfu"] = extra["perf/flops_per_s"] / self._peak
-        self._since = (now, stall)
+        if compiled > self._since[2]:
+            extra["perf/compile_s"] = compiled - self._since[2]
+        self._since = (now, stall, compiled)
         self._report.steps(rows, extra | self._data_metrics(rows[-1]["step"]))
         for row, one in zip(rows, sound):
             num = row["num_bad_in_row"]
@@ -166,6 +201,8 @@ class Evaluate:
     """Scores the held-out batches of every source: loss and perplexity per token, bits per byte of text.
 
     Args:
+      aside: aside(name, step, state) in which an evaluation runs; see LogSteps.
+      after: after(step, weights) when the scores are written: what else is to be known of the weights.
       stopping: asked after every batch: whether the run is to end. Then the evaluation is given up; what continues
         the run makes up for it.
     """
@@ -180,13 +217,14 @@ class Evaluate:
         num_steps: int,
         bytes_per_id: np.ndarray,
         place: Callable,
-        skip_time: Callable[[float], None],
+        aside: Callable[..., AbstractContextManager[None]],
+        after: Sequence[Callable[[int, Any], None]] = (),
         stopping: Callable[[], bool] = lambda: False,
     ):
-        self._stopping = stopping
+        self._stopping, self._after = stopping, after
         self._evaluate, self._sources, self._report = evaluate, sources, report
         self._every, self._num_steps = every, num_steps
-        self._bytes_per_id, self._place, self._skip_time = bytes_per_id, place, skip_time
+        self._bytes_per_id, self._place, self._aside = bytes_per_id, place, aside
         self.last: tuple[int, dict[str, float]] | None = None
         """(step, scores) of the latest evaluation."""
 
@@ -196,16 +234,21 @@ class Evaluate:
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         if self.is_due(step):
-            self.run(step, state.params)
+            with self._aside("evaluation", step, state):
+                self._run(step, state.params)
 
     def run(self, step: int, params) -> bool:
-        """Evaluates; False where it was given up."""
-        start = time.perf_counter()
+        """Evaluates before the first step of a process; False where it was given up."""
+        with self._aside("evaluation", step):
+            return self._run(step, params)
+
+    def _run(self, step: int, params) -> bool:
         scores = self.scores(params)
         if scores is not None:
             self.last = (step, scores)
             self._report.evaluation(step, scores)
-        self._skip_time(time.perf_counter() - start)
+            for one in self._after:
+                one(step, params)
         return scores is not None
 
     def scores(self, params) -> dict[str, float] | None:
