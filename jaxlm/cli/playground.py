@@ -26,13 +26,21 @@ PACKAGES = ("starlette", "uvicorn")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.add_argument(
-        "--run", action="append", required=True, help="workdir of a training; a second one is compared with it"
+        "--run",
+        action="append",
+        required=True,
+        help="workdir of a training; a second one is compared with it",
     )
     parser.add_argument(
-        "--step", action="append", type=int, help="checkpoint to use (default: the latest); one for each --run"
+        "--step",
+        action="append",
+        type=int,
+        help="checkpoint to use (default: the latest); one for each --run",
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0: any free one")
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve at (default: this machine alone)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to serve at (default: this machine alone)"
+    )
 
 
 def checkpoints_of(runs: list[str], steps: list[int] | None) -> list[tuple[str, int | None]]:
@@ -41,7 +49,9 @@ def checkpoints_of(runs: list[str], steps: list[int] | None) -> list[tuple[str, 
     if len(runs) == 1 and len(steps) == MAX_MODELS:
         runs = runs * MAX_MODELS
     if len(runs) > MAX_MODELS:
-        raise UserError(f"{len(runs)} times --run: the playground compares {MAX_MODELS} checkpoints. Leave some out.")
+        raise UserError(
+            f"{len(runs)} times --run: the playground compares {MAX_MODELS} checkpoints. Leave some out."
+        )
     if steps and len(steps) != len(runs):
         raise UserError(
             f"{len(steps)} times --step for {len(runs)} runs: give one for each --run, in their order, or none for the "
@@ -64,7 +74,9 @@ def check_folder(workdir: str) -> None:
     parent, name = os.path.split(os.path.normpath(workdir))
     try:
         beside = [
-            one.name for one in os.scandir(parent or ".") if os.path.exists(os.path.join(one.path, "config.json"))
+            one.name
+            for one in os.scandir(parent or ".")
+            if os.path.exists(os.path.join(one.path, "config.json"))
         ]
     except OSError:
         return
@@ -101,7 +113,10 @@ def open_models(checkpoints: list[tuple[str, int | None]], sock) -> int:
     for workdir, step in checkpoints:
         print(f"loading {workdir} ...", flush=True)
         model = Model(workdir, run.load_run(workdir, step), models[0] if models else None)
-        print(f"{workdir}, step {model.step}: {model.num_params:,} parameters; {', '.join(model.panels)}", flush=True)
+        print(
+            f"{workdir}, step {model.step}: {model.num_params:,} parameters; {', '.join(model.panels)}",
+            flush=True,
+        )
         models.append(model)
     check_together(models)
     worker = Worker()
@@ -111,8 +126,8 @@ def open_models(checkpoints: list[tuple[str, int | None]], sock) -> int:
     token = None if serve.is_loopback(sock) else serve.new_token()
     if token is not None:
         print(
-            f"jaxlm: warning: --host={sock.getsockname()[0]} lets other machines use these models, over HTTP that others "
-            "on the network can read. Only the whole address below, with its token, opens the page: keep it to "
+            f"jaxlm: warning: --host={sock.getsockname()[0]} lets other machines use these models, over HTTP that the "
+            "network can read. Only the whole address below, with its token, opens the page: keep it to "
             "yourself.",
             file=sys.stderr,
         )

@@ -224,7 +224,9 @@ def next_token_distribution(
         raise UserError("a candidate word is empty: give words separated by single commas.")
     cut = encode_prompt(tokenizer, prompt)
     ids = cut if ids is None else list(ids)
-    rows = [(ids, len(ids))] + [after_picks(ids, cut, *word_row(tokenizer, prompt, cut, word)) for word in words]
+    rows = [(ids, len(ids))] + [
+        after_picks(ids, cut, *word_row(tokenizer, prompt, cut, word)) for word in words
+    ]
     # Logits after the last shared token give the word's first token, those after its last say whether it
     # ends.
     logits = row_logits(lm, params, [row for row, _ in rows], [shared - 1 for _, shared in rows])

@@ -74,7 +74,9 @@ def make_app(models: list[Model], worker: Worker) -> Starlette:
     async def not_found(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         line = {404: "there is nothing here.", 405: "this address is asked in another way."}
-        return JSONResponse({"event": "error", "message": line.get(status, "the request is not valid.")}, status)
+        return JSONResponse(
+            {"event": "error", "message": line.get(status, "the request is not valid.")}, status
+        )
 
     async def failed(request: Request, error: Exception) -> Response:
         show_bug(error)

@@ -107,7 +107,9 @@ class Fields:
         values = self._list(name, MAX_PICKED, "tokens")
         for value in values:
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab_size:
-                raise UserError(f"{name} holds {_short(value)}, but the model's ids are 0 to {vocab_size - 1:,}.")
+                raise UserError(
+                    f"{name} holds {_short(value)}, but the model's ids are 0 to {vocab_size - 1:,}."
+                )
         return values
 
     def texts(self, name: str, max_items: int, what: str, max_chars: int = MAX_TEXT_CHARS) -> list[str]:

@@ -68,7 +68,9 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], *extra]}
             await send(message)
 
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+        }
         try:
             self._check_source(scope, headers)
             given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
@@ -90,7 +92,10 @@ class Guard:
             raise Refused(403, "this request comes from another site's page: open the playground itself.")
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and scope["path"] != "/":
             raise Refused(403, "this request comes from another site's page: open the playground itself.")
-        if scope["method"] == "POST" and headers.get("content-type", "").partition(";")[0] != "application/json":
+        if (
+            scope["method"] == "POST"
+            and headers.get("content-type", "").partition(";")[0] != "application/json"
+        ):
             raise Refused(415, "a request has to be JSON (Content-Type: application/json).")
 
     def _check_token(self, given: str) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MIN_CONTEXT, MAX_CONTEXT = 1024, 8192
 """Of the tokens of a prompt: a model that was trained on less may be tried beyond it, none with more."""
-SLOTS = (256, 1024, 4096, 16384)
+SLOTS = (256, 1024, 2048, 4096, 8192)
 """Sizes of the cache: each is compiled once, whatever the lengths of prompts."""
 TEXT_DEFAULT, CHAT_DEFAULT = 100, 256
 """New tokens, as of `jaxlm generate` and `jaxlm chat`."""
@@ -37,11 +37,6 @@ TEXT_DEFAULT, CHAT_DEFAULT = 100, 256
 def parts_of(tokenizer: Tokenizer, ids: list[int]) -> list[dict[str, Any]]:
     """The tokens as the page shows them."""
     return [{"id": token, "piece": tokenizer.piece(token)} for token in ids]
-
-
-def slots_for(num_tokens: int) -> int:
-    """The smallest size of the cache that holds so many."""
-    return next((size for size in SLOTS if num_tokens <= size), num_tokens)
 
 
 class Model:
@@ -159,11 +154,13 @@ class Model:
         if self.limit is not None:
             max_new_tokens = min(max_new_tokens, self.limit - len(ids))
             if max_new_tokens < 1:
-                raise UserError(f"the text fills the {self.limit:,} positions that the model has: shorten it.")
+                raise UserError(
+                    f"the text fills the {self.limit:,} positions that the model has: shorten it."
+                )
         found = continue_ids(
             self.lm, self.params, self.tokenizer, [ids], stop_ids=self.tokenizer.stop_ids,
             max_new_tokens=max_new_tokens, stop=stop, on_text=_show(job), on_tokens=self._watch(job),
-            min_slots=slots_for(len(ids) + max_new_tokens), **sampling,
+            slot_sizes=SLOTS, **sampling,
         )[0]  # fmt: skip
         parts = parts_of(self.tokenizer, found.tokens)
         job.emit(
@@ -197,7 +194,7 @@ class Model:
             self.lm, self.params, self.tokenizer, self.template,
             context_tokens=min(self.trained_tokens, self.context), max_new_tokens=max_new_tokens,
             system=fields.optional_text("system"), on_tokens=self._watch(job),
-            min_slots=slots_for(min(self.trained_tokens, self.context)), **fields.sampling(),
+            slot_sizes=SLOTS, **fields.sampling(),
         )  # fmt: skip
         conversation.turns = fields.turns("turns")
         answer = conversation.ask(message, _show(job))
@@ -224,8 +221,18 @@ class Model:
         lines: list[dict[str, Any]] = []
         records = [Text({"text": text}, text, f"text {i + 1}") for i, text in enumerate(texts)]
         summary = predict_texts(self.classifier, records, lines.extend, temperature=temperature)
-        note = f"cut to the {self.classifier.max_tokens:,} tokens the model reads" if summary.num_truncated else None
-        job.emit({"event": "labels", "lines": lines, "note": note and f"{summary.num_truncated:,} texts were {note}."})
+        note = (
+            f"cut to the {self.classifier.max_tokens:,} tokens the model reads"
+            if summary.num_truncated
+            else None
+        )
+        job.emit(
+            {
+                "event": "labels",
+                "lines": lines,
+                "note": note and f"{summary.num_truncated:,} texts were {note}.",
+            }
+        )
 
     def warm_up(self) -> Iterator[Callable[[], None]]:
         """What to compile before somebody waits for it, most needed first; each takes seconds at most."""
@@ -233,14 +240,9 @@ class Model:
             for num in (1, 2, 4):
                 yield lambda num=num: self._predict_once(num)
             return
-        chat_slots = slots_for(min(self.trained_tokens, self.context))
-        first = chat_slots if self.template is not None else SLOTS[0]
         yield lambda: self._distribution_once(1)
-        for slots in dict.fromkeys((first, SLOTS[0])):
-            yield lambda slots=slots: self._generate_once(2, slots)
-        yield lambda: self._distribution_once(17)
-        for num_tokens in (34, 66, 130):
-            for slots in dict.fromkeys((first, SLOTS[0])):
+        for num_tokens in (2, 34, 66, 130):
+            for slots in SLOTS[:2] if self.context > SLOTS[0] else SLOTS[:1]:
                 yield lambda num_tokens=num_tokens, slots=slots: self._generate_once(num_tokens, slots)
             yield lambda num_tokens=num_tokens: self._distribution_once(num_tokens)
 
@@ -261,7 +263,7 @@ class Model:
         continue_ids(
             self.lm, self.params, self.tokenizer, [ids],
             stop_ids=self.template.stop_ids if self.template is not None else self.tokenizer.stop_ids,
-            max_new_tokens=1, on_text=lambda row, text: None, min_slots=slots,
+            max_new_tokens=1, on_text=lambda row, text: None, slot_sizes=[slots],
         )  # fmt: skip
 
 
@@ -282,8 +284,8 @@ def check_together(models: list[Model]) -> None:
     if kinds[0] != kinds[1]:
         at = kinds.index("classifier")
         raise UserError(
-            f"--run={models[at].workdir} is a classifier and --run={models[1 - at].workdir} a language model: they have "
-            "no answers to compare. Give two of a kind, or one run at a time."
+            f"--run={models[at].workdir} is a classifier and --run={models[1 - at].workdir} a language model: they "
+            "have no answers to compare. Give two of a kind, or one run at a time."
         )
     classifiers = [model.classifier for model in models if model.classifier]
     if classifiers and classifiers[0].task != classifiers[1].task:

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import sys
+from typing import Any
 
 from jaxlm.types import UserError
 
@@ -56,11 +57,11 @@ def new_token() -> str:
     return secrets.token_urlsafe(24)
 
 
-def serve(app, sock: socket.socket) -> None:
-    """Answers until it is interrupted; the signal then has its usual effect."""
+def config_of(app: Any) -> Any:
+    """The uvicorn.Config of an ASGI app."""
     import uvicorn
 
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         http="h11",
         ws="none",
@@ -75,7 +76,13 @@ def serve(app, sock: socket.socket) -> None:
         limit_concurrency=128,
         timeout_graceful_shutdown=0,
     )
-    uvicorn.Server(config).run(sockets=[sock])
+
+
+def serve(app: Any, sock: socket.socket) -> None:
+    """Answers until it is interrupted; the signal then has its usual effect."""
+    import uvicorn
+
+    uvicorn.Server(config_of(app)).run(sockets=[sock])
 
 
 def leave(code: int) -> None:

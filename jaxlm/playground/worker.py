@@ -53,7 +53,9 @@ class Job:
         if self.cancelled:
             raise Cancelled
         if time.monotonic() > self._deadline_s:
-            raise UserError(f"this took {MAX_REQUEST_S:.0f} s, the most that one request may: ask for fewer tokens.")
+            raise UserError(
+                f"this took {MAX_REQUEST_S:.0f} s, the most that one request may: ask for fewer tokens."
+            )
 
     def run(self) -> None:
         """Does it; whatever goes wrong is one event for the browser."""
@@ -81,7 +83,7 @@ def bug_event(error: BaseException) -> dict[str, Any]:
     """The one line of a mistake of ours, without what only the terminal should show."""
     return {
         "event": "error",
-        "message": f"the playground failed ({type(error).__name__}); its terminal says where. Other requests still work.",
+        "message": f"the playground failed ({type(error).__name__}); its terminal says where. Other requests work.",
     }
 
 
@@ -151,7 +153,9 @@ class Worker:
                     job.run()
                 elif idle is not None:
                     idle()
-            except Exception as error:  # an emit to a browser that left, or idle work: nobody is there to be told
+            except (
+                Exception
+            ) as error:  # an emit to a browser that left, or idle work: nobody is there to be told
                 show_bug(error)
             with self._changed:
                 self._running = None

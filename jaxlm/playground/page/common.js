@@ -164,7 +164,7 @@ export function tokenRows(found, onPick = null) {
       el("span", { class: "num" }, percent(row.p)),
       el("span", { class: "num strong" }, percent(row.p_sampled)),
     ];
-    const kind = row.p_sampled === 0 ? "bar out" : "bar";
+    const kind = "bar" + (row.p_sampled === 0 ? " out" : "") + (row.rank > found.top.length ? " below" : "");
     if (onPick === null) return el("li", { class: kind }, ...cells);
     return el("li", {}, el("button", {
       type: "button", class: kind, "data-id": row.id, onclick: () => onPick(row),
