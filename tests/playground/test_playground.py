@@ -175,8 +175,9 @@ def test_other_sites_are_refused(lms, headers, status):
 @pytest.mark.parametrize(
     "path",
     [
-        "/file=/etc/passwd", "/gradio_api/file=/etc/passwd", "/../../../etc/passwd", "/page/index.html", "/%2e%2e/app.py",
-        "/page.css/../app.py", "//etc/passwd", "/static/x", "/docs", "/openapi.json", "/api/", "/page.js%00", "/.",
+        "/file=/etc/passwd", "/gradio_api/file=/etc/passwd", "/../../../etc/passwd", "/page/index.html",
+        "/%2e%2e/app.py",        "/page.css/../app.py", "//etc/passwd", "/static/x", "/docs", "/openapi.json",
+        "/api/", "/page.js%00", "/.",
     ],
 )  # fmt: skip
 def test_no_path_is_that_of_a_file(lms, path):

@@ -73,7 +73,7 @@ def test_tokens_are_picked_step_by_step_and_undone(watched, two):
     undo.click()  # three at once, as they came
     picked.nth(2).wait_for(state="detached")
     assert picked.count() == 2
-    page.get_by_label("Temperature", exact=False).last.fill("0")  # the bars follow the settings
+    page.locator("#temperature").fill("0")  # the bars follow the settings
     page.locator("#panel-next .bar.out").first.wait_for()
     assert page.locator("#panel-next .bar:not(.out)").count() == 1
     check_quiet(watched, two)
@@ -84,7 +84,7 @@ def test_a_chat_streams_stops_and_goes_on(watched, two):
     page.goto(two.url)
     page.get_by_role("radio", name="chat").click()
     page.get_by_role("tab", name="Chat").click()
-    page.get_by_label("New tokens").first.fill("1000")
+    page.locator("#panel-chat").get_by_label("New tokens").fill("1000")
     page.locator("#temperature").fill("3")
     page.get_by_label("Message").fill("Hi <b>there</b>")
     page.keyboard.press("Enter")
@@ -130,7 +130,7 @@ def test_tabs_and_prompt_work_by_keyboard(watched, two):
     page.get_by_role("tab", name="Next token").focus()
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.id") == "tab-continue"
-    page.get_by_label("Text", exact=False).first.fill("The zoo")
+    page.locator("#panel-continue textarea").fill("The zoo")
     page.keyboard.press("Control+Enter")
     page.locator("#panel-continue .new").filter(has_text=re.compile(r"\S")).wait_for()
     page.keyboard.press("Home")
