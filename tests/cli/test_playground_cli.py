@@ -1,6 +1,7 @@
 """Promises of `jaxlm playground`: which checkpoints, who is let in, and one line for each mistake."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,9 +22,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     make_run(folder / "lion", None, objective="pretrain", num_layers=1)
     make_run(folder / "labels")
-    (folder / "empty").mkdir()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        (folder / "empty" / name).write_bytes((folder / "lion" / name).read_bytes())
+    shutil.copytree(folder / "lion", folder / "empty", ignore=shutil.ignore_patterns("checkpoints"))
     return folder
 
 
@@ -96,6 +95,7 @@ def test_steps_belong_to_runs_in_their_order():
 def test_an_address_beyond_this_machine_has_a_token_and_a_warning(jaxlm, folder, monkeypatch):
     asked = []
     monkeypatch.setattr(serve, "is_loopback", lambda sock: False)
+    monkeypatch.setattr(serve, "CLOSING_S", 60.0)  # else this process would end, in the middle of a compilation
     monkeypatch.setattr(serve, "serve", lambda app, sock: asked.append(app._token))
     code, out, err = jaxlm("playground", f"--run={folder / 'lion'}", "--port=0")
     assert code == 0
