@@ -15,7 +15,7 @@ from typing import Any
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PROMPT, WORDS = "The function returns", "a, the, list"
-SIZE = {"width": 1080, "height": 900}
+SIZE = {"width": 1080, "height": 1180}
 FRAME_MS, LAST_FRAME_MS = 1400, 3000
 
 

@@ -95,7 +95,9 @@ def test_steps_belong_to_runs_in_their_order():
 def test_an_address_beyond_this_machine_has_a_token_and_a_warning(jaxlm, folder, monkeypatch):
     asked = []
     monkeypatch.setattr(serve, "is_loopback", lambda sock: False)
-    monkeypatch.setattr(serve, "CLOSING_S", 60.0)  # else this process would end, in the middle of a compilation
+    monkeypatch.setattr(
+        serve, "CLOSING_S", 60.0
+    )  # else this process would end, in the middle of a compilation
     monkeypatch.setattr(serve, "serve", lambda app, sock: asked.append(app._token))
     code, out, err = jaxlm("playground", f"--run={folder / 'lion'}", "--port=0")
     assert code == 0

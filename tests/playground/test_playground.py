@@ -82,11 +82,11 @@ def test_a_row_is_picked_whatever_the_tokenizer_would_have_cut(lms, model_of):
     assert (one["candidates"][0]["word"], one["candidates"][0]["merged"]) == ("is", False)
 
 
-def test_a_chat_is_that_of_jaxlm_chat(lms, runs):
-    loaded = run_lib.load_run(runs["chat"])
+def test_a_chat_is_that_of_jaxlm_chat(lms, runs, model_of):
+    model = model_of("chat")
     conversation = Conversation(
-        loaded.lm, loaded.params, loaded.tokenizer, saved_chat(runs["chat"], loaded.tokenizer),
-        context_tokens=loaded.context_tokens, max_new_tokens=12, system="Be brief.", seed=5,
+        model.lm, model.params, model.tokenizer, saved_chat(runs["chat"], model.tokenizer), seed=5,
+        context_tokens=model.trained_tokens, max_new_tokens=12, system="Be brief.", slot_sizes=model_lib.SLOTS,
     )  # fmt: skip
     turns = []
     for text in ("Hi", "And then?"):
