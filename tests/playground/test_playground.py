@@ -32,7 +32,6 @@ def labels(serving):
 @pytest.mark.parametrize(
     ("number", "kind", "settings"),
     [
-        (0, "base", {}),
         (0, "base", {"temperature": 0.6, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 7}),
         (1, "chars", {"temperature": 0.0}),
     ],
