@@ -89,6 +89,7 @@ bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/checkpoint.py
 	$(BIN)/python bench/interop.py
 	$(BIN)/python bench/generate.py
+	$(BIN)/python bench/playground.py
 	$(BIN)/python bench/train_speed.py
 	$(BIN)/python bench/finetune.py
 	$(BIN)/python bench/report.py

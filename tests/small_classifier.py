@@ -18,16 +18,28 @@ LABELS = ("cat", "dog", "উট")
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def make_run(folder, labels=LABELS, *, task="single_label", pooling="last", objective="classify", seq_len=48):
-    """A workdir; labels=None: of a language model."""
+def make_run(
+    folder,
+    labels=LABELS,
+    *,
+    task="single_label",
+    pooling="last",
+    objective="classify",
+    seq_len=48,
+    tokenizer=None,
+    **keys,
+):
+    """A workdir; labels=None: of a language model. keys: of its ModelConfig."""
     cfg = run_lib.default_config()
     cfg.objective = objective
     cfg.data.sources = {"texts": {"path": "embedded:kinds" if labels is not None else "embedded:topics"}}
     cfg.data.seq_len = seq_len
     cfg.classify.task, cfg.classify.pooling = task, pooling
-    cfg.model.update(embed_dim=16, num_layers=2, num_heads=2, mlp_dim=32, scan_layers=False)
+    cfg.model.update(
+        {"embed_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32, "scan_layers": False, **keys}
+    )
     cfg = run_lib.resolve(cfg)
-    tokenizer = HFTokenizer(level())
+    tokenizer = tokenizer or HFTokenizer(level())
     folder.mkdir(parents=True)
     run_lib.save_config(folder / run_lib.CONFIG_FILE, cfg)
     tokenizer.save(folder)

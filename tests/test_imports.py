@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxlm"
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"playground"},
     {
         "doctor",
         "launch",
@@ -136,7 +137,7 @@ def offences(package: Path) -> list[str]:
             shared = (
                 target_part == part
                 or place == target_place == len(LAYERS) - 1
-                or {part, target_part} <= LAYERS[2]
+                or {part, target_part} <= LAYERS[3]
             )
             if not shared and target_place <= place:
                 found.append(f"{where} imports {target}: {part} is not above {target_part}")

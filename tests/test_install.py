@@ -32,7 +32,7 @@ BROUGHT_ALONG = {
     "loguru": "datatrove",
 }
 """Package -> the dependency that never comes without it."""
-OPTIONAL = {"jaxlm/corpus/raw"}
+OPTIONAL = {"jaxlm/corpus/raw", "jaxlm/playground"}
 """Parts of jaxlm whose modules cannot be imported without an extra; who imports them says which."""
 
 

@@ -129,7 +129,8 @@ def row_logits(
         )
     B, T = round_rows(len(rows)), max(16, 1 << (longest - 1).bit_length())
     T = T if limit is None else min(T, limit)
-    W = max(len(row) - start for row, start in zip(rows, starts, strict=True))
+    # Rounded up like T: a word of another number of tokens compiles nothing anew.
+    W = 1 << (max(len(row) - start for row, start in zip(rows, starts, strict=True)) - 1).bit_length()
     tokens_BT, places_BW = np.zeros((B, T), np.int32), np.zeros((B, W), np.int32)
     lengths_B = np.ones(B, np.int32)
     for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
@@ -178,12 +179,21 @@ def word_row(tokenizer: Tokenizer, prompt: str, prompt_ids: list[int], word: str
     return row, num_shared
 
 
+def after_picks(ids: list[int], cut: list[int], row: list[int], num_shared: int) -> tuple[list[int], int]:
+    """A word_row behind the tokens there are (`ids`), where the tokenizer would have cut their text otherwise (`cut`).
+
+    A word that merges with the prompt's last token has no place behind other tokens, and stays behind those of `cut`.
+    """
+    return (ids + row[num_shared:], len(ids)) if num_shared == len(cut) else (row, num_shared)
+
+
 def next_token_distribution(
     lm: LM,
     params: Params,
     tokenizer: Tokenizer,
     prompt: str,
     *,
+    ids: Sequence[int] | None = None,
     candidates: Sequence[str] = (),
     top: int = 10,
     temperature: float = 1.0,
@@ -200,6 +210,7 @@ def next_token_distribution(
     condition.
 
     Args:
+      ids: tokens of the prompt, where they were picked one by one; None: as the tokenizer cuts it.
       candidates: words without the space before them.
       top: how many of the most probable tokens to list.
       temperature, top_k, top_p, min_p: see SamplingConfig; they change `p_sampled` and the pick, never `p`.
@@ -211,8 +222,11 @@ def next_token_distribution(
     words = list(dict.fromkeys(word.strip() for word in candidates))
     if "" in words:
         raise UserError("a candidate word is empty: give words separated by single commas.")
-    ids = encode_prompt(tokenizer, prompt)
-    rows = [(ids, len(ids))] + [word_row(tokenizer, prompt, ids, word) for word in words]
+    cut = encode_prompt(tokenizer, prompt)
+    ids = cut if ids is None else list(ids)
+    rows = [(ids, len(ids))] + [
+        after_picks(ids, cut, *word_row(tokenizer, prompt, cut, word)) for word in words
+    ]
     # Logits after the last shared token give the word's first token, those after its last say whether it
     # ends.
     logits = row_logits(lm, params, [row for row, _ in rows], [shared - 1 for _, shared in rows])

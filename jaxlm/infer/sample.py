@@ -186,6 +186,7 @@ def generate(
     batch_size: int = 32,
     on_tokens: OnTokens | None = None,
     tokens_per_call: int = 4,
+    slot_sizes: Sequence[int] = (),
 ) -> list[Generation]:
     """Continues every prompt by up to max_new_tokens tokens.
 
@@ -202,6 +203,8 @@ def generate(
       batch_size: most rows decoded at once; memory grows with it.
       on_tokens: called with each row's new tokens, may stop the row (stop strings).
       tokens_per_call: tokens between two calls of on_tokens; the result does not depend on it.
+      slot_sizes: sizes of the cache, ascending, for a server whose texts of many lengths are to share few compilations;
+        a longer text, and all without them, are rounded up as `round_cache` does.
 
     Raises:
       UserError: an impossible setting; a prompt that is empty, foreign to the vocabulary, or beyond the
@@ -223,7 +226,7 @@ def generate(
     batch = Request(
         lm, decoding_weights(lm, params), make_knobs(sampling, vocab_size), jnp.asarray(padded_ends, jnp.int32),
         eos_id, max_new_tokens, limit, jax.random.key(seed), on_tokens,
-        BUFFER_TOKENS if on_tokens is None else min(max(tokens_per_call, 1), BUFFER_TOKENS),
+        BUFFER_TOKENS if on_tokens is None else min(max(tokens_per_call, 1), BUFFER_TOKENS), tuple(slot_sizes),
     )  # fmt: skip
     results = [Generation() for _ in prompts]
     # Rows of similar length share a batch, so that short prompts do not pay for long ones.
@@ -247,6 +250,7 @@ class Request(NamedTuple):
     key: jax.Array
     on_tokens: OnTokens | None
     tokens_per_call: int
+    slot_sizes: tuple[int, ...]
 
 
 def run_batch(
@@ -259,7 +263,12 @@ def run_batch(
     # All but the last token: decoding starts with that one, so the first new token needs no code of its own.
     pieces = prefill_pieces(int(lengths.max()) - 1, request.limit)
     # The last token picked is never fed back, hence the - 1.
-    num_slots = max(int(lengths.max()) + request.max_new_tokens - 1, *(sum(piece) for piece in pieces), 1)
+    num_slots = max(
+        int(lengths.max()) + request.max_new_tokens - 1,
+        *(sum(piece) for piece in pieces),
+        1,
+    )
+    num_slots = next((size for size in request.slot_sizes if num_slots <= size), num_slots)
     num_slots = round_cache(num_slots, request.limit)
     tokens_BS = np.zeros((B, num_slots), np.int32)
     for row, prompt in enumerate(prompts.values()):

@@ -150,12 +150,15 @@ def continue_ids(
     max_new_tokens: int,
     stop: Sequence[str] = (),
     on_text: OnText | None = None,
+    on_tokens: Callable[[list[int]], None] | None = None,
     **sampling: Any,
 ) -> list[Continuation]:
     """`generate_text` for prompts that are ids already, such as those a chat template writes.
 
     Args:
       stop_ids: every id that ends a row; no other does, not even EOS.
+      on_tokens: called with new tokens of a row before their text is, also where they have none; what it raises ends
+        all rows.
     """
     if "" in stop:
         raise UserError("a stop string is empty, which would stop before the first token: leave it out.")
@@ -163,6 +166,8 @@ def continue_ids(
 
     def take(row: int, tokens: list[int]) -> int | None:
         stream, num_taken, new = streams[row], 0, ""
+        if on_tokens is not None:
+            on_tokens(tokens)
         while num_taken < len(tokens) and not stream.stopped:
             new += stream.push(tokens[num_taken])
             num_taken += 1
@@ -170,7 +175,7 @@ def continue_ids(
             on_text(row, new)
         return num_taken if stream.stopped else None
 
-    watched = on_text is not None or bool(stop)
+    watched = on_text is not None or on_tokens is not None or bool(stop)
     generations = generate(
         lm,
         params,

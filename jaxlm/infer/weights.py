@@ -27,6 +27,14 @@ def decoding_weights(lm: LM, params: Params) -> Params:
     - XLA:CPU copies each layer out of its [L, ...] stack for every token. The layers handed over here are views
       of the stack, without a copy; accelerators slice for free and keep the one compiled layer.
     """
+    ready = compute_weights(lm, params)
+    if "layers" in ready and all(on_one_cpu(w) for w in jax.tree.leaves(ready)):
+        ready = {**ready, "layers": layers_apart(ready["layers"])}
+    return ready
+
+
+def compute_weights(lm: LM, params: Params) -> Params:
+    """The same model with the matrices in its compute dtype, to which it would round them at every use."""
     dtype = compute_dtype(lm, params)
     axes, treedef = jax.tree.flatten(lm.axes, is_leaf=is_axes)
     weights = treedef.flatten_up_to(params)
@@ -35,10 +43,7 @@ def decoding_weights(lm: LM, params: Params) -> Params:
     if stale:
         for i, w in zip(stale, compiled_cast(dtype)([weights[i] for i in stale]), strict=True):
             weights[i] = w
-    ready = treedef.unflatten(weights)
-    if "layers" in ready and all(on_one_cpu(w) for w in weights):
-        ready = {**ready, "layers": layers_apart(ready["layers"])}
-    return ready
+    return treedef.unflatten(weights)
 
 
 def compute_dtype(lm: LM, params: Params) -> jnp.dtype:
