@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -56,10 +57,18 @@ def build(folder: Path) -> tuple[Path, Path]:
     (sdist,), (wheel,) = ((folder / "both").glob(end) for end in ("*.tar.gz", "*.whl"))
     (direct,) = (folder / "checkout").glob("*.whl")
     expect(wheel.name == direct.name, f"The sdist builds {wheel.name}, the checkout {direct.name}.")
-    expect(filecmp.cmp(wheel, direct, shallow=False), f"{wheel.name}: the sdist builds other bytes than the checkout.")
+    differ = different_members(wheel, direct)
+    expect(not differ, f"{wheel.name}: the sdist and the checkout build different {', '.join(differ[:5])}.")
+    expect(filecmp.cmp(wheel, direct, shallow=False), f"{wheel.name}: the sdist builds another archive than the checkout.")
     shutil.rmtree(DIST, ignore_errors=True)
     DIST.mkdir()
     return Path(shutil.copy(wheel, DIST)), Path(shutil.copy(sdist, DIST))
+
+
+def different_members(*wheels: Path) -> list[str]:
+    """Files that one of two wheels has alone, or with other bytes."""
+    first, second = ({one.filename: one.CRC for one in zipfile.ZipFile(wheel).infolist()} for wheel in wheels)
+    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
 
 
 def versions_of_other_sources(folder: Path) -> None:
