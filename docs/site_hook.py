@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(Path(__file__).parent))
 FROM_ROOT = {"security.md": "SECURITY.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 """Page of the site -> file of the repository that it shows."""
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
@@ -61,6 +60,8 @@ def on_config(config: Any) -> Any:
 def on_files(files: Any, config: Any) -> Any:
     """Adds the pages that are made from the code, and those of the repository's root."""
     from mkdocs.structure.files import File
+
+    sys.path.insert(0, str(ROOT / "docs"))  # mkdocs takes it away again once this module is loaded
     from reference import PAGES
 
     for page, name in FROM_ROOT.items():
