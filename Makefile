@@ -94,10 +94,10 @@ bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/finetune.py
 
 docs: $(VENV)/dev.stamp  ## the documentation as a site: build/site/index.html; any warning is an error
-	$(BIN)/python -m mkdocs build --strict --quiet --site-dir=build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir=build/site
 
 docs-serve: $(VENV)/dev.stamp  ## the documentation on http://127.0.0.1:8000, renewed while you write
-	$(BIN)/python -m mkdocs serve --dev-addr=127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr=127.0.0.1:8000
 
 tutorials: $(VENV)/dev.stamp  ## run every command of docs/tutorials and compare what it prints; TUTORIALS=... for some
 	$(BIN)/python .ci/tutorials.py $(TUTORIALS)

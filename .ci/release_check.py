@@ -130,7 +130,7 @@ def check_licences(env: Path, wheel: Path) -> None:
 
 
 def check_words(wheel: Path) -> None:
-    """The changelog has a section for a tagged version; no page of the site, and no command in it, is missing."""
+    """The changelog has a section for a tagged version; no page and no picture of the site is missing."""
     version = wheel.name.split("-")[1]
     if re.fullmatch(r"\d+(\.\d+)*", version):
         changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -138,8 +138,8 @@ def check_words(wheel: Path) -> None:
     sys.path.insert(0, str(ROOT / "docs"))
     import site_hook
 
-    missing = site_hook.missing_pages(ROOT / "mkdocs.yml")
-    expect(not missing, f"mkdocs.yml names pages that do not exist: {', '.join(missing)}.")
+    missing = [*site_hook.missing_pages(ROOT / "mkdocs.yml"), *site_hook.missing_images()]
+    expect(not missing, f"mkdocs.yml and pages name what does not exist: {', '.join(missing)}.")
 
 
 def main() -> int:

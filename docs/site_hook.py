@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 FROM_ROOT = {"security.md": "SECURITY.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 """Page of the site -> file of the repository that it shows."""
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+_IMAGE = re.compile(r"!\[[^\]]*\]\(([^)#\s:]+)\)")
 
 
 def pages_of_nav(nav: Any) -> Iterator[str]:
@@ -38,6 +39,17 @@ def missing_pages(mkdocs_yml: Path) -> list[str]:
     ]
 
 
+def missing_images() -> list[str]:
+    """Pictures that README.md or a page shows, and that `make screenshots` has not made yet; a release has all."""
+    found = set()
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for image in _IMAGE.findall(page.read_text(encoding="utf-8")):
+            path = (page.parent / image).resolve()
+            if not path.exists():
+                found.add(str(path.relative_to(ROOT)))
+    return sorted(found)
+
+
 def without(nav: Any, missing: list[str]) -> Any:
     """The navigation without some pages."""
     if isinstance(nav, dict):
@@ -51,8 +63,8 @@ def without(nav: Any, missing: list[str]) -> Any:
 def on_config(config: Any) -> Any:
     """Leaves pages out of the navigation that are still being written; `make release-check` refuses them."""
     missing = missing_pages(Path(config.config_file_path))
-    if missing:
-        print(f"left out, not written yet: {', '.join(missing)}")
+    if left_out := [*missing, *missing_images()]:
+        print(f"left out, not made yet: {', '.join(left_out)}")
     config.nav = without(config.nav, missing)
     return config
 
@@ -92,7 +104,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             return words if words.strip("`") == path else f"{words} (`{path}`)"
         return f"[{words}]({posixpath.relpath(place, posixpath.dirname(source) or '.')}{anchor})"
 
-    return _outside_code(markdown, lambda text: _LINK.sub(mend, text))
+    def show(image: re.Match) -> str:
+        return image[0] if (ROOT / "docs" / posixpath.dirname(source) / image[1]).exists() else ""
+
+    return _outside_code(markdown, lambda text: _IMAGE.sub(show, _LINK.sub(mend, text)))
 
 
 def _outside_code(markdown: str, change: Any) -> str:
