@@ -15,7 +15,7 @@ LOWEST := $(VENV)-lowest
 AUDIT := $(VENV)-audit
 RELEASE := $(VENV)-release
 FUZZ ?= 20
-CHECKED := .ci jaxlm tests configs parity $(wildcard bench)
+CHECKED := .ci docs jaxlm tests configs parity $(wildcard bench)
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-lowest parity golden chaos \
@@ -54,7 +54,7 @@ types: $(VENV)/dev.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 spelling: $(VENV)/dev.stamp
-	$(BIN)/codespell $(CHECKED) $(wildcard docs launch *.md) Makefile pyproject.toml
+	$(BIN)/codespell $(CHECKED) $(wildcard launch *.md) Makefile pyproject.toml
 
 # Tracked files only: no blanks at the end of a line, nothing above 500 kB.
 files:

@@ -53,17 +53,19 @@ SPDX = re.compile(r"[\w.+-]+(?:\s+(?:AND|OR|WITH)\s+[\w.+-]+)*|.*\(.*\).*")
 HEAD = """\
 # Licences
 
-jaxlm is under the [Apache License 2.0](https://www.apache.org/licenses/LICENSE-2.0). It contains no code of others; what
-it needs is installed beside it, as packages of their own. These are all of them, with what each says of itself
-(`python .ci/licences.py --write` makes this page; `make release-check` says when it no longer holds).
+jaxlm is under the [Apache License 2.0](https://www.apache.org/licenses/LICENSE-2.0). It contains no code of others;
+what it needs is installed beside it, as packages of their own. The table has all of them, with what each says of itself.
+`python .ci/licences.py --write` makes this page; `make release-check` says when it no longer holds.
 
-**Extras** says what brings a package: *jaxlm* is a plain `pip install jaxlm`, anything else an extra. Packages without a
-line here do not come along, except by {others}.
+*jaxlm* in the last column is a plain `pip install jaxlm`, anything else an extra. Left out are the extras
 
-All are permissive, except for {reviewed}: the Mozilla Public License asks that changes of their own files are published
-under it, and nothing of what uses them. Of tld's three licences that one is chosen.
+{others}
 
-| package | licence | extras |
+All in the table are permissive, except for {reviewed}. The Mozilla Public License
+asks that changes of its own files are published, and nothing of what uses them; jaxlm uses these packages as they
+are. Of tld's three licences that one is chosen.
+
+| package | licence | brought by |
 |---|---|---|
 """
 
@@ -107,7 +109,11 @@ def permissive(expression: str) -> bool:
 
 def extras() -> list[str]:
     """Extras of jaxlm that the table has."""
-    return [name for name in importlib.metadata.metadata("jaxlm").get_all("Provides-Extra") or [] if name not in EXCEPT]
+    return [
+        name
+        for name in importlib.metadata.metadata("jaxlm").get_all("Provides-Extra") or []
+        if name not in EXCEPT
+    ]
 
 
 def brought_by(extra: str) -> dict[str, bool]:
@@ -169,7 +175,9 @@ def problems(found: dict[str, tuple[str, list[str]]], page: dict[str, tuple[str,
     for package, (terms, brought) in sorted(found.items()):
         by = ", ".join(brought)
         if package not in page:
-            lines.append(f"{package} ({by}): new, under {terms}. Renew docs/licences.md: python .ci/licences.py --write")
+            lines.append(
+                f"{package} ({by}): new, under {terms}. Renew docs/licences.md: python .ci/licences.py --write"
+            )
         elif page[package][0] != terms:
             lines.append(f"{package} ({by}): {terms}; docs/licences.md says {page[package][0]}.")
         if not permissive(terms) and REVIEWED.get(package) != terms:
@@ -180,7 +188,7 @@ def problems(found: dict[str, tuple[str, list[str]]], page: dict[str, tuple[str,
 def render(rows: dict[str, tuple[str, list[str]]]) -> str:
     """docs/licences.md."""
     named = [f"{name} ({REVIEWED[name]})" for name in sorted(REVIEWED) if name in rows]
-    others = "; ".join(f"the extra `{name}` ({why})" for name, why in EXCEPT.items())
+    others = "\n".join(f"- `{name}`: {why}" for name, why in EXCEPT.items())
     head = HEAD.format(reviewed=", ".join(named), others=others)
     return head + "".join(
         f"| {name} | {terms} | {', '.join(brought)} |\n" for name, (terms, brought) in sorted(rows.items())
@@ -189,7 +197,9 @@ def render(rows: dict[str, tuple[str, list[str]]]) -> str:
 
 def main() -> int:
     """Writes or checks the page; problems go to stdout, one a line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--write", action="store_true")
     action.add_argument("--check", action="store_true")

@@ -40,7 +40,11 @@ def call(*argv: str | Path, cwd: Path = ROOT, **environ: str) -> str:
 
 def clean() -> dict[str, str]:
     """The environment without what would let a checkout shine through, or name a version."""
-    left = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "VIRTUAL_ENV"))}
+    left = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHONPATH", "VIRTUAL_ENV"))
+    }
     return {name: value for name, value in left.items() if "PRETEND_VERSION" not in name}
 
 
@@ -59,7 +63,10 @@ def build(folder: Path) -> tuple[Path, Path]:
     expect(wheel.name == direct.name, f"The sdist builds {wheel.name}, the checkout {direct.name}.")
     differ = different_members(wheel, direct)
     expect(not differ, f"{wheel.name}: the sdist and the checkout build different {', '.join(differ[:5])}.")
-    expect(filecmp.cmp(wheel, direct, shallow=False), f"{wheel.name}: the sdist builds another archive than the checkout.")
+    expect(
+        filecmp.cmp(wheel, direct, shallow=False),
+        f"{wheel.name}: the sdist builds another archive than the checkout.",
+    )
     shutil.rmtree(DIST, ignore_errors=True)
     DIST.mkdir()
     return Path(shutil.copy(wheel, DIST)), Path(shutil.copy(sdist, DIST))
@@ -77,12 +84,20 @@ def versions_of_other_sources(folder: Path) -> None:
     call(*git, "clone", "--quiet", "--no-local", ROOT, folder / "tagged")
     untagged = folder / "untagged"
     call(*git, "clone", "--quiet", "--no-tags", folder / "tagged", untagged)
-    call(*git, "clone", "--quiet", "--depth=1", "--no-tags", f"file://{folder / 'tagged'}", folder / "shallow")
+    call(
+        *git, "clone", "--quiet", "--depth=1", "--no-tags", f"file://{folder / 'tagged'}", folder / "shallow"
+    )
     call(*git, "tag", "v9.8.7", cwd=folder / "tagged")
     for name, commit in (("archive", "v9.8.7"), ("plain", "")):
         (folder / name).mkdir()
         archive = folder / f"{name}.tar"
-        call(*git, "archive", f"--output={archive}", commit or "HEAD", cwd=folder / "tagged" if commit else untagged)
+        call(
+            *git,
+            "archive",
+            f"--output={archive}",
+            commit or "HEAD",
+            cwd=folder / "tagged" if commit else untagged,
+        )
         call("tar", "-xf", archive, "-C", folder / name)
     (folder / "plain/.git_archival.txt").unlink()
     expected = {
@@ -93,7 +108,16 @@ def versions_of_other_sources(folder: Path) -> None:
         "plain": r"0\.1\.0\.dev0",
     }
     for name, version in expected.items():
-        call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "wheels" / name, folder / name)
+        call(
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            folder / "wheels" / name,
+            folder / name,
+        )
         (wheel,) = (folder / "wheels" / name).glob("*.whl")
         expect(
             re.fullmatch(f"jaxlm-({version})-py3-none-any.whl", wheel.name) is not None,
@@ -112,11 +136,30 @@ def train_in_an_empty_environment(wheel: Path, folder: Path, flags: list[str]) -
     said = call(jaxlm, "--version", cwd=elsewhere)
     expect(said.startswith(f"jaxlm {version} "), f"{wheel.name} says it is {said.strip()!r}.")
     where = call(env / "bin/python", "-c", "import jaxlm; print(jaxlm.__file__)", cwd=elsewhere).strip()
-    expect(str(env) in where and (Path(where).parent / "py.typed").exists(), f"{where}: not the wheel, or untyped.")
-    said = call(jaxlm, "train", "--config=quickstart", "--workdir=runs/quickstart", *flags, cwd=elsewhere, JAXLM_CACHE=cache)
+    expect(
+        str(env) in where and (Path(where).parent / "py.typed").exists(),
+        f"{where}: not the wheel, or untyped.",
+    )
+    said = call(
+        jaxlm,
+        "train",
+        "--config=quickstart",
+        "--workdir=runs/quickstart",
+        *flags,
+        cwd=elsewhere,
+        JAXLM_CACHE=cache,
+    )
     print("    " + "\n    ".join(said.splitlines()[-3:]))
     prompt = "--prompt=The function returns"
-    said = call(jaxlm, "generate", "--run=runs/quickstart", prompt, "--max-new-tokens=8", cwd=elsewhere, JAXLM_CACHE=cache)
+    said = call(
+        jaxlm,
+        "generate",
+        "--run=runs/quickstart",
+        prompt,
+        "--max-new-tokens=8",
+        cwd=elsewhere,
+        JAXLM_CACHE=cache,
+    )
     print("    " + said.strip()[:100])
     return env
 
@@ -144,8 +187,12 @@ def check_words(wheel: Path) -> None:
 
 def main() -> int:
     """Runs all checks; 1 where one fails."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--skip-licences", action="store_true", help="do not install all extras (some minutes)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--skip-licences", action="store_true", help="do not install all extras (some minutes)"
+    )
     args, flags = parser.parse_known_args()
     try:
         with tempfile.TemporaryDirectory(prefix="jaxlm-release-") as name:

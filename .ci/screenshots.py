@@ -33,7 +33,9 @@ def make_all(out_dir: Path, run_dir: Path) -> list[Path]:
         if path.suffix == ".png" and path.stat().st_size > MAX_BYTES:
             shrink(path)
         if path.stat().st_size > MAX_BYTES:
-            raise SystemExit(f"{path} has {path.stat().st_size:,} bytes; {MAX_BYTES:,} are the limit of `make files`.")
+            raise SystemExit(
+                f"{path} has {path.stat().st_size:,} bytes; {MAX_BYTES:,} are the limit of `make files`."
+            )
     return [out_dir / name for name in PICTURES]
 
 
@@ -46,7 +48,9 @@ def shrink(path: Path) -> None:
 
 def main() -> int:
     """Trains the quickstart where there is no run, then makes the pictures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, default=ROOT / "runs/quickstart")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images")
     args = parser.parse_args()

@@ -95,7 +95,9 @@ def _word(word: str, measured: bool) -> str:
     if set(word) == {"#"}:
         return "#+"
     parts = re.split(r"([-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)", word)
-    return "".join(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    return "".join(
+        r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?" if i % 2 else re.escape(part) for i, part in enumerate(parts)
+    )
 
 
 def run(path: Path, folder: Path, environ: dict[str, str]) -> None:
@@ -107,7 +109,11 @@ def run(path: Path, folder: Path, environ: dict[str, str]) -> None:
         elif block.kind == "bash":
             began = time.monotonic()
             done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", block.body], cwd=folder, env=environ, capture_output=True, text=True
+                ["bash", "-euo", "pipefail", "-c", block.body],
+                cwd=folder,
+                env=environ,
+                capture_output=True,
+                text=True,
             )
             if done.returncode:
                 tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
@@ -121,8 +127,16 @@ def run(path: Path, folder: Path, environ: dict[str, str]) -> None:
 def environment(folder: Path) -> dict[str, str]:
     """That of a new user: this Python's commands, an empty cache, no secrets, nothing from the hub."""
     bin_folder = str(Path(sys.executable).parent)
-    environ = {name: os.environ[name] for name in ("PATH", "LANG", "TERM", "TMPDIR", "XLA_FLAGS") if name in os.environ}
-    environ |= {"PATH": f"{bin_folder}:{environ['PATH']}", "HOME": str(folder), "JAXLM_CACHE": str(folder / ".cache")}
+    environ = {
+        name: os.environ[name]
+        for name in ("PATH", "LANG", "TERM", "TMPDIR", "XLA_FLAGS")
+        if name in os.environ
+    }
+    environ |= {
+        "PATH": f"{bin_folder}:{environ['PATH']}",
+        "HOME": str(folder),
+        "JAXLM_CACHE": str(folder / ".cache"),
+    }
     return environ | {"HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
 
 

@@ -14,6 +14,42 @@ from jaxlm.config import Key, iterate_keys
 from jaxlm.report.names import EVENTS, METRICS
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = """\
+# Commands
+
+`jaxlm --help` lists them; this page is made from the same parsers. How a command ends is its
+[exit code](exit-codes.md).
+"""
+CONFIGS = """\
+# Configs
+
+What `--config=NAME` finds without a path. Each file is short, says what makes this run differ, and begins with its
+command, its hardware and what was measured. Copy one to make your own, and give its path: `--config=my_run.py`.
+"""
+EVENT_LOG = """\
+# Event log and metrics
+
+`events.jsonl` in the workdir has one JSON object a line, only ever appended to:
+
+```json
+{{"event": "step", "time_s": 1763971200.25, "step": 10, "train/loss": 6.2541823387145996}}
+```
+
+`time_s` is Unix time. Floats give back the same bits. NaN and infinities are written as null and named in
+`nonfinite`. The writers of TensorBoard, W&B and MLflow (`report.writers`) get the same metrics under the same names.
+
+## Events
+
+| `event` | when, and its own keys |
+|---|---|
+{words}
+## Metrics
+
+Of the events `step` and `eval`.
+
+| key | meaning |
+|---|---|
+{metrics}"""
 
 
 def prose(text: str) -> str:
@@ -32,8 +68,7 @@ def code(text: object) -> str:
 
 def commands() -> str:
     """Every command with its flags, as `--help` says them."""
-    lines = ["# Commands", "", f"`jaxlm --help` lists them; this page is made from the same parsers. How a command ends is "
-             "its [exit code](exit-codes.md).", "", "| command | |", "|---|---|"]  # fmt: skip
+    lines = [COMMANDS, "| command | |", "|---|---|"]
     known = cli.commands()
     lines += [f"| [{code(f'jaxlm {name}')}](#jaxlm-{name}) | {prose(line)} |" for name, line in known.items()]
     for name in known:
@@ -130,21 +165,22 @@ def corpus_keys() -> str:
 
 def configs() -> str:
     """The configs that come with jaxlm, with their docstrings and sources."""
-    lines = ["# Configs", "", "What `--config=NAME` finds without a path: each file is short, says what makes this run "
-             "differ, and begins with its command, its hardware and what was measured. Copy one to make your own, and "
-             "give its path: `--config=my_run.py`."]  # fmt: skip
+    lines = [CONFIGS]
     for path in sorted((ROOT / "configs").glob("*.py")):
         source = path.read_text(encoding="utf-8")
         words = ast.get_docstring(ast.parse(source)) or ""
-        lines += ["", f"## {code(path.stem)} {{#{path.stem}}}", "", _docstring(words), "", f'??? note "configs/{path.name}"',
-                  "", "    ```python", *(f"    {line}".rstrip() for line in source.splitlines()), "    ```"]  # fmt: skip
+        listing = [f"    {line}".rstrip() for line in ("```python", *source.splitlines(), "```")]
+        lines += ["", f"## {code(path.stem)} {{#{path.stem}}}", "", _docstring(words), ""]
+        lines += [f'??? note "configs/{path.name}"', "", *listing]
     return "\n".join(lines) + "\n"
 
 
 def _docstring(text: str) -> str:
     blocks = re.split(r"\n\s*\n", text)
     return "\n\n".join(
-        "```bash\n" + re.sub(r"^    ", "", block, flags=re.MULTILINE) + "\n```" if block.startswith("    ") else prose(block)
+        "```bash\n" + re.sub(r"^    ", "", block, flags=re.MULTILINE) + "\n```"
+        if block.startswith("    ")
+        else prose(block)
         for block in blocks
     )
 
@@ -162,14 +198,7 @@ def events() -> str:
     """The event log."""
     words = "".join(f"| {code(name)} | {prose(meaning)} |\n" for name, meaning in EVENTS.items())
     metrics = "".join(f"| {code(name)} | {prose(meaning)} |\n" for name, meaning in METRICS.items())
-    return (
-        "# Event log and metrics\n\n`events.jsonl` in the workdir has one JSON object a line, only ever appended to:\n\n"
-        '```json\n{"event": "step", "time_s": 1763971200.25, "step": 10, "train/loss": 6.2541823387145996}\n```\n\n'
-        "`time_s` is Unix time. Floats give back the same bits. NaN and infinities are written as null and named in "
-        "`nonfinite`. The writers of TensorBoard, W&B and MLflow (`report.writers`) get the same metrics under the same "
-        f"names.\n\n## Events\n\n| `event` | when, and its own keys |\n|---|---|\n{words}\n"
-        f"## Metrics\n\nOf the events `step` and `eval`.\n\n| key | meaning |\n|---|---|\n{metrics}"
-    )
+    return EVENT_LOG.format(words=words, metrics=metrics)
 
 
 PAGES: dict[str, Callable[[], str]] = {
