@@ -54,7 +54,8 @@ HEAD = """\
 # Licences
 
 jaxlm is under the [Apache License 2.0](https://www.apache.org/licenses/LICENSE-2.0). It contains no code of others;
-what it needs is installed beside it, as packages of their own. The table has all of them, with what each says of itself.
+what it needs is installed beside it, as packages of their own. The table has all of them, with what each says of
+itself.
 `python .ci/licences.py --write` makes this page; `make release-check` says when it no longer holds.
 
 *jaxlm* in the last column is a plain `pip install jaxlm`, anything else an extra. Left out are the extras
