@@ -7,7 +7,7 @@ Of a page, from top to bottom, in one folder for all:
 
 - a Python block with a title is written to the file of that name;
 - a bash block is run, and has to succeed, without a network for Hugging Face;
-- a text block stands for what the bash block above it writes to stdout. A line `...` stands for any lines, and ` ... `
+- a text block stands for what the bash block above it writes to stdout. A line `...` stands for any lines, and `...`
   within one for anything. In a block ```{.text .measured} numbers, and bars of #, may be others.
 """
 
@@ -88,15 +88,13 @@ def pattern(block: Block) -> re.Pattern:
 
 
 def _word(word: str, measured: bool) -> str:
-    if word == "...":
-        return r".*?"
-    if not measured:
-        return re.escape(word)
-    if set(word) == {"#"}:
+    if measured and set(word) == {"#"}:
         return "#+"
-    parts = re.split(r"([-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)", word)
+    number = r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
+    parts = re.split(rf"(\.\.\.|{number})" if measured else r"(\.\.\.)", word)
     return "".join(
-        r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?" if i % 2 else re.escape(part) for i, part in enumerate(parts)
+        re.escape(part) if index % 2 == 0 else r".*?" if part == "..." else number
+        for index, part in enumerate(parts)
     )
 
 
