@@ -1,6 +1,6 @@
-"""Renews docs/images/run-page.png and docs/images/playground.gif from a real run, in a headless Chromium.
+"""Renews docs/images/run-page.png and docs/images/playground.gif, in a headless Chromium.
 
-    make screenshots                                     of runs/quickstart, trained first where it is not there
+    make screenshots                       the playground with runs/quickstart, trained first where it is not there
     python .ci/screenshots.py --run=runs/mine
 
 Needs `pip install playwright` and a Chromium: $CHROMIUM, /usr/bin/chromium, or that of `playwright install chromium`.
@@ -11,32 +11,38 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MAX_BYTES = 500_000
-PICTURES = ("run-page.png", "playground.gif")
+PICTURES = {"report-light.png": "run-page.png", "playground.gif": "playground.gif"}
+"""What the scripts of report and playground make -> what README.md and the site show."""
 
 
 def make_all(out_dir: Path, run_dir: Path) -> list[Path]:
     """Writes the pictures and returns their paths. Errors: SystemExit names one that is missing or too large."""
     sys.path.insert(0, str(ROOT / ".ci"))
     out_dir.mkdir(parents=True, exist_ok=True)
-    importlib.import_module("screenshots_report").make(out_dir)
-    importlib.import_module("screenshots_playground").make(out_dir, run_dir)
-    for name in PICTURES:
-        path = out_dir / name
-        if not path.exists():
-            raise SystemExit(f"{path} was not made.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        importlib.import_module("screenshots_report").make(folder)
+        importlib.import_module("screenshots_playground").make(folder, run_dir)
+        for made, shown in PICTURES.items():
+            if not (folder / made).exists():
+                raise SystemExit(f"{made} was not made.")
+            shutil.copy(folder / made, out_dir / shown)
+    for path in [out_dir / shown for shown in PICTURES.values()]:
         if path.suffix == ".png" and path.stat().st_size > MAX_BYTES:
             shrink(path)
         if path.stat().st_size > MAX_BYTES:
             raise SystemExit(
                 f"{path} has {path.stat().st_size:,} bytes; {MAX_BYTES:,} are the limit of `make files`."
             )
-    return [out_dir / name for name in PICTURES]
+    return [out_dir / shown for shown in PICTURES.values()]
 
 
 def shrink(path: Path) -> None:
