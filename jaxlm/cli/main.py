@@ -36,8 +36,8 @@ EXIT_CODES = {
     3: "done, but for records that could not be read; they are named",
     4: "compiled, but it does not fit; what would is said",
     5: "replayed, but what happened did not come again: other devices, or another version",
-    75: "stood still for train.step_timeout_s (stacks are in the workdir), or lost another process of the run; the same "
-    "command goes on",
+    75: "stood still for train.step_timeout_s, with stacks in the workdir, or lost another process; the same command "
+    "goes on",
     130: "interrupted by Ctrl-C; a run has saved its step, and the same command goes on",
     141: "the reader of stdout left, as `| head` does",
     143: "ended by SIGTERM, as before a preemption; the step is saved, and the same command goes on",
