@@ -29,7 +29,7 @@ EXCEPT = {
 """Extras whose packages are not in the table, and why."""
 PERMISSIVE = {
     "0BSD", "AFL-2.1", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "HPND", "ISC",
-    "MIT", "MIT-CMU", "PSF-2.0", "Unlicense", "Zlib",
+    "MIT", "MIT-0", "MIT-CMU", "PSF-2.0", "Unlicense", "Zlib",
 }  # fmt: skip
 REVIEWED = {
     "certifi": "MPL-2.0",

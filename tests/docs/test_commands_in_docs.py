@@ -16,6 +16,7 @@ from jaxlm.types import UserError
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+COMMANDS = cli.commands()
 BEING_WRITTEN = {"launch", "report", "playground"}
 """Commands that pages may name before they are there."""
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -58,9 +59,9 @@ def commands(text):
 def check(words):
     """Raises what is wrong with a command line."""
     name, argv = words[0], words[1:]
-    if name in BEING_WRITTEN and name not in cli.commands():
+    if name in BEING_WRITTEN and name not in COMMANDS:
         return
-    if name not in cli.commands():
+    if name not in COMMANDS:
         raise UserError(f"{name} is no command")
     if "--help" in argv or name.isupper():
         return
