@@ -13,12 +13,13 @@ PARITY := $(VENV)-parity
 PODS := $(VENV)-pods
 LOWEST := $(VENV)-lowest
 AUDIT := $(VENV)-audit
+RELEASE := $(VENV)-release
 FUZZ ?= 20
-CHECKED := .ci jaxlm tests configs parity $(wildcard bench)
+CHECKED := .ci docs jaxlm tests configs parity $(wildcard bench)
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-lowest parity golden chaos \
-	bench pods audit fuzz clean
+	bench pods audit fuzz docs docs-serve tutorials screenshots release-check clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -53,7 +54,7 @@ types: $(VENV)/dev.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 spelling: $(VENV)/dev.stamp
-	$(BIN)/codespell $(CHECKED) $(wildcard docs launch *.md) Makefile pyproject.toml
+	$(BIN)/codespell $(CHECKED) $(wildcard launch *.md) Makefile pyproject.toml
 
 # Tracked files only: no blanks at the end of a line, nothing above 500 kB.
 files:
@@ -94,8 +95,23 @@ bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/finetune.py
 	$(BIN)/python bench/report.py
 
+docs: $(VENV)/dev.stamp  ## the documentation as a site: build/site/index.html; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir=build/site
+
+docs-serve: $(VENV)/dev.stamp  ## the documentation on http://127.0.0.1:8000, renewed while you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr=127.0.0.1:8000
+
+tutorials: $(VENV)/dev.stamp  ## run every command of docs/tutorials and compare what it prints; TUTORIALS=... for some
+	$(BIN)/python .ci/tutorials.py $(TUTORIALS)
+
+screenshots: $(VENV)/dev.stamp  ## renew docs/images from a real run, in a headless Chromium
+	$(BIN)/python .ci/screenshots.py
+
+release-check: $(RELEASE)/stamp  ## build wheel and sdist, install and train in an empty environment, check licences
+	$(RELEASE)/bin/python .ci/release_check.py $(RELEASE_FLAGS)
+
 clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) $(PARITY) $(PODS) $(LOWEST) $(AUDIT) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(PARITY) $(PODS) $(LOWEST) $(AUDIT) $(RELEASE) .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -134,6 +150,12 @@ $(AUDIT)/stamp: | $(VENV)/bin/python
 	@$(BIN)/python -m venv $(AUDIT)
 	@if $(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10'; \
 		then touch $@; else echo "pip-audit could not be installed"; fi
+
+$(RELEASE)/stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing the tools of a release into $(RELEASE) (once; half a minute)"
+	@$(BIN)/python -m venv $(RELEASE)
+	@$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check build twine hatchling hatch-vcs pyyaml
+	@touch $@
 
 $(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing jaxlm and what it needs into $(VENV) (once; a minute or two)"

@@ -51,6 +51,7 @@ class RunConfig:
     """One run, whole: a pure function of (this, seed, step)."""
 
     objective: str = "pretrain"
+    """What is learnt: `pretrain` (next token of any text), `instruct` (of answers), `classify` (labels)."""
     seed: int = 0
     """Of initial weights, order of the data and dropout."""
     init_from: str | None = None

@@ -4,11 +4,7 @@ A command is a module beside this one with `add_arguments(parser)` and `main(arg
 first line of its docstring is its help. Only the module of the command that runs is imported, and none needs
 JAX before it starts to work: help and mistakes answer at once.
 
-Exit codes: 0 done; 2 a mistake of the user's, one line on stderr; 3 done, but for records that could not be read;
-4 compiled, but it does not fit; 5 replayed, but what happened did not come again; 75 stood still for
-train.step_timeout_s, or lost another process of the run, to be started again; 130 interrupted; 141 the reader of stdout
-left; 143 ended by SIGTERM, the step saved.
-Any other exception is a bug, and keeps its traceback.
+Exit codes: EXIT_CODES. Any other exception is a bug, and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import NoReturn
 
 import jaxlm
@@ -33,6 +29,20 @@ from jaxlm.redact import printable, redact
 from jaxlm.types import UserError
 
 MAX_ERROR_CHARS = 4000
+EXIT_CODES = {
+    0: "done",
+    1: "a bug of jaxlm's, with its traceback",
+    2: "a mistake of the user's, in one line: the key, file or value, the rule, the way out",
+    3: "done, but for records that could not be read; they are named",
+    4: "compiled, but it does not fit; what would is said",
+    5: "replayed, but what happened did not come again: other devices, or another version",
+    75: "stood still for train.step_timeout_s, with stacks in the workdir, or lost another process; the same command "
+    "goes on",
+    130: "interrupted by Ctrl-C; a run has saved its step, and the same command goes on",
+    141: "the reader of stdout left, as `| head` does",
+    143: "ended by SIGTERM, as before a preemption; the step is saved, and the same command goes on",
+}
+"""Of every command."""
 _HELP = """\
 usage: jaxlm COMMAND [flags]
 
@@ -106,6 +116,28 @@ def _check_flags(parser: argparse.ArgumentParser, argv: list[str]) -> None:
             raise UserError(f"Unknown flag {flag}{hint}")
 
 
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of a command, without its `--config` flags (config_flags.py)."""
+    module = _module(name)
+    parser = _Parser(
+        prog=f"jaxlm {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"jaxlm.cli.{name.replace('-', '_')}")
+
+
+def parse(name: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """(flags of a command, its `--config` flags). Errors: UserError names what is wrong with a flag."""
+    parser = parser_of(name)
+    config_argv, rest = split_config_flags(argv)
+    _check_flags(parser, rest)
+    return parser.parse_args(rest), config_argv
+
+
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help(), end="")
@@ -118,14 +150,7 @@ def _run(argv: list[str]) -> int:
         match = nearest(name, lines)
         hint = f"did you mean {match}?" if match else f"there are {', '.join(lines)}."
         raise UserError(f"{name!r} is not a command of jaxlm; {hint}")
-    module = importlib.import_module(f"jaxlm.cli.{name.replace('-', '_')}")
-    parser = _Parser(
-        prog=f"jaxlm {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    module.add_arguments(parser)
-    config_argv, rest = split_config_flags(argv[1:])
-    _check_flags(parser, rest)
-    return module.main(parser.parse_args(rest), config_argv)
+    return _module(name).main(*parse(name, argv[1:]))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -63,6 +63,7 @@ class DataConfig:
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     seq_len: int = 256
+    """Tokens of a row: what the model sees at once."""
     global_batch_size: int = 8
     """Sequences in the batch of one step, over all hosts and microbatches."""
     packing: str | None = None

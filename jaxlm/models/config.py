@@ -76,8 +76,11 @@ class ModelConfig:
     """Outputs of a classifier's head, which stands in place of the language head. Unset: the labels of the data, where
     the objective is to classify; else a language model."""
     embed_dim: int = 256
+    """Width of the residual stream."""
     num_layers: int = 4
+    """Blocks of attention and MLP."""
     num_heads: int = 4
+    """Query heads of each layer."""
     num_kv_heads: int | None = None
     """Unset: num_heads (multi-head attention). Fewer: grouped-query attention; 1: multi-query."""
     head_dim: int | None = None
@@ -88,6 +91,7 @@ class ModelConfig:
     num_experts: int | None = None
     """MLPs of each layer, of which every token meets a few (mixture of experts). Unset: one MLP for all tokens."""
     num_experts_per_token: int = 2
+    """Experts that each token meets, those with the highest logits of the router."""
     normalize_expert_weights: bool = True
     """Let the weights of a token's experts sum to 1 (Mixtral, Qwen 3), not to their share of all experts' softmax."""
     balance_loss: float = 0.0
@@ -95,22 +99,30 @@ class ModelConfig:
     router_z_loss: float = 0.0
     """Weight of the squared logsumexp of each router's logits (ST-MoE: 0.001)."""
     activation: str = "swiglu"
+    """Of the MLP: `swiglu` and `geglu` are gated, `gelu_tanh` (GPT-2), `gelu` and `relu` are not."""
     norm: str = "rmsnorm"
+    """`rmsnorm`, `layernorm`, or `rmsnorm_plus_one`, which scales by 1 + weight (Gemma)."""
     norm_eps: float = 1e-6
+    """Added to the mean square (rmsnorm) or variance (layernorm) before the root."""
     post_norm: bool = False
     """Also normalise what attention and MLP return, before it is added back (Gemma 2 and 3)."""
     bias: str = "none"
+    """Which products add a bias: `none`, `qkv` (Qwen 2), or `all` (GPT-2)."""
     qk_norm: bool = False
     """RMSNorm over head_dim on queries and keys, before RoPE (Qwen 3, Gemma 3)."""
     positions: str = "rope"
+    """`rope` turns queries and keys, `learned` adds a table to the embedding (GPT-2), `none` does neither."""
     max_seq_len: int | None = None
     """Rows of the learned position table; unset: data.seq_len. Sampling cannot go beyond it. With RoPE: the context
     that the model is made for, which an export says and nothing enforces."""
     rope_theta: float = 10_000.0
+    """Base of RoPE's series of wavelengths: larger for longer contexts."""
     rope_local_theta: float | None = None
     """Base for local layers (Gemma 3: 10,000 beside a global 1,000,000). Unset: rope_theta; unscaled where set."""
     rope_scaling: str = "none"
+    """How RoPE is stretched to longer contexts: `linear`, `llama3`, `yarn`, or `none`."""
     rope_scaling_factor: float = 1.0
+    """By how much."""
     rope_original_len: int | None = None
     """Context length before scaling: needed by `llama3` and `yarn`."""
     layer_pattern: str = "g"
@@ -118,10 +130,13 @@ class ModelConfig:
     sliding_window: int | None = None
     """Keys a local layer sees, its own position included."""
     attention_softcap: float | None = None
+    """Logits of attention are squeezed to +-this by tanh (Gemma 2: 50); unset: not."""
     logits_softcap: float | None = None
+    """The same of the head's logits (Gemma 2: 30)."""
     query_scale_dim: float | None = None
     """Queries are scaled by this to the power -1/2; unset: head_dim."""
     tie_embeddings: bool = True
+    """Let the head use the weights of the embedding."""
     scale_embeddings: bool = False
     """Multiply embeddings by sqrt(embed_dim) (Gemma)."""
     dropout: float = 0.0

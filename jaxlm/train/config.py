@@ -23,18 +23,23 @@ class OptimizerConfig:
     """From gradients to updates: `optimizer.<field>`."""
 
     name: str = "adamw"
+    """`adamw`, `adafactor`, `lion` or `muon`."""
     learning_rate: float = 3e-4
     """Peak, after warm-up."""
     schedule: str = "cosine"
     """`wsd`: warm up, stay, decay linearly over the last decay_steps (Hu et al. 2024, arXiv:2404.06395)."""
     warmup_steps: int = 100
+    """Steps in which the learning rate rises to its peak, linearly."""
     decay_steps: int | None = None
     """Length of the decay. Unset: until train.num_steps for cosine and linear, a tenth of it for wsd."""
     final_lr_fraction: float = 0.1
     """Learning rate at the end, as a share of the peak."""
     b1: float = 0.9
+    """Decay of the running mean of gradients."""
     b2: float = 0.95
+    """Decay of the running mean of their squares."""
     eps: float = 1e-8
+    """Added to the root of that mean."""
     weight_decay: float = 0.1
     """Decoupled; on weight matrices only, not on norms, biases and position tables."""
     clip_norm: float | None = 1.0
@@ -94,6 +99,7 @@ class TuneConfig:
     num_blocks: int = 4
     """Of last_blocks."""
     lora_rank: int = 8
+    """Columns of each adapter's two matrices."""
     lora_alpha: float = 16.0
     """Adapters are scaled by alpha / rank."""
     lora_dropout: float = 0.0
@@ -134,6 +140,7 @@ class TrainConfig:
     """The loop: `train.<field>`."""
 
     num_steps: int = 1000
+    """Of the whole run; raise it to go on with a finished one."""
     num_microbatches: int = 1
     """The batch is cut into this many parts, one after another: less memory, the same result."""
     z_loss: float = 0.0
@@ -149,9 +156,11 @@ class TrainConfig:
     spike_factor: float | None = None
     """A gradient norm above this many times its running mean makes a bad step; unset: only non-finite ones."""
     eval_every_steps: int = 100
+    """Steps between evaluations; the last step always has one."""
     eval_batches: int = 8
     """Held-out batches per source, always the same ones; 0: no evaluation."""
     log_every_steps: int = 10
+    """Steps between lines on the terminal; the event log has every step."""
     step_timeout_s: float | None = None
     """End the process with exit code 75 when the loop stands still this long (the first log_every_steps, evaluations
     and saves: an hour at least), to be started again by a supervisor; unset: only warn (see train/watchdog.py)."""
@@ -198,7 +207,9 @@ class CheckpointConfig:
     """What is kept: `checkpoint.<field>`. The last step of a run is always saved."""
 
     every_steps: int = 200
+    """Steps between checkpoints."""
     keep_last: int = 3
+    """The newest that are kept; older ones are deleted, unless something below keeps them."""
     keep_every_steps: int | None = None
     """Steps divisible by this are kept for ever."""
     keep_best: bool = False

@@ -83,6 +83,7 @@ class DedupConfig:
     ngram_words: int = 5
     """Words in a phrase."""
     num_buckets: int = 14
+    """Groups of hashes: equal hashes in one of them make two documents copies of each other."""
     hashes_per_bucket: int = 8
     """Two documents that share a part s of their phrases are found with probability 1 - (1 - s**hashes)**buckets: with
     14 and 8, 0.92 at s = 0.8, and 0.5 at s = 0.72."""
@@ -168,6 +169,7 @@ class CorpusConfig:
     unit_mib: int = 64
     """About so much of the input is one unit of work, where a file can be cut or small files gathered."""
     shard_tokens: int = 16 << 20
+    """About so many tokens in a shard."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
     @property
