@@ -61,6 +61,7 @@ def fake_wandb(monkeypatch, calls):
         disable_code,
     )
     module.Html = lambda data, inject=True: f"Html({data})"
+    module.Image = lambda data_or_path, mode=None, caption=None: f"Image({data_or_path})"
     monkeypatch.setitem(sys.modules, "wandb", module)
 
 
@@ -96,6 +97,9 @@ def fake_mlflow(monkeypatch, calls):
 
         def log_text(self, run_id, text, artifact_file):
             calls.append(("log_text", run_id, text, artifact_file))
+
+        def log_artifact(self, run_id, local_path, artifact_path=None):
+            calls.append(("log_artifact", run_id, local_path, artifact_path))
 
         def set_terminated(self, run_id, status=None, end_time=None):
             calls.append(("set_terminated", run_id))
@@ -135,6 +139,7 @@ def test_wandb_gets_numbers_with_their_step_and_no_secrets(tmp_path, fake_wandb,
     (writer,) = open_writers(["wandb"], tmp_path, run_name="r", config=CONFIG)
     writer.scalars(3, {"train/loss": 2.5})
     writer.text(3, "sample", "<b>")
+    writer.image(3, "confusion", "confusion.png")
     writer.close()
     (_, init), *rest = calls
     assert init["config"] == NO_SECRETS
@@ -145,6 +150,7 @@ def test_wandb_gets_numbers_with_their_step_and_no_secrets(tmp_path, fake_wandb,
         ("define_metric", "*", "step"),
         ("log", {"train/loss": 2.5, "step": 3}, None),
         ("log", {"sample": "Html(<pre>&lt;b&gt;</pre>)", "step": 3}, None),
+        ("log", {"confusion": "Image(confusion.png)", "step": 3}, None),
         ("finish", None),
     ]
     open_writers(["wandb"], tmp_path, run_name="r", config=CONFIG)
@@ -156,6 +162,7 @@ def test_mlflow_gets_numbers_params_and_text_and_resumes_its_run(tmp_path, fake_
         (writer,) = open_writers(["mlflow"], tmp_path, run_name="r", config=CONFIG)
     writer.scalars(3, {"train/loss": 2.5, "train/grad_norm": math.inf})
     writer.text(3, "sample", "text")
+    writer.image(3, "sample/../../of me", "sample.png")
     writer.close()
     assert ("client", f"sqlite:///{tmp_path}/mlflow.db") in calls
     assert calls.count(("create_run", "7", "r")) == 1
@@ -165,8 +172,9 @@ def test_mlflow_gets_numbers_params_and_text_and_resumes_its_run(tmp_path, fake_
     assert ("service.api_key", "(hidden)") in params
     assert metrics[0] == ("train/loss", 2.5, 3)
     assert math.isnan(metrics[1][1])
-    assert calls[-2:] == [
+    assert calls[-3:] == [
         ("log_text", "run1", "text", "text/sample/00000003.txt"),
+        ("log_artifact", "run1", "sample.png", "images/sample_of_me/00000003"),
         ("set_terminated", "run1"),
     ]
 
