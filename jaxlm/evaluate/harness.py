@@ -51,6 +51,8 @@ class TaskOptions:
 
 def require() -> None:
     """Raises UserError where lm-eval is missing."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: its bars would fill a log
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from jaxlm.config import nearest
 from jaxlm.data.files import read_file
-from jaxlm.data.yaml_files import MAX_YAML_BYTES
+from jaxlm.data.yaml_files import MAX_YAML_BYTES, check_node
 from jaxlm.limits import MALFORMED
 from jaxlm.types import UserError
 
@@ -150,6 +150,7 @@ def _plain(path: Path) -> dict[str, Any]:
     Loader.add_multi_constructor("", unknown)
     content = read_file(path, "a YAML file of a task", max_bytes=MAX_YAML_BYTES)
     try:
+        check_node(yaml.compose(content.decode(), Loader=yaml.SafeLoader))
         value = yaml.load(content.decode(), Loader=Loader)  # noqa: S506: a SafeLoader, whose other tags are inert
     except (yaml.YAMLError, *MALFORMED) as error:
         mark = getattr(error, "problem_mark", None)
@@ -173,7 +174,7 @@ def _from_here(value: Any, folder: Path) -> Any:
             return [absolute(one) for one in name]
         if not isinstance(name, str) or "://" in name or os.path.isabs(name) or os.path.exists(name):
             return name
-        return str(folder / name) if (folder / name).exists() else name
+        return os.path.normpath(folder / name) if (folder / name).exists() else name
 
     return {key: absolute(one) if key in ("data_files", "data_dir") else one for key, one in value.items()}
 
