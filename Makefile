@@ -91,6 +91,7 @@ bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/generate.py
 	$(BIN)/python bench/train_speed.py
 	$(BIN)/python bench/finetune.py
+	$(BIN)/python bench/evaluate.py
 
 clean:  ## remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) $(PARITY) $(PODS) $(LOWEST) $(AUDIT) .pytest_cache .ruff_cache .hypothesis build dist

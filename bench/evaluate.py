@@ -1,8 +1,8 @@
 """How fast tasks are scored, beside lm-eval's own `hf` model on the same weights: `python bench/evaluate.py`.
 
 SmolLM2-135M's shape in float32, with random weights, or a checkpoint of Hugging Face (--weights=FOLDER). Questions with
-four answers of several tokens (log-likelihoods), and questions with short written answers. Both models take turns in one
-process, several times, and the best of each counts; the first turn, which compiles, is printed apart.
+four answers of several tokens (log-likelihoods), and questions with short written answers. Both models take turns in
+one process, several times, and the best of each counts; the first turn, which compiles, is printed apart.
 
 Where torch and transformers are not importable, only jaxlm's own figures are printed.
 """
@@ -53,7 +53,9 @@ def make_weights(folder: Path) -> None:
     trainer = trainers.BpeTrainer(vocab_size=49152, special_tokens=["<|endoftext|>"], show_progress=False)
     made.train_from_iterator([" ".join(WORDS), "Question: ? Answer: \n"], trainer)
     end = "<|endoftext|>"
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token=end, eos_token=end, pad_token=end)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token=end, eos_token=end, pad_token=end
+    )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -66,7 +68,9 @@ def make_weights(folder: Path) -> None:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", help="folder of a checkpoint of Hugging Face (default: random weights)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each model (default: 3)")
     parser.add_argument("--batch-size", type=int, default=16, help="of both (default: 16)")
@@ -86,7 +90,9 @@ def compare(args: argparse.Namespace, scratch: Path) -> None:
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError:
-        print("evaluate: torch and transformers are not here, and the comparison needs both (make parity has them)")
+        print(
+            "evaluate: torch and transformers are not here, and the comparison needs both (make parity has them)"
+        )
         return
     from jaxlm.run_interop import import_hf
     from jaxlm.run_lm_eval import RunLM
@@ -113,8 +119,14 @@ def compare(args: argparse.Namespace, scratch: Path) -> None:
         num = len(answers["hf"])
         first = {name: found[0] for name, found in times.items()}
         best = {name: min(found[1:]) for name, found in times.items()}
-        rates = ", ".join(f"{name} {num / seconds:.2f} requests/s (first turn {first[name]:.1f} s)" for name, seconds in best.items())
-        print(f"evaluate {kind}, batch {args.batch_size}: {rates}; ratio {best['hf'] / best['jaxlm']:.2f}; {agreement(kind, answers)}")
+        rates = ", ".join(
+            f"{name} {num / seconds:.2f} requests/s (first turn {first[name]:.1f} s)"
+            for name, seconds in best.items()
+        )
+        print(
+            f"evaluate {kind}, batch {args.batch_size}: {rates}; ratio {best['hf'] / best['jaxlm']:.2f}; "
+            f"{agreement(kind, answers)}"
+        )
 
 
 def agreement(kind: str, answers: dict[str, Any]) -> str:

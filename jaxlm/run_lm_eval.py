@@ -2,8 +2,8 @@
 
     python -m jaxlm.run_lm_eval --model jaxlm --model_args run=runs/mine --tasks my_task --include_path tasks/
 
-takes the flags of `lm_eval`, which by itself does not know other packages' models. What `jaxlm evaluate --tasks` refuses
-(code that a task names, downloads) it does. In Python:
+takes the flags of `lm_eval`, which by itself does not know other packages' models. What `jaxlm evaluate --tasks`
+refuses (code that a task names, downloads) it does. In Python:
 
     from jaxlm.run_lm_eval import RunLM
     lm_eval.simple_evaluate(model=RunLM(run="runs/mine"), tasks=["my_task"])
@@ -22,7 +22,6 @@ from jaxlm.run_evaluate import open_run
 from jaxlm.types import UserError
 
 
-@register_model("jaxlm")
 class RunLM(JaxlmLM):
     """A run as lm-eval's model."""
 
@@ -76,6 +75,8 @@ class RunLM(JaxlmLM):
         )
         self.step = loaded.step
 
+
+register_model("jaxlm")(RunLM)
 
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate

@@ -87,7 +87,11 @@ def checkpoint(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     for name, content in make().items():
         (folder / name).write_bytes(content)
-    config = json.loads((folder / "tokenizer_config.json").read_text()) if "tokenizer_config.json" in make() else {}
+    config = (
+        json.loads((folder / "tokenizer_config.json").read_text())
+        if "tokenizer_config.json" in make()
+        else {}
+    )
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -111,7 +115,9 @@ def theirs(folder, options):
 
     model = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4)
     with opened_tasks(options) as (tasks, manager):
-        return simple_evaluate(model=model, tasks=tasks, task_manager=manager, bootstrap_iters=0, log_samples=True)
+        return simple_evaluate(
+            model=model, tasks=tasks, task_manager=manager, bootstrap_iters=0, log_samples=True
+        )
 
 
 def test_every_score_is_that_of_the_hf_model(checkpoint, task_path):

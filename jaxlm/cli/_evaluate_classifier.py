@@ -31,7 +31,9 @@ def add_classifier_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--shots-from", metavar="FILE", help="labelled records to show the baseline as examples"
     )
-    parser.add_argument("--shots", metavar="N", help="how many of them (default: 4); with --suite a list, such as 0,3")
+    parser.add_argument(
+        "--shots", metavar="N", help="how many of them (default: 4); with --suite a list, such as 0,3"
+    )
     parser.add_argument(
         "--normalise-labels",
         action="store_true",

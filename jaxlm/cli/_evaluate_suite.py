@@ -19,7 +19,9 @@ METRICS = ("bits_per_byte", "choice", "choice_per_byte", "exact_match", "token_f
 def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags for --suite; --shots is shared with --baseline."""
     group = parser.add_argument_group("suite")
-    group.add_argument("--suite", action="store_true", help="questions, translations and summaries, of the package")
+    group.add_argument(
+        "--suite", action="store_true", help="questions, translations and summaries, of the package"
+    )
     group.add_argument("--suite-tasks", metavar="NAME,...", help="some of its tasks (default: all)")
     group.add_argument("--suite-items", metavar="FILE", help="JSONL to write every answer and its scores to")
     group.add_argument("--steps", metavar="all|N,...", help="several checkpoints of each --run: a curve")
@@ -54,7 +56,9 @@ def steps_of(run: str, text: str | None, step: int | None) -> list[int | None]:
     if not all(part.isdecimal() for part in parts):
         raise UserError(f"--steps={text} is neither `all` nor a list of numbers. Try --steps=all.")
     if missing := [part for part in parts if int(part) not in there]:
-        raise UserError(f"--steps={text}: --run={run} has no checkpoint of step {missing[0]}; it has {list(there)}.")
+        raise UserError(
+            f"--steps={text}: --run={run} has no checkpoint of step {missing[0]}; it has {list(there)}."
+        )
     return [int(part) for part in parts]
 
 
@@ -75,7 +79,11 @@ def evaluate_suite(args: argparse.Namespace) -> int:
         loaded, found = run_suite(args, run, step, shots, names)
         about = {"run": run, "step": loaded.step, "tokens": loaded.meta.tokens}
         curve += [{**about, **result.as_dict()} for result in found]
-        lines += [json_line({**about, "task": r.task, "shots": r.num_shots, **item}) for r in found for item in r.items]
+        lines += [
+            json_line({**about, "task": r.task, "shots": r.num_shots, **item})
+            for r in found
+            for item in r.items
+        ]
         if args.json != "-":
             print("\n".join(report(f"{run}, step {loaded.step}", found)))
     if args.suite_items is not None:
@@ -122,11 +130,28 @@ def report(model: str, found: Sequence[SuiteResult]) -> Iterator[str]:
         return "-" if value is None else with_error(value, result.errors[name], digits)
 
     yield model
-    heads = ["task", "shots", "items", "bits per byte", "chance", "choice", "choice per byte", "exact match", "F1", "chrF"]
+    heads = [
+        "task",
+        "shots",
+        "items",
+        "bits per byte",
+        "chance",
+        "choice",
+        "choice per byte",
+        "exact match",
+        "F1",
+        "chrF",
+    ]
     rows = [heads]
     for one in found:
         rows.append(
-            [one.task, str(one.num_shots), str(one.num_items), cell(one, "bits_per_byte"), f"{one.chance:.3f}"]
+            [
+                one.task,
+                str(one.num_shots),
+                str(one.num_items),
+                cell(one, "bits_per_byte"),
+                f"{one.chance:.3f}",
+            ]
             + [cell(one, name) for name in METRICS[1:]]
         )
     yield table(rows, right=range(1, len(heads)))

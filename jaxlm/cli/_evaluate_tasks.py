@@ -17,19 +17,33 @@ FLAGS = (
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags for --tasks."""
     group = parser.add_argument_group("tasks of lm-evaluation-harness (extra: eval)")
-    group.add_argument("--tasks", metavar="NAME,...", help="tasks, groups or tags; * is wild; `list` lists them")
+    group.add_argument(
+        "--tasks", metavar="NAME,...", help="tasks, groups or tags; * is wild; `list` lists them"
+    )
     group.add_argument("--task-path", metavar="FOLDER", help="of YAML files of your own tasks")
-    group.add_argument("--num-fewshot", type=int, metavar="N", help="examples shown (default: as the task says)")
+    group.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="examples shown (default: as the task says)"
+    )
     group.add_argument("--limit", type=int, metavar="N", help="questions of each task, from its beginning")
     group.add_argument("--samples", metavar="FILE", help="JSONL to write every question, answer and score to")
     group.add_argument("--apply-chat-template", action="store_true", help="ask as in a dialogue")
-    group.add_argument("--gen-kwargs", metavar="KEY=VALUE,...", help="laid over those of the tasks, such as max_gen_toks=64")
-    group.add_argument("--max-length", type=int, metavar="TOKENS", help="read at once (default: all that the model can)")
-    group.add_argument("--add-bos-token", action="store_true", help="BOS before every text (default: if the tokenizer wants it)")
-    group.add_argument("--prefix-token-id", type=int, metavar="ID", help="for an empty context (default: BOS, else EOS)")
+    group.add_argument(
+        "--gen-kwargs", metavar="KEY=VALUE,...", help="laid over those of the tasks, such as max_gen_toks=64"
+    )
+    group.add_argument(
+        "--max-length", type=int, metavar="TOKENS", help="read at once (default: all that the model can)"
+    )
+    group.add_argument(
+        "--add-bos-token",
+        action="store_true",
+        help="BOS before every text (default: if the tokenizer wants it)",
+    )
+    group.add_argument(
+        "--prefix-token-id", type=int, metavar="ID", help="for an empty context (default: BOS, else EOS)"
+    )
     group.add_argument("--allow-download", action="store_true", help="of data that is not on this machine")
-    group.add_argument("--trust-task-code", action="store_true", help="run the Python that task files name, and programs "
-                       "that the model writes for tasks about code")  # fmt: skip
+    group.add_argument("--trust-task-code", action="store_true", help="run the Python that task files name, and "
+                       "programs that the model writes for tasks about code")  # fmt: skip
 
 
 def check(args: argparse.Namespace) -> None:
@@ -50,7 +64,9 @@ def read_gen_kwargs(text: str | None) -> dict[str, Any] | None:
     for part in text.split(","):
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"--gen-kwargs={text}: {part!r} is not KEY=VALUE. Try --gen-kwargs=max_gen_toks=64.")
+            raise UserError(
+                f"--gen-kwargs={text}: {part!r} is not KEY=VALUE. Try --gen-kwargs=max_gen_toks=64."
+            )
         try:
             found[key.strip()] = json.loads(value)
         except ValueError:
@@ -112,11 +128,15 @@ def write_and_print(args: argparse.Namespace, results: dict[str, Any], lm: Any) 
     found = {"run": args.run, "step": lm.step, **results}
     if write_json(args.json, found):
         return
-    print(f"{args.run}, step {lm.step}; lm-eval {results.get('lm_eval_version')}, batch size {args.batch_size}")
+    print(
+        f"{args.run}, step {lm.step}; lm-eval {results.get('lm_eval_version')}, batch size {args.batch_size}"
+    )
     rows = [["task", "shots", "filter", "metric", "value", "standard error"]]
     for task, shots, rule, metric, value, error in rows_of(results):
         shown = "-" if shots is None else str(shots)
         rows.append([task, shown, rule, metric, number(value), "-" if error is None else number(error)])
     print(table(rows, right=(1, 4, 5)))
     if lm.num_truncated:
-        print(f"{lm.num_truncated:,} requests were longer than {lm.max_length:,} tokens and lost their beginning")
+        print(
+            f"{lm.num_truncated:,} requests were longer than {lm.max_length:,} tokens and lost their beginning"
+        )

@@ -12,16 +12,20 @@ from jaxlm.types import UserError
 if TYPE_CHECKING:
     from jaxlm.run import LoadedRun
 
-FLAGS = ("stride", "set", "sets", "list", "max_tokens", "text_key")
+FLAGS = ("window", "stride", "set", "sets", "list", "max_tokens", "text_key")
 HELD_OUT = "heldout"
 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags for texts."""
     group = parser.add_argument_group("texts")
-    group.add_argument("text", nargs="*", metavar="FILE", help="UTF-8 text, .jsonl, .parquet, or a folder of these")
+    group.add_argument(
+        "text", nargs="*", metavar="FILE", help="UTF-8 text, .jsonl, .parquet, or a folder of these"
+    )
     group.add_argument("--window", type=int, help="tokens of context at most (default: 512)")
-    group.add_argument("--stride", type=int, metavar="TOKENS", help="windows overlap: each starts so much later")
+    group.add_argument(
+        "--stride", type=int, metavar="TOKENS", help="windows overlap: each starts so much later"
+    )
     group.add_argument("--max-tokens", type=int, help="of each document, from its beginning (default: all)")
     group.add_argument("--text-key", metavar="NAME", help="key or column that holds the text (default: text)")
     group.add_argument(
@@ -60,7 +64,7 @@ def evaluate_texts(args: argparse.Namespace) -> int:
     sources = [*file_sources(args), *set_sources(args, named)]
     if not sources:
         raise UserError(
-            "Nothing to evaluate: give text files, sets (--set, see --list), --suite, --tasks, or records (--data=FILE)."
+            "Nothing to evaluate: give text files, sets (--set, see --list), --suite, --tasks or records (--data=FILE)."
         )
     from jaxlm.cli._evaluate_output import show_part
     from jaxlm.evaluate.loglikelihood import Scorer
@@ -98,7 +102,9 @@ def evaluate_texts(args: argparse.Namespace) -> int:
     return write(args, loaded, results, whole, window)
 
 
-def write(args: argparse.Namespace, loaded: LoadedRun, results: list[dict[str, Any]], whole: Any, window: int) -> int:
+def write(
+    args: argparse.Namespace, loaded: LoadedRun, results: list[dict[str, Any]], whole: Any, window: int
+) -> int:
     """JSON: one text is its own object, as ever; of several, a list with their total."""
     from jaxlm.cli._evaluate_output import write_json
 
@@ -173,13 +179,17 @@ def set_sources(args: argparse.Namespace, named: dict[str, Any]) -> list[Source]
         if name in known:
             one = known[name]
             texts = lambda one=one: read_texts(one.path, one.text_key)  # noqa: E731
-            sources.append(Source({"set": name}, lambda loaded, texts=texts: map(loaded.tokenizer.encode, texts())))
+            sources.append(
+                Source({"set": name}, lambda loaded, texts=texts: map(loaded.tokenizer.encode, texts()))
+            )
         elif name == HELD_OUT or name in own:
             sources.append(Source({"set": name}, lambda loaded, name=name: held_out(args.run, loaded, name)))
         else:
             match = nearest(name, [*known, HELD_OUT, *own])
             hint = f"did you mean {match}?" if match else "--list says which there are."
-            raise UserError(f"--set={name} is no set of this run, of --sets, nor text that ships with Python; {hint}")
+            raise UserError(
+                f"--set={name} is no set of this run, of --sets, nor text that ships with Python; {hint}"
+            )
     return sources
 
 
@@ -191,7 +201,9 @@ def run_sources(run: str) -> list[str]:
 
     path = reachable(run) / CONFIG_FILE
     if not path.exists():
-        raise UserError(f"--run={run} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training.")
+        raise UserError(
+            f"--run={run} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training."
+        )
     config = load_config(path)
     return list(config.data.sources) if config.objective == "pretrain" else []
 
@@ -202,8 +214,8 @@ def held_out(run: str, loaded: LoadedRun, name: str) -> Iterator[Sequence[int]]:
 
     if loaded.config.objective != "pretrain":
         raise UserError(
-            f"--set={name}: --run={run} has learnt from records (objective={loaded.config.objective}), of which none is "
-            "a text. Judge it with --data=FILE."
+            f"--set={name}: --run={run} has learnt from records (objective={loaded.config.objective}), none of which is "
+            "text. Judge it with --data=FILE."
         )
     stores = open_data(loaded.config, run, quiet=True).eval
     chosen = list(stores) if name == HELD_OUT else [name]

@@ -8,7 +8,8 @@ jaxlm evaluate --run=runs/assistant --data=heldout.jsonl --rules=rules.yaml --js
 
 A FILE is text, JSON Lines or Parquet (a column `text`, or --text-key), cut into windows. Without --stride they do not
 overlap, and the first token of a window is only context; with --stride=S each window scores its last S tokens, so that
-all but the first have window - S tokens before them. Standard errors are by document, and by 2,048 tokens of a longer one.
+all but the first have window - S tokens before them. Standard errors are by document, and by 2,048 tokens of a longer
+one.
 
 --data of an instruction-tuned run: greedy answers beside those of the records. Exact match and token F1 (of texts
 without case, punctuation and articles), ROUGE-L, chrF and BLEU (extra: eval), the loss per token of the wanted answers,
@@ -28,7 +29,13 @@ from __future__ import annotations
 
 import argparse
 
-from jaxlm.cli import _evaluate_answers, _evaluate_classifier, _evaluate_suite, _evaluate_tasks, _evaluate_texts
+from jaxlm.cli import (
+    _evaluate_answers,
+    _evaluate_classifier,
+    _evaluate_suite,
+    _evaluate_tasks,
+    _evaluate_texts,
+)
 from jaxlm.types import UserError
 
 PARTS = {
@@ -45,10 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run", required=True, action="append", help="workdir of a training, or a folder of import-hf"
     )
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the latest)")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="rows computed at once (default: 32)")
     parser.add_argument(
-        "--mesh", metavar="AXIS:SIZE,...", help="spread weights and rows over all devices (default: one device)"
+        "--mesh",
+        metavar="AXIS:SIZE,...",
+        help="spread weights and rows over all devices (default: one device)",
     )
     _evaluate_texts.add_text_arguments(parser)
     _evaluate_suite.add_suite_arguments(parser)
@@ -67,7 +78,9 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
         raise UserError(f"{config_argv[0]}: evaluate takes its config from --run.")
     asked = [part for part in PARTS if getattr(args, part)]
     if len(asked) > 1:
-        raise UserError(f"--{asked[0]} and --{asked[1]}: give one of them, since each prints a report of its own.")
+        raise UserError(
+            f"--{asked[0]} and --{asked[1]}: give one of them, since each prints a report of its own."
+        )
     for part, (what, flags) in PARTS.items():
         for flag in flags if part not in asked else ():
             if getattr(args, flag) not in (None, False):
@@ -94,7 +107,9 @@ def refuse_texts(args: argparse.Namespace, part: str) -> None:
         raise UserError(f"{args.text[0]}: give {what} or texts, not both.")
     for flag in _evaluate_texts.FLAGS:
         if getattr(args, flag) not in (None, False):
-            raise UserError(f"--{flag.replace('_', '-')} is about texts: leave it out, or leave out --{part}.")
+            raise UserError(
+                f"--{flag.replace('_', '-')} is about texts: leave it out, or leave out --{part}."
+            )
 
 
 def evaluate_records(args: argparse.Namespace) -> int:

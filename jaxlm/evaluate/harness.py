@@ -1,7 +1,7 @@
 """Scores a model on tasks of lm-evaluation-harness (extra: eval), from files that are on this machine.
 
-Nothing is fetched unless asked for, and no code runs that a task file names (jaxlm.evaluate.harness_tasks). Templates of
-prompts are Jinja, in which lm-eval lets a file call Python; here they are rendered in Jinja's sandbox.
+Nothing is fetched unless asked for, and no code runs that a task file names (jaxlm.evaluate.harness_tasks). Templates
+of prompts are Jinja, in which lm-eval lets a file call Python; here they are rendered in Jinja's sandbox.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def require() -> None:
 
 
 def set_offline(offline: bool) -> None:
-    """Whether the hub of Hugging Face may be asked for data, in this process; to be called before lm-eval is imported."""
+    """Whether the hub of Hugging Face is left alone by this process; to be called before lm-eval is imported."""
     if not offline:
         return
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -151,12 +151,30 @@ def check_code(files: Sequence[harness_tasks.TaskFile], options: TaskOptions) ->
         harness_tasks.refuse_code(file, found)
 
 
+@contextlib.contextmanager
+def template_errors() -> Iterator[None]:
+    """Names a template that is none, that misses a field, or that the sandbox stops."""
+    from jinja2.exceptions import TemplateError
+
+    try:
+        yield
+    except TemplateError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"A template of a task cannot be filled in ({type(error).__name__}: {reason}). Templates may use the "
+            "fields of a record, and nothing of Python behind them."
+        ) from None
+
+
 def load_task(manager: Any, name: str, options: TaskOptions) -> list[Any]:
     """Opens a task with its data: lm-eval's objects (a tag stands for several)."""
     from datasets.exceptions import DatasetsError
 
     try:
-        loaded = manager.load([name])
+        with template_errors():
+            loaded = manager.load([name])
+    except UserError:
+        raise
     except (DatasetsError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         way_out = (
@@ -189,20 +207,21 @@ def evaluate_tasks(lm: JaxlmLM, options: TaskOptions) -> dict[str, Any]:
         else:
             lm_template = True
             lm.chat_template(True)  # says now that there is none
-        found = simple_evaluate(
-            model=lm,
-            tasks=tasks,
-            task_manager=manager,
-            num_fewshot=options.num_fewshot,
-            limit=options.limit,
-            batch_size=lm.batch_size,
-            bootstrap_iters=BOOTSTRAP_ITERS,
-            apply_chat_template=lm_template,
-            gen_kwargs=dict(options.gen_kwargs) if options.gen_kwargs else None,
-            fewshot_random_seed=SEED,
-            confirm_run_unsafe_code=options.trust_task_code,
-            log_samples=True,
-        )
+        with template_errors():
+            found = simple_evaluate(
+                model=lm,
+                tasks=tasks,
+                task_manager=manager,
+                num_fewshot=options.num_fewshot,
+                limit=options.limit,
+                batch_size=lm.batch_size,
+                bootstrap_iters=BOOTSTRAP_ITERS,
+                apply_chat_template=lm_template,
+                gen_kwargs=dict(options.gen_kwargs) if options.gen_kwargs else None,
+                fewshot_random_seed=SEED,
+                confirm_run_unsafe_code=options.trust_task_code,
+                log_samples=True,
+            )
     assert found is not None
     results = json.loads(json.dumps(dict(found), default=str))
     add_ratio_errors(results)
@@ -235,7 +254,10 @@ def add_ratio_errors(results: dict[str, Any]) -> None:
     for task, metrics in results["results"].items():
         for key in list(metrics):
             name, _, rule = key.partition(",")
-            if f"{name}_stderr,{rule}" not in metrics or metrics[f"{name}_stderr,{rule}"] not in ("N/A", None):
+            if f"{name}_stderr,{rule}" not in metrics or metrics[f"{name}_stderr,{rule}"] not in (
+                "N/A",
+                None,
+            ):
                 continue
             samples = [s for s in results.get("samples", {}).get(task, []) if s.get("filter") == rule]
             pairs = [s[name] for s in samples if isinstance(s.get(name), list) and len(s[name]) == 2]

@@ -146,7 +146,7 @@ class JaxlmLM(TemplateLM):
         return self._template
 
     def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **others: Any
     ) -> list[int]:  # fmt: skip
         """Ids of a text, with BOS as the class says; add_special_tokens: with it, or without."""
         ids = list(self._encode(string, add_special_tokens))
@@ -156,13 +156,15 @@ class JaxlmLM(TemplateLM):
         tokenizer = self.jaxlm_tokenizer
         adds = self._add_bos if add_special_tokens is None else add_special_tokens
         bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
-        prefix = tokenizer.prefix_ids if adds is None or (adds and tokenizer.prefix_ids) else bos if adds else ()
+        prefix = (
+            tokenizer.prefix_ids if adds is None or (adds and tokenizer.prefix_ids) else bos if adds else ()
+        )
         if add_special_tokens is None and prefix and has_bos_prefix(string, tokenizer.piece(prefix[0])):
             prefix = ()
         return (*prefix, *tokenizer.encode_markup(string))
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **others: Any
     ) -> list[tuple[float, bool]]:
         rows = []
         for (_, continuation), context_ids, ids in requests:
@@ -212,20 +214,21 @@ class JaxlmLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers, each up to the first of its stop strings, EOS, or its most tokens."""
+        asked: list[Any] = [request.args for request in requests]
         by_settings: dict[str, list[int]] = {}
-        for i, request in enumerate(requests):
-            by_settings.setdefault(repr(request.args[1]), []).append(i)
+        for i, (_, gen_kwargs) in enumerate(asked):
+            by_settings.setdefault(repr(gen_kwargs), []).append(i)
         answers = [""] * len(requests)
         num_done = 0
         for chosen in by_settings.values():
             # Longest first, so that rows of similar length share a batch and what fails, fails at once.
-            chosen.sort(key=lambda i: (-len(self.tok_encode(requests[i].args[0])), i))
+            chosen.sort(key=lambda i: (-len(self.tok_encode(asked[i][0])), i))
             for first in range(0, len(chosen), self.batch_size):
                 some = chosen[first : first + self.batch_size]
-                texts = self._generate([requests[i].args[0] for i in some], requests[some[0]].args[1], some)
+                texts = self._generate([asked[i][0] for i in some], asked[some[0]][1], some)
                 for i, text in zip(some, texts, strict=True):
                     answers[i] = text
-                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                    self.cache_hook.add_partial("generate_until", asked[i], text)
                 num_done += len(some)
                 if self._on_progress is not None:
                     self._on_progress(PARTS["generate_until"], num_done, len(requests))
@@ -304,7 +307,11 @@ class JaxlmLM(TemplateLM):
         import jax
 
         num = sum(w.size for w in jax.tree.leaves(self._params))
-        return {"model_num_parameters": num, "max_length": self.max_length, "num_truncated": self.num_truncated}
+        return {
+            "model_num_parameters": num,
+            "max_length": self.max_length,
+            "num_truncated": self.num_truncated,
+        }
 
 
 def _whole(name: str, value: Any) -> int:

@@ -1,8 +1,8 @@
 """Finds tasks of lm-evaluation-harness in a folder of YAML, and in the installed package; runs nothing they name.
 
-To lm-eval a task file is a program: `!function` imports Python, a metric may be a script, `include` reads any file. Here
-a folder's files are read as plain data. What would run code is refused, and what is left is written out anew for lm-eval
-to read: it never sees the files themselves. Tasks that come with lm-eval are code of an installed package, like lm-eval.
+To lm-eval a task file is a program: `!function` imports Python, a metric may be a script, `include` reads any file.
+Here a folder's files are read as plain data. What would run code is refused, and what is left is written out anew for
+lm-eval to read: it never sees the files themselves. Tasks that come with lm-eval are code of an installed package.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ MAX_FILES = 20_000
 """YAML files of one folder of tasks; lm-eval itself brings 14,000."""
 MAX_INCLUDES = 16
 TRUST = "--trust-task-code"
-_NAMES = re.compile(r"^(task|group|tag)\s*:[ \t]*([^\s#\[{&*!|>'\"][^\n#]*?|'[^'\n]*'|\"[^\"\n]*\")[ \t]*(?:#.*)?$", re.M)
+_NAMES = re.compile(
+    r"^(task|group|tag)\s*:[ \t]*([^\s#\[{&*!|>'\"][^\n#]*?|'[^'\n]*'|\"[^\"\n]*\")[ \t]*(?:#.*)?$", re.M
+)
 _TAG_LIST = re.compile(r"^tag\s*:[ \t]*\n((?:[ \t]*-[^\n]*\n?)+)", re.M)
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}
 _CORE = "tag:yaml.org,2002:"
@@ -64,7 +66,9 @@ def yaml_files(root: Path) -> Iterator[Path]:
             if name.endswith(".yaml"):
                 count += 1
                 if count > MAX_FILES:
-                    raise UserError(f"{root} holds more than {MAX_FILES:,} YAML files: give a folder of tasks.")
+                    raise UserError(
+                        f"{root} holds more than {MAX_FILES:,} YAML files: give a folder of tasks."
+                    )
                 yield Path(folder, name)
 
 
@@ -96,7 +100,9 @@ def read_folder(folder: str, *, trusted: bool = False) -> dict[str, TaskFile]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise UserError(f"--task-path={folder} is not a folder. Give the one that holds the YAML files of tasks.")
+        raise UserError(
+            f"--task-path={folder} is not a folder. Give the one that holds the YAML files of tasks."
+        )
     real = root.resolve()
     found: dict[str, TaskFile] = {}
     for path in yaml_files(root):
@@ -105,7 +111,9 @@ def read_folder(folder: str, *, trusted: bool = False) -> dict[str, TaskFile]:
         if not isinstance(name, str):
             continue  # something that tasks include
         if name in found:
-            raise UserError(f"{path}: a task {name!r} is defined in {found[name].path}, too. Rename one of them.")
+            raise UserError(
+                f"{path}: a task {name!r} is defined in {found[name].path}, too. Rename one of them."
+            )
         found[name] = TaskFile(name, path, config)
     return found
 
@@ -151,7 +159,7 @@ def _plain(path: Path) -> dict[str, Any]:
     content = read_file(path, "a YAML file of a task", max_bytes=MAX_YAML_BYTES)
     try:
         check_node(yaml.compose(content.decode(), Loader=yaml.SafeLoader))
-        value = yaml.load(content.decode(), Loader=Loader)  # noqa: S506: a SafeLoader, whose other tags are inert
+        value = yaml.load(content.decode(), Loader=Loader)  # a SafeLoader, whose other tags are inert
     except (yaml.YAMLError, *MALFORMED) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1:,}" if mark else ""
@@ -200,9 +208,13 @@ def pick(
             match = nearest(name, [*own, *known])
             hint = f"did you mean {match}?" if match else "`--tasks=list` lists them."
             where = "--task-path, nor lm-eval," if own else "lm-eval"
-            raise UserError(f"--tasks={name}: {where} has {'no' if not own else 'a'} task of that name; {hint}")
+            raise UserError(
+                f"--tasks={name}: {where} has {'no' if not own else 'a'} task of that name; {hint}"
+            )
         chosen |= {match: match in own for match in matches}
-    return [name for name, is_own in chosen.items() if is_own], [n for n, is_own in chosen.items() if not is_own]
+    return [name for name, is_own in chosen.items() if is_own], [
+        n for n, is_own in chosen.items() if not is_own
+    ]
 
 
 def members(config: Mapping[str, Any]) -> Iterator[str]:
@@ -284,8 +296,8 @@ def refuse_code(file: TaskFile, found: Sequence[str]) -> None:
     """Errors: UserError that says what the task would run."""
     if found:
         raise UserError(
-            f"{file.path}: the task {file.name} would run code that its file names: {'; '.join(found)}. jaxlm runs none "
-            f"of it unless you have read it and give {TRUST}."
+            f"{file.path}: the task {file.name} would run code that its file names: {'; '.join(found)}. jaxlm runs "
+            f"none of it unless you have read it and give {TRUST}."
         )
 
 
@@ -295,7 +307,9 @@ def write_plain(files: Sequence[TaskFile], folder: Path) -> None:
 
     for i, file in enumerate(files):
         path = folder / f"{i:05d}.yaml"
-        path.write_text(yaml.safe_dump(dict(file.config), allow_unicode=True, sort_keys=False), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump(dict(file.config), allow_unicode=True, sort_keys=False), encoding="utf-8"
+        )
 
 
 def package_folders(names: Sequence[str], known: Mapping[str, Sequence[Path]], root: Path) -> list[Path]:

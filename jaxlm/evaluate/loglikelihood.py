@@ -1,4 +1,4 @@
-"""Log-likelihoods of given tokens after given tokens, many rows at once: what perplexity and multiple choice are made of.
+"""Log-likelihoods of tokens after given tokens, many rows at once: what perplexity and multiple choice are made of.
 
 Only states whose next token is scored go through the head, whose matrix is a fifth of a small model's work. Rows of
 similar length share a batch, padded to one of a few widths. Rows with equal inputs (one-token answers to one question)
@@ -146,7 +146,9 @@ class Scorer:
         self._placing = placing or Placing()
         self.max_tokens = axis_size(lm, params, "positions")
         """Inputs of a row that the model has positions for; None: no such limit."""
-        self._head_params = {key: params[key] for key in getattr(lm, "head_keys", ()) if key in params} or params
+        self._head_params = {
+            key: params[key] for key in getattr(lm, "head_keys", ()) if key in params
+        } or params
         self._axis: int | None = None
 
     def score(
@@ -279,7 +281,9 @@ class Scorer:
             tokens_RT[r, : len(rest)], context_R[r], first_R[r] = rest, g, lengths[g]
         if self._axis is None:
             self._axis = batch_axis(self._lm.init_cache)
-        x_XD = compiled_branch(self._lm.extend, self._axis)(self._params, cache, context_R, tokens_RT, first_R)
+        x_XD = compiled_branch(self._lm.extend, self._axis)(
+            self._params, cache, context_R, tokens_RT, first_R
+        )
         return _States(x_XD, {inputs: r * T - lengths[g] for r, (g, inputs) in enumerate(members)})
 
     def _score_states(

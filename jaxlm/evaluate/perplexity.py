@@ -107,7 +107,9 @@ def together(parts: Iterable[Perplexity]) -> Perplexity:
     )
 
 
-def windows(ids: Sequence[int], prefix: Sequence[int], window: int, stride: int | None = None) -> Iterator[Row]:
+def windows(
+    ids: Sequence[int], prefix: Sequence[int], window: int, stride: int | None = None
+) -> Iterator[Row]:
     """Rows of at most `window` tokens in which every token of a document is scored once.
 
     Args:
@@ -229,5 +231,10 @@ def text_perplexity(
 ) -> Perplexity:
     """`score_documents` of one text."""
     return score_documents(
-        Scorer(lm, params), tokenizer, [tokenizer.encode(text)], window=window, stride=stride, max_tokens=max_tokens
+        Scorer(lm, params),
+        tokenizer,
+        [tokenizer.encode(text)],
+        window=window,
+        stride=stride,
+        max_tokens=max_tokens,
     )

@@ -23,8 +23,8 @@ def of_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> floa
     """Standard error of sum(numerators) / sum(denominators), where each pair is one drawn unit.
 
     Linearised (the delta method, which for a ratio is the cluster-robust variance): with r the ratio, units of n tokens
-    and loss l have residuals l - r n, and the variance is k / (k - 1) sum(residual^2) / (sum n)^2. No resampling, so the
-    same numbers give the same bits. None for fewer than two units.
+    and loss l have residuals l - r n, and the variance is k / (k - 1) sum(residual^2) / (sum n)^2. No resampling, so
+    the same numbers give the same bits. None for fewer than two units.
 
     Source: Cochran 1977, Sampling Techniques, section 6.4; with k / (k - 1) as for clusters.
     """

@@ -1,8 +1,8 @@
 """A small suite of our own for base models: answer questions, translate, summarise; English, Bengali and French.
 
 It says what a checkpoint can do before it is tuned: nothing at first, later better than chance at choosing, later still
-its own words. So each task is scored in three ways, from the one that moves first to the one that moves last: the bits a
-byte of the wanted answer costs, which of several answers is the most probable, and what is written greedily.
+its own words. So each task is scored in three ways, from the one that moves first to the one that moves last: the bits
+that a byte of the wanted answer costs, which of several answers is the most probable, and what is written greedily.
 Everything lies in the package (`suite/*.jsonl`, written for it); nothing is fetched.
 """
 
@@ -103,7 +103,7 @@ def suite_tasks() -> dict[str, SuiteTask]:
         SuiteTask("translate_en_bn", "English to Bengali", translations("en", "bn", names), 96),
         SuiteTask("translate_bn_en", "Bengali to English", translations("bn", "en", names), 48),
         SuiteTask("translate_en_fr", "English to French", translations("en", "fr", names), 48),
-        SuiteTask("summarise_en", "one sentence for a paragraph", summaries("en", "Text", "Summary in one sentence"), 48),
+        SuiteTask("summarise_en", "one sentence for a paragraph", summaries("en", "Text", "In one sentence"), 48),
         SuiteTask("summarise_bn", "one sentence in Bengali", summaries("bn", "লেখা", "এক বাক্যে সারাংশ"), 128),
     ]  # fmt: skip
     return {task.name: task for task in tasks}
@@ -119,7 +119,8 @@ class SuiteResult:
     chance: float
     values: dict[str, float | None]
     """bits_per_byte of the wanted answer, choice and choice_per_byte (shares of right choices by log-likelihood, plain
-    and divided by bytes), exact_match and token_f1 of greedy answers in [0, 1], chrf in [0, 100]; None without sacrebleu."""
+    and divided by bytes), exact_match and token_f1 of greedy answers in [0, 1], chrf in [0, 100] (None without
+    sacrebleu)."""
     errors: dict[str, float | None]
     num_truncated: int
     """Prompts that lost their beginning, since the model reads no more."""
@@ -137,7 +138,9 @@ class SuiteResult:
 def shown(task: SuiteTask, num_shots: int) -> str:
     """The examples that stand before every question."""
     if not 0 <= num_shots <= NUM_EXAMPLES:
-        raise UserError(f"--shots={num_shots}: the suite has {NUM_EXAMPLES} examples to show; give 0 to {NUM_EXAMPLES}.")
+        raise UserError(
+            f"--shots={num_shots}: the suite has {NUM_EXAMPLES} examples to show; give 0 to {NUM_EXAMPLES}."
+        )
     return "".join(f"{item.prompt} {item.answers[0]}\n\n" for item in task.items[:num_shots])
 
 
@@ -177,7 +180,15 @@ def evaluate_suite(
 
 
 def _evaluate(
-    lm, params, tokenizer: Tokenizer, scorer: Scorer, task: SuiteTask, max_length, num_shots, batch_size, on_progress
+    lm,
+    params,
+    tokenizer: Tokenizer,
+    scorer: Scorer,
+    task: SuiteTask,
+    max_length,
+    num_shots,
+    batch_size,
+    on_progress,
 ) -> SuiteResult:
     before = shown(task, num_shots)
     asked = task.items[NUM_EXAMPLES:]
@@ -197,7 +208,8 @@ def _evaluate(
         stop=["\n"], temperature=0.0, batch_size=batch_size,
     )  # fmt: skip
     items = [
-        _item(item, totals, answer.text.strip()) for item, totals, answer in zip(asked, by_item, answers, strict=True)
+        _item(item, totals, answer.text.strip())
+        for item, totals, answer in zip(asked, by_item, answers, strict=True)
     ]
     if on_progress is not None:
         on_progress(f"questions of {task.name}", len(items), len(items))

@@ -82,7 +82,9 @@ def read_sets(path: str) -> dict[str, TextSet]:
         if not isinstance(name, str) or not isinstance(inner, dict) or not isinstance(inner.get("path"), str):
             raise UserError(f"{path}: the set {name!r} needs a path, such as `news: texts/news.jsonl`.")
         if unknown := sorted(set(map(str, inner)) - {"path", "text_key"}):
-            raise UserError(f"{path}: the set {name!r} has an unknown key {unknown[0]!r}; there are path and text_key.")
+            raise UserError(
+                f"{path}: the set {name!r} has an unknown key {unknown[0]!r}; there are path and text_key."
+            )
         where = inner["path"]
         if not is_embedded(where) and "://" not in where:
             where = os.path.join(os.path.dirname(path), where)

@@ -135,13 +135,15 @@ def test_the_suite_is_a_curve_over_checkpoints(evaluate, tmp_path):
 def write_tasks(folder):
     (folder / "data.jsonl").write_text(
         "".join(
-            json.dumps({"n": n, "right": str(n * n), "choices": [str(n * n), str(n + 1)]}) + "\n" for n in range(2, 8)
+            json.dumps({"n": n, "right": str(n * n), "choices": [str(n * n), str(n + 1)]}) + "\n"
+            for n in range(2, 8)
         )
     )
     about = "dataset_path: json\ndataset_kwargs: {data_files: {test: data.jsonl}}\ntest_split: test\n"
     (folder / "choose.yaml").write_text(
         "task: choose\noutput_type: multiple_choice\ndoc_to_text: '{{n}} to the 2 is'\n"
-        "doc_to_choice: '{{choices}}'\ndoc_to_target: 0\nmetric_list: [{metric: acc, aggregation: mean}]\n" + about
+        "doc_to_choice: '{{choices}}'\ndoc_to_target: 0\nmetric_list: [{metric: acc, aggregation: mean}]\n"
+        + about
     )
     (folder / "write.yaml").write_text(
         "task: write\noutput_type: generate_until\ndoc_to_text: '{{n}} to the 2 is'\ndoc_to_target: '{{right}}'\n"
@@ -149,7 +151,8 @@ def write_tasks(folder):
         "metric_list: [{metric: exact_match, aggregation: mean}]\n" + about
     )
     (folder / "read.yaml").write_text(
-        "task: read\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{n}} to the 2 is {{right}}.'\n"
+        "task: read\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\n"
+        "doc_to_target: '{{n}} to the 2 is {{right}}.'\n"
         "metric_list: [{metric: bits_per_byte}]\n" + about
     )
     (folder / "evil.yaml").write_text("task: evil\nprocess_docs: !function evil.run\n" + about)

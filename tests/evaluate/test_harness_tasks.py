@@ -1,4 +1,4 @@
-"""Promises about task files: plain ones become plain files again, and whatever would run or leave the folder is refused."""
+"""Promises about task files: plain ones are written out, and whatever would run or leave the folder is refused."""
 
 import json
 from pathlib import Path
@@ -100,8 +100,8 @@ def test_plain_tasks_are_written_out_with_their_includes_and_the_paths_of_their_
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("task: [a\n", "line 2 is not YAML"), ("- a\n", "not a mapping"), ("task: a\ninclude: none.yaml\n", "names no file"),
-     ("task: a\ninclude: one.yaml\n", "circle")],
+    [("task: [a\n", "line 2 is not YAML"), ("- a\n", "not a mapping"),
+     ("task: a\ninclude: none.yaml\n", "names no file"), ("task: a\ninclude: one.yaml\n", "circle")],
 )  # fmt: skip
 def test_a_file_that_is_no_task_is_named(tmp_path, content, said):
     with pytest.raises(UserError, match=said):

@@ -96,7 +96,9 @@ def test_a_long_row_leaves_its_batch(monkeypatch):
     lm, params = history_lm(random_table(V))
     sizes = []
     plain = Scorer._plain
-    monkeypatch.setattr(Scorer, "_plain", lambda self, members: sizes.append(len(members)) or plain(self, members))
+    monkeypatch.setattr(
+        Scorer, "_plain", lambda self, members: sizes.append(len(members)) or plain(self, members)
+    )
     rng = np.random.default_rng(0)
     Scorer(lm, params).score([Row(rng.integers(0, V, n).tolist(), 1) for n in (60, 20, 20, 15, 15, 15)])
     assert sizes == [1, 2, 3]

@@ -22,9 +22,7 @@ def scored(text, window, *, bos_id=0, max_tokens=None, words=(), stride=None):
         params,
         batch | {"positions": np.broadcast_to(np.arange(batch["tokens"].shape[1]), batch["tokens"].shape)},
     )
-    found = text_perplexity(
-        lm, params, tokenizer, text, window=window, max_tokens=max_tokens, stride=stride
-    )
+    found = text_perplexity(lm, params, tokenizer, text, window=window, max_tokens=max_tokens, stride=stride)
     logprobs = table - np.log(np.exp(table.astype(np.float64)).sum(-1, keepdims=True))
     prefix, ids = list(tokenizer.prefix_ids), tokenizer.encode(text)[:max_tokens]
     step, nats = window - len(prefix), 0.0
