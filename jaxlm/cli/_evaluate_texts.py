@@ -214,7 +214,7 @@ def held_out(run: str, loaded: LoadedRun, name: str) -> Iterator[Sequence[int]]:
 
     if loaded.config.objective != "pretrain":
         raise UserError(
-            f"--set={name}: --run={run} has learnt from records (objective={loaded.config.objective}), none of which is "
+            f"--set={name}: --run={run} has learnt from records ({loaded.config.objective}), none of which is "
             "text. Judge it with --data=FILE."
         )
     stores = open_data(loaded.config, run, quiet=True).eval
