@@ -94,6 +94,7 @@ bench: $(VENV)/dev.stamp  ## speed of the reference shapes on this machine
 	$(BIN)/python bench/train_speed.py
 	$(BIN)/python bench/finetune.py
 	$(BIN)/python bench/report.py
+	$(BIN)/python bench/evaluate.py
 
 docs: $(VENV)/dev.stamp  ## the documentation as a site: build/site/index.html; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir=build/site

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +45,8 @@ from jaxlm.types import Params, UserError
 from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE, FROZEN, claim
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jaxlm.checkpoint import Checkpoints
     from jaxlm.checkpoint_meta import Meta
     from jaxlm.data.mixture import Plan
@@ -431,12 +433,14 @@ def load_weights(
     step: int | None = None,
     *,
     as_stored: bool = False,
+    make_mesh: Callable[[RunConfig], Mesh] | None = None,
 ) -> LoadedWeights:
-    """Loads the weights (not the optimizer state) of a run's latest, or given, step on one device.
+    """Loads the weights (not the optimizer state) of a run's latest, or given, step.
 
     Args:
       tokenizer: that of the run; None for one that was imported without.
       as_stored: weights keep the dtype of the checkpoint (that of an imported one may be bfloat16); else float32.
+      make_mesh: over which they are spread; None: one device.
 
     Errors: UserError when there is no run or no checkpoint, or when its tokenizer is another.
     """
@@ -446,7 +450,7 @@ def load_weights(
     use_compile_cache()
     from jaxlm.checkpoint import Checkpoints
     from jaxlm.models.build import build
-    from jaxlm.run_weights import restore_model, with_saved_sizes
+    from jaxlm.run_weights import on_mesh, restore_model, with_saved_sizes
 
     if tokenizer is not None:
         cfg = with_vocabulary(cfg, tokenizer)
@@ -456,11 +460,10 @@ def load_weights(
             f"--run={folder} has no checkpoint yet: the first is saved at step {cfg.checkpoint.every_steps}."
         )
     cfg = dataclasses.replace(cfg, model=with_saved_sizes(cfg.model, checkpoints))
-    lm = build(cfg.model, cfg.data.seq_len)
-    sha256 = "" if tokenizer is None else tokenizer.sha256
-    params, meta = restore_model(
-        folder, lm, cfg.tune, step=step, tokenizer_sha256=sha256, as_stored=as_stored
-    )
+    mesh = None if make_mesh is None else make_mesh(cfg)
+    lm = build(cfg.model, cfg.data.seq_len, **({} if mesh is None else on_mesh(mesh)))
+    how: dict[str, Any] = {"tokenizer_sha256": "" if tokenizer is None else tokenizer.sha256}
+    params, meta = restore_model(folder, lm, cfg.tune, mesh, step=step, as_stored=as_stored, **how)
     return LoadedWeights(cfg, lm, params, meta)
 
 
@@ -481,8 +484,13 @@ def run_tokenizer(workdir: str | os.PathLike) -> Tokenizer | None:
     return load_tokenizer(saved) if saved.exists() else None
 
 
-def load_run(workdir: str | os.PathLike, step: int | None = None) -> LoadedRun:
-    """Loads the weights (not the optimizer state) and tokenizer of a run's latest, or given, step on one device.
+def load_run(
+    workdir: str | os.PathLike, step: int | None = None, make_mesh: Callable[[RunConfig], Mesh] | None = None
+) -> LoadedRun:
+    """Loads the weights (not the optimizer state) and tokenizer of a run's latest, or given, step.
+
+    Args:
+      make_mesh: as of `load_weights`.
 
     Errors: UserError when there is no run, no checkpoint or no tokenizer, or when that file is another.
     """
@@ -492,5 +500,5 @@ def load_run(workdir: str | os.PathLike, step: int | None = None) -> LoadedRun:
             f"--run={workdir} has no tokenizer, so text is nothing to it. Put its tokenizer.model back; or, where it "
             "was imported from a checkpoint without one, import it again with --tokenizer=PATH."
         )
-    cfg, lm, params, meta = load_weights(workdir, tokenizer, step)
+    cfg, lm, params, meta = load_weights(workdir, tokenizer, step, make_mesh=make_mesh)
     return LoadedRun(cfg, lm, params, tokenizer, meta)

@@ -41,6 +41,13 @@ def with_saved_sizes(model: ModelConfig, checkpoints: Checkpoints) -> ModelConfi
     return model
 
 
+def on_mesh(mesh: Mesh) -> dict[str, Any]:
+    """Arguments of `build` for a model that is spread over a mesh."""
+    from jaxlm.parallel.sharding import make_constrain, make_spread
+
+    return {"constrain": make_constrain(mesh), "spread": make_spread(mesh)}
+
+
 def abstract_params(lm: LM, tuning: Tuning, mesh: Mesh | None = None) -> tuple[PyTree, PyTree]:
     """(trained, frozen) as ShapeDtypeStructs, with their shardings where there is a mesh."""
     import jax

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING
 
+from jaxlm.cli._evaluate_output import write_json
 from jaxlm.cli.generate import show_progress, trained_columns
 from jaxlm.types import UserError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jaxlm.run import LoadedRun
 
 
-def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
+def add_classifier_arguments(parser: argparse._ActionsContainer) -> None:
     """Flags for --data of a classifier."""
     parser.add_argument(
         "--calibrate-on",
@@ -31,7 +31,9 @@ def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shots-from", metavar="FILE", help="labelled records to show the baseline as examples"
     )
-    parser.add_argument("--shots", type=int, help="how many of them (default: 4)")
+    parser.add_argument(
+        "--shots", metavar="N", help="how many of them (default: 4); with --suite a list, such as 0,3"
+    )
     parser.add_argument(
         "--normalise-labels",
         action="store_true",
@@ -39,7 +41,7 @@ def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-FLAGS = ("calibrate_on", "plots", "baseline", "baseline_template", "shots_from", "shots", "normalise_labels")
+FLAGS = ("calibrate_on", "plots", "baseline", "baseline_template", "shots_from", "normalise_labels")
 
 
 def check_classifier_arguments(args: argparse.Namespace) -> None:
@@ -53,7 +55,7 @@ def check_classifier_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"--{flag.replace('_', '-')} is about --baseline=RUN: give one.")
     if args.shots is not None and args.shots_from is None:
         raise UserError("--shots needs records to take them from: --shots-from=FILE.")
-    if args.shots is not None and args.shots < 1:
+    if args.shots is not None and (not args.shots.isdecimal() or int(args.shots) < 1):
         raise UserError(f"--shots={args.shots} must be at least 1; without --shots-from it is none.")
     if args.baseline_template is not None:
         from jaxlm.evaluate.label_words import check_template
@@ -64,7 +66,6 @@ def check_classifier_arguments(args: argparse.Namespace) -> None:
 def evaluate_labels(args: argparse.Namespace, loaded: LoadedRun) -> int:
     """Labels of the records of --data, against theirs."""
     from jaxlm import run
-    from jaxlm.cli.evaluate import write_output
     from jaxlm.evaluate.classifier import LabelWords, evaluate_classifier
     from jaxlm.evaluate.classifier_show import draw, print_report
     from jaxlm.evaluate.label_words import TEMPLATE
@@ -76,7 +77,7 @@ def evaluate_labels(args: argparse.Namespace, loaded: LoadedRun) -> int:
             run.load_run(args.baseline),
             args.baseline_template or TEMPLATE,
             args.shots_from,
-            args.shots or 4,
+            int(args.shots or 4),
             args.normalise_labels,
         )
     report = evaluate_classifier(
@@ -93,11 +94,8 @@ def evaluate_labels(args: argparse.Namespace, loaded: LoadedRun) -> int:
     if args.plots:
         for path in draw(report, args.plots):
             print(f"wrote {path}", file=sys.stderr)
-    if args.json == "-":
-        print(json.dumps(found, ensure_ascii=False))
+    if write_json(args.json, found):
         return 0
-    if args.json is not None:
-        write_output("--json", args.json, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
     print(f"{args.run}, step {loaded.step}: {args.data}")
     print_report(report, sys.stdout)
     return 0

@@ -13,10 +13,8 @@ DIR is then a run of no steps: --run=DIR for generate, next-token and export-hf;
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
-from jaxlm.config import check_choice
-from jaxlm.parallel.config import AXES, MeshConfig
+from jaxlm.parallel.config import read_mesh
 from jaxlm.types import UserError
 
 
@@ -26,21 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="DIR", help="folder to make")
     parser.add_argument("--tokenizer", metavar="PATH", help="where SOURCE has none, or another than it has")
     parser.add_argument("--mesh", metavar="AXIS:SIZE,...", help="default: fsdp over all devices")
-
-
-def read_mesh(text: str | None) -> MeshConfig | None:
-    """`fsdp:4,tensor:2` -> sizes of the axes. Errors: UserError for anything else."""
-    if text is None:
-        return None
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        axis, _, size = (word.strip() for word in part.partition(":"))
-        check_choice("--mesh", axis, AXES)
-        if axis in sizes or not size.lstrip("-").isdecimal():
-            reason = "names an axis twice" if axis in sizes else "is not AXIS:SIZE"
-            raise UserError(f"--mesh={text}: {part!r} {reason}. Try --mesh=fsdp:4,tensor:2.")
-        sizes[axis] = int(size)
-    return dataclasses.replace(MeshConfig(), **sizes)
 
 
 def main(args: argparse.Namespace, config_argv: list[str]) -> int:

@@ -220,6 +220,17 @@ class ChatTemplate:
         [rendered] = self._render([(text, True)])
         return self._encode(rendered.text, [], restore)[0]
 
+    def render(self, messages: Sequence[Message], *, asks: bool = True) -> str:
+        """The text of a dialogue, special tokens spelt out.
+
+        Args:
+          asks: it ends where the assistant's answer begins; else right behind the last message, which is to be gone on
+            with.
+        """
+        [(text, _)] = self._render([(messages, asks)])
+        last = "" if asks else messages[-1].content.rstrip()
+        return text[: text.rindex(last) + len(last)] if last and last in text else text
+
     def _answer(self, whole: str, before: str, until: str, content: str) -> Span:
         """Where in the text an answer stands.
 

@@ -29,7 +29,7 @@ def read_yaml(path: epath.PathLike, what: str) -> Any:
     content = read_file(path, what, max_bytes=MAX_YAML_BYTES)
     try:
         node = yaml.compose(content.decode(), Loader=yaml.SafeLoader)
-        _check_node(node)
+        check_node(node)
         return yaml.safe_load(content.decode())
     except UnicodeDecodeError as error:
         raise UserError(
@@ -42,7 +42,7 @@ def read_yaml(path: epath.PathLike, what: str) -> Any:
         raise UserError(f"{path}{where} is not YAML: {' '.join(str(reason).split())}.") from None
 
 
-def _check_node(node: Any) -> None:
+def check_node(node: Any) -> None:
     """Refuses two keys of one name, and aliases that stand for more values than anybody writes."""
     import yaml
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxlm.config import check_choice
 from jaxlm.types import UserError
@@ -47,3 +47,18 @@ class MeshConfig:
     def sizes(self) -> dict[str, int]:
         """Axis name -> size, outermost first."""
         return {axis: getattr(self, axis) for axis in AXES}
+
+
+def read_mesh(text: str | None) -> MeshConfig | None:
+    """`fsdp:4,tensor:2` -> sizes of the axes. Errors: UserError for anything else."""
+    if text is None:
+        return None
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = (word.strip() for word in part.partition(":"))
+        check_choice("--mesh", axis, AXES)
+        if axis in sizes or not size.lstrip("-").isdecimal():
+            reason = "names an axis twice" if axis in sizes else "is not AXIS:SIZE"
+            raise UserError(f"--mesh={text}: {part!r} {reason}. Try --mesh=fsdp:4,tensor:2.")
+        sizes[axis] = int(size)
+    return replace(MeshConfig(), **sizes)
