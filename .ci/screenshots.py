@@ -1,16 +1,20 @@
 """Renews docs/images/run-page.png and docs/images/playground.gif, in a headless Chromium.
 
-    make screenshots                       the playground with runs/quickstart, trained first where it is not there
+    make screenshots                       of runs/quickstart, trained first where it is not there
     python .ci/screenshots.py --run=runs/mine
 
-Needs `pip install playwright` and a Chromium: $CHROMIUM, /usr/bin/chromium, or that of `playwright install chromium`.
-The pages are opened on 127.0.0.1. `make files` refuses pictures above 500 kB, so they are made small enough.
+Both show a run that was trained: no number on them is made up. Further pictures, to be looked at and not published, go
+to runs/screenshots: those of the run page are of logs that a program wrote, so that every panel has something to show.
+
+Needs a Chromium: $CHROMIUM, or one on the path. The pages are opened on this machine. `make files` refuses what is
+above 500 kB, so they are made small enough.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -19,30 +23,46 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MAX_BYTES = 500_000
-PICTURES = {"report-light.png": "run-page.png", "playground.gif": "playground.gif"}
-"""What the scripts of report and playground make -> what README.md and the site show."""
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
 
 
-def make_all(out_dir: Path, run_dir: Path) -> list[Path]:
-    """Writes the pictures and returns their paths. Errors: SystemExit names one that is missing or too large."""
+def make_all(out_dir: Path, run_dir: Path, others: Path) -> list[Path]:
+    """Writes the two pictures and returns their paths. Errors: SystemExit names one that is missing or too large."""
     sys.path.insert(0, str(ROOT / ".ci"))
     out_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        importlib.import_module("screenshots_report").make(folder)
-        importlib.import_module("screenshots_playground").make(folder, run_dir)
-        for made, shown in PICTURES.items():
-            if not (folder / made).exists():
-                raise SystemExit(f"{made} was not made.")
-            shutil.copy(folder / made, out_dir / shown)
-    for path in [out_dir / shown for shown in PICTURES.values()]:
+    pictures = [out_dir / "run-page.png", out_dir / "playground.gif"]
+    take_run_page(run_dir, pictures[0])
+    importlib.import_module("screenshots_playground").make(others, run_dir)
+    shutil.copy(others / "playground.gif", pictures[1])
+    importlib.import_module("screenshots_report").make(others)
+    for path in pictures:
         if path.suffix == ".png" and path.stat().st_size > MAX_BYTES:
             shrink(path)
         if path.stat().st_size > MAX_BYTES:
             raise SystemExit(
                 f"{path} has {path.stat().st_size:,} bytes; {MAX_BYTES:,} are the limit of `make files`."
             )
-    return [out_dir / shown for shown in PICTURES.values()]
+    return pictures
+
+
+def take_run_page(run_dir: Path, path: Path) -> None:
+    """The top of the page that `jaxlm report` writes of a run."""
+    from playwright.sync_api import sync_playwright
+
+    named = os.environ.get("CHROMIUM", "chromium")
+    chromium = shutil.which(named) or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit(f"{named} is not installed: put a Chromium on the path, or its path into $CHROMIUM.")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page_path = Path(folder, "page.html")
+        command = [sys.executable, "-m", "jaxlm", "report", str(run_dir), f"--html={page_path}"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 960})
+        page.goto(page_path.as_uri())
+        page.wait_for_timeout(1500)  # until the curves are drawn
+        page.screenshot(path=path)
+        browser.close()
 
 
 def shrink(path: Path) -> None:
@@ -63,7 +83,7 @@ def main() -> int:
     if not (args.run / "checkpoints").exists():
         command = [sys.executable, "-m", "jaxlm", "train", "--config=quickstart", f"--workdir={args.run}"]
         subprocess.run(command, check=True, cwd=ROOT)
-    for path in make_all(args.out, args.run):
+    for path in make_all(args.out, args.run, ROOT / "runs/screenshots"):
         print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
 
