@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     )
 
     args = arguments(argv)
-    ray.init(address="auto")
+    ray.init()  # of a job, $RAY_ADDRESS names the cluster
     wanted = bundle(args.resource)
     group = placement_group([wanted] * args.hosts, strategy="STRICT_SPREAD" if args.hosts > 1 else "PACK")
     print(f"Waiting for {args.hosts} machines with {args.resource} each.", flush=True)
