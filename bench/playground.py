@@ -27,7 +27,8 @@ def make_run(folder: Path) -> Path:
     from jaxlm import run
     from jaxlm.checkpoint import Checkpoints
     from jaxlm.checkpoint_meta import Meta
-    from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+    from jaxlm.data.tokenizer import SentencePieceTokenizer
+    from jaxlm.data.tokenizer_training import train_tokenizer
     from jaxlm.models.build import build
     from jaxlm.models.sizes import size
     from jaxlm.run_data import with_vocabulary

@@ -7,10 +7,15 @@ a killed process left half-written would be compiled again at every start.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import sys
+import threading
 import zlib
 from typing import Any
+
+from jaxlm.paths import is_local
 
 SEAL = b"jaxlm"
 """Ends every entry, before the four bytes of its CRC-32."""
@@ -59,6 +64,19 @@ def _sealed_cache() -> Any:
             return None
 
         def put(self, key: str, value: bytes) -> None:
-            super().put(key, sealed(value))
+            path = self.path / f"{key}-cache"
+            if self.eviction_enabled or not is_local(path):
+                super().put(key, sealed(value))
+            elif not path.exists():
+                # In one piece: JAX writes in place, and another process would read half of an entry.
+                partial = f"{os.fspath(path)}.{os.getpid()}.{threading.get_ident()}.partial"
+                try:
+                    with open(partial, "wb") as file:
+                        file.write(sealed(value))
+                    os.replace(partial, path)
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.unlink(partial)
+                    raise  # JAX says so, and goes on without the entry
 
     return SealedCache

@@ -12,7 +12,8 @@ from small_classifier import make_run
 
 from jaxlm import run as run_lib
 from jaxlm.data.chat import open_template, save_chat
-from jaxlm.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from jaxlm.data.tokenizer import SentencePieceTokenizer
+from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.playground import serve
 from jaxlm.playground.app import make_app
 from jaxlm.playground.guard import Guard
