@@ -22,8 +22,6 @@ import socket  # noqa: E402
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
-from jaxlm import compile_cache  # noqa: E402
-
 # A busy machine is slow, not wrong; and a failure should print the line that repeats it.
 hypothesis.settings.register_profile("jaxlm", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("jaxlm")
@@ -31,18 +29,8 @@ hypothesis.settings.load_profile("jaxlm")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """Corpora, tokenizers and compiled programs that tests make stay out of the user's cache.
-
-    Programs are shared by all processes of the tests, and kept from the first test on: half of what they compile was
-    compiled before, and compiling is most of what they do.
-    """
-    cache = tmp_path_factory.mktemp("cache")
-    base = tmp_path_factory.getbasetemp()
-    compiled = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
-    compiled.mkdir(exist_ok=True)
-    (cache / "compiled").symlink_to(compiled)
-    os.environ["JAXLM_CACHE"] = str(cache)
-    compile_cache.use(str(compiled))
+    """Corpora, tokenizers and compiled programs that tests make stay out of the user's cache."""
+    os.environ["JAXLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 def _local_only(connect):

@@ -32,7 +32,7 @@ BROUGHT_ALONG = {
     "loguru": "datatrove",
 }
 """Package -> the dependency that never comes without it."""
-OPTIONAL = {"jaxlm/corpus/raw", "jaxlm/playground"}
+OPTIONAL = {"jaxlm/corpus/raw", "jaxlm/evaluate/harness_model.py", "jaxlm/playground"}
 """Parts of jaxlm whose modules cannot be imported without an extra; who imports them says which."""
 
 
@@ -64,7 +64,7 @@ def imported(*, always):
     """Package -> a file of jaxlm that imports it."""
     found = {}
     for path in sorted((ROOT / "jaxlm").rglob("*.py")):
-        if always and str(path.parent.relative_to(ROOT)) in OPTIONAL:
+        if always and {str(one.relative_to(ROOT)) for one in (path, path.parent)} & OPTIONAL:
             continue
         for name in imports(ast.parse(path.read_text()), always=always):
             if name not in sys.stdlib_module_names and name != "jaxlm":
