@@ -33,13 +33,15 @@ PERMISSIVE = {
 }  # fmt: skip
 REVIEWED = {
     "certifi": "MPL-2.0",
+    "chardet": "LGPL-2.1-or-later",
     "orjson": "MPL-2.0 AND (Apache-2.0 OR MIT)",
     "pathspec": "MPL-2.0",
     "tld": "MPL-1.1 OR GPL-2.0-only OR LGPL-2.1-or-later",
     "tqdm": "MPL-2.0 AND MIT",
 }
-"""Package -> a licence that asks for the source of changed files (MPL). jaxlm imports them as they are, at most."""
+"""Package -> a licence that asks for the source of changed files (MPL, LGPL). jaxlm imports them as they are, at most."""
 NAMES = (
+    (r"lgpl|lesser general public", "LGPL-2.1-or-later"),
     (r"apache", "Apache-2.0"),
     (r"bsd.?2|2-clause", "BSD-2-Clause"),
     (r"bsd|kiwi", "BSD-3-Clause"),
@@ -63,8 +65,8 @@ itself.
 {others}
 
 All in the table are permissive, except for {reviewed}. The Mozilla Public License
-asks that changes of its own files are published, and nothing of what uses them; jaxlm uses these packages as they
-are. Of tld's three licences that one is chosen.
+asks that changes of its own files are published, and nothing of what uses them, and so does the LGPL of a library that
+can be replaced; jaxlm uses these packages as they are. Of tld's three licences the Mozilla one is chosen.
 
 | package | licence | brought by |
 |---|---|---|

@@ -32,7 +32,7 @@ BROUGHT_ALONG = {
     "loguru": "datatrove",
 }
 """Package -> the dependency that never comes without it."""
-OPTIONAL = {"jaxlm/corpus/raw", "jaxlm/evaluate/harness_model.py", "jaxlm/playground"}
+OPTIONAL = {"jaxlm/corpus/raw", "jaxlm/evaluate/harness_model.py", "jaxlm/playground", "jaxlm/run_lm_eval.py"}
 """Parts of jaxlm whose modules cannot be imported without an extra; who imports them says which."""
 
 
