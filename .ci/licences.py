@@ -39,7 +39,7 @@ REVIEWED = {
     "tld": "MPL-1.1 OR GPL-2.0-only OR LGPL-2.1-or-later",
     "tqdm": "MPL-2.0 AND MIT",
 }
-"""Package -> a licence that asks for the source of changed files (MPL, LGPL). jaxlm imports them as they are, at most."""
+"""Package -> a licence that asks for the source of changed files (MPL, LGPL). jaxlm imports them as they are."""
 NAMES = (
     (r"lgpl|lesser general public", "LGPL-2.1-or-later"),
     (r"apache", "Apache-2.0"),
