@@ -84,12 +84,12 @@ def measure_jaxlm(task: str, seconds: float) -> dict[str, float]:
     """The steps of `jaxlm train`."""
     import jax
 
-    from jaxlm import run
+    from jaxlm import compile_cache, run
     from jaxlm.data.padding import Labelled
     from jaxlm.data.pipeline import Rows
     from jaxlm.parallel.sharding import place_batch
 
-    run.use_compile_cache()
+    compile_cache.use_default()
     cfg = config_of(task)
     labelled = Labelled("last", ("ham", "spam")) if task == "classify" else None
     rows = Rows(cfg.data, {"random": RandomExamples(lengths_of(task))}, 0, labelled)

@@ -51,10 +51,10 @@ def measure_jaxlm(shape: Shape, dtype: str, seconds: float) -> Measured:
     import jax
     import numpy as np
 
-    from jaxlm import run
+    from jaxlm import compile_cache, run
     from jaxlm.parallel.sharding import place_batch
 
-    run.use_compile_cache()
+    compile_cache.use_default()
     cfg = config_of(shape, dtype)
     pieces = run.build_pieces(cfg)
     state, rng = pieces.steps.init(jax.random.key(0)), np.random.default_rng(0)

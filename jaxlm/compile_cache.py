@@ -15,11 +15,18 @@ import threading
 import zlib
 from typing import Any
 
-from jaxlm.paths import is_local
+from jaxlm.paths import cache_root, is_local
 
 SEAL = b"jaxlm"
 """Ends every entry, before the four bytes of its CRC-32."""
 NUM_SEAL_BYTES = len(SEAL) + 4
+
+
+def use_default() -> str:
+    """Keeps compiled steps on disk ($JAXLM_CACHE or ~/.cache/jaxlm), so that a second start is quick; their folder."""
+    folder = os.path.join(cache_root(), "compiled")
+    use(folder)
+    return folder
 
 
 def use(folder: str) -> None:

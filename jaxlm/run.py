@@ -10,15 +10,14 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epath
 
-from jaxlm import processes
+from jaxlm import compile_cache, processes
 from jaxlm.config import flatten
-from jaxlm.data.files import reachable
 from jaxlm.models.config import HOST_MEMORY
 from jaxlm.run_data import (
     OpenData,
@@ -29,6 +28,7 @@ from jaxlm.run_data import (
     with_classes,
     with_vocabulary,
 )
+from jaxlm.run_loading import load_run
 from jaxlm.runconfig import (
     MAY_CHANGE,
     RunConfig,
@@ -45,13 +45,10 @@ from jaxlm.types import Params, UserError
 from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE, FROZEN, claim
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from jaxlm.checkpoint import Checkpoints
     from jaxlm.checkpoint_meta import Meta
     from jaxlm.data.mixture import Plan
     from jaxlm.data.pipeline import Rows
-    from jaxlm.data.tokenizer import Tokenizer
     from jaxlm.models.build import LM
     from jaxlm.parallel.distributed import Cluster
     from jaxlm.train.step import LossFn, TrainState
@@ -61,16 +58,6 @@ __all__ = [
     "MAY_CHANGE", "RunConfig", "default_config", "load_config", "load_run", "open_data", "parse", "resolve",
     "resolve_mesh", "restart_differences", "save_config", "train",
 ]  # fmt: skip
-
-
-def use_compile_cache() -> str:
-    """Keeps compiled steps on disk ($JAXLM_CACHE or ~/.cache/jaxlm), so that a second start is quick."""
-    from jaxlm import compile_cache
-    from jaxlm.data.files import cache_root
-
-    folder = os.path.join(os.fspath(cache_root(None)), "compiled")
-    compile_cache.use(folder)
-    return folder
 
 
 class Pieces(NamedTuple):
@@ -274,7 +261,7 @@ def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
         rows = make_rows(cfg, data)
         plan = rows.plan(cfg.train.num_steps)
         weights = class_weights(cfg, data)
-    use_compile_cache()
+    compile_cache.use_default()
     return Run(cfg, folder, data, rows, plan, build_pieces(cfg, weights))
 
 
@@ -397,108 +384,3 @@ def _train(
             raise stopped
         report.end(scores, seconds=time.perf_counter() - started)
         return scores
-
-
-class LoadedRun(NamedTuple):
-    """A trained model, ready to be asked."""
-
-    config: RunConfig
-    lm: LM
-    params: Params
-    tokenizer: Tokenizer
-    meta: Meta
-
-    @property
-    def step(self) -> int:
-        return self.meta.step
-
-    @property
-    def context_tokens(self) -> int:
-        """The longest text the model has learned from, or was made for."""
-        return max(self.config.data.seq_len, self.config.model.max_seq_len or 0)
-
-
-class LoadedWeights(NamedTuple):
-    """The model of a checkpoint."""
-
-    config: RunConfig
-    lm: LM
-    params: Params
-    meta: Meta
-
-
-def load_weights(
-    workdir: str | os.PathLike,
-    tokenizer: Tokenizer | None,
-    step: int | None = None,
-    *,
-    as_stored: bool = False,
-    make_mesh: Callable[[RunConfig], Mesh] | None = None,
-) -> LoadedWeights:
-    """Loads the weights (not the optimizer state) of a run's latest, or given, step.
-
-    Args:
-      tokenizer: that of the run; None for one that was imported without.
-      as_stored: weights keep the dtype of the checkpoint (that of an imported one may be bfloat16); else float32.
-      make_mesh: over which they are spread; None: one device.
-
-    Errors: UserError when there is no run or no checkpoint, or when its tokenizer is another.
-    """
-    folder = _run_folder(workdir)
-    cfg = load_config(folder / CONFIG_FILE)
-
-    use_compile_cache()
-    from jaxlm.checkpoint import Checkpoints
-    from jaxlm.models.build import build
-    from jaxlm.run_weights import on_mesh, restore_model, with_saved_sizes
-
-    if tokenizer is not None:
-        cfg = with_vocabulary(cfg, tokenizer)
-    checkpoints = Checkpoints(folder / CHECKPOINTS)
-    if checkpoints.latest_step() is None:
-        raise UserError(
-            f"--run={folder} has no checkpoint yet: the first is saved at step {cfg.checkpoint.every_steps}."
-        )
-    cfg = dataclasses.replace(cfg, model=with_saved_sizes(cfg.model, checkpoints))
-    mesh = None if make_mesh is None else make_mesh(cfg)
-    lm = build(cfg.model, cfg.data.seq_len, **({} if mesh is None else on_mesh(mesh)))
-    how: dict[str, Any] = {"tokenizer_sha256": "" if tokenizer is None else tokenizer.sha256}
-    params, meta = restore_model(folder, lm, cfg.tune, mesh, step=step, as_stored=as_stored, **how)
-    return LoadedWeights(cfg, lm, params, meta)
-
-
-def _run_folder(workdir: str | os.PathLike) -> epath.Path:
-    folder = reachable(workdir)
-    if not (folder / CONFIG_FILE).exists():
-        raise UserError(
-            f"--run={folder} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training."
-        )
-    return folder
-
-
-def run_tokenizer(workdir: str | os.PathLike) -> Tokenizer | None:
-    """The tokenizer of a run; None where its folder has none."""
-    from jaxlm.data.tokenizer import load_tokenizer, saved_tokenizer
-
-    saved = saved_tokenizer(_run_folder(workdir))
-    return load_tokenizer(saved) if saved.exists() else None
-
-
-def load_run(
-    workdir: str | os.PathLike, step: int | None = None, make_mesh: Callable[[RunConfig], Mesh] | None = None
-) -> LoadedRun:
-    """Loads the weights (not the optimizer state) and tokenizer of a run's latest, or given, step.
-
-    Args:
-      make_mesh: as of `load_weights`.
-
-    Errors: UserError when there is no run, no checkpoint or no tokenizer, or when that file is another.
-    """
-    tokenizer = run_tokenizer(workdir)
-    if tokenizer is None:
-        raise UserError(
-            f"--run={workdir} has no tokenizer, so text is nothing to it. Put its tokenizer.model back; or, where it "
-            "was imported from a checkpoint without one, import it again with --tokenizer=PATH."
-        )
-    cfg, lm, params, meta = load_weights(workdir, tokenizer, step, make_mesh=make_mesh)
-    return LoadedRun(cfg, lm, params, tokenizer, meta)

@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.parallel.config import read_mesh
-from jaxlm.run import LoadedRun, load_run
+from jaxlm.run_loading import LoadedRun, load_run
 from jaxlm.runconfig import RunConfig, resolve_mesh
 from jaxlm.types import UserError
 

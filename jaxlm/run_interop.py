@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jaxlm.interop.hf_import import Classes, Source
     from jaxlm.models.config import ModelConfig
     from jaxlm.parallel.config import MeshConfig
-    from jaxlm.run import LoadedWeights
+    from jaxlm.run_loading import LoadedWeights
     from jaxlm.runconfig import RunConfig
     from jaxlm.types import Params
 
@@ -185,7 +185,7 @@ def export_hf(
     from jaxlm.interop import artifact
     from jaxlm.interop.hf_export import export_weights
     from jaxlm.interop.safetensors import MAX_SHARD_BYTES
-    from jaxlm.run import load_weights, run_tokenizer
+    from jaxlm.run_loading import load_weights, run_tokenizer
 
     if not processes.is_alone():
         raise UserError(

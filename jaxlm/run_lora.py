@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from etils import epath
 
-from jaxlm import processes
+from jaxlm import compile_cache, processes
 from jaxlm.paths import is_local
 from jaxlm.types import Params, UserError
 from jaxlm.workdir import CHECKPOINTS, CONFIG_FILE
@@ -44,7 +44,7 @@ def load_adapted(workdir: str | os.PathLike, step: int | None = None) -> Adapted
     """Loads a run's adapters and what they are added to. Errors: UserError where it has none."""
     from jaxlm.checkpoint import Checkpoints
     from jaxlm.models.build import build
-    from jaxlm.run import run_tokenizer, use_compile_cache
+    from jaxlm.run_loading import run_tokenizer
     from jaxlm.run_weights import restore_parts, with_saved_sizes
     from jaxlm.runconfig import load_config
     from jaxlm.train.tuning import Tuning
@@ -57,7 +57,7 @@ def load_adapted(workdir: str | os.PathLike, step: int | None = None) -> Adapted
             f"--run={workdir} has no adapters: tune.train={cfg.tune.train!r}. Its weights are whole as they are; "
             "`jaxlm export-hf` writes them."
         )
-    use_compile_cache()
+    compile_cache.use_default()
     cfg = dataclasses.replace(cfg, model=with_saved_sizes(cfg.model, Checkpoints(folder / CHECKPOINTS)))
     lm, tuning = build(cfg.model, cfg.data.seq_len), Tuning(cfg.tune)
     sha256 = "" if tokenizer is None else tokenizer.sha256

@@ -13,6 +13,7 @@ from etils import epath
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.parallel.sharding import local_rows
 from jaxlm.report.events import EVENTS, last_of_each_step, read_events
+from jaxlm.report.missing_run import missing_run
 from jaxlm.run import Run, fresh_state, prepare, saved_state
 from jaxlm.run_bad_steps import Reproducer, batch_sha256, read_reproducer, search_step
 from jaxlm.run_hooks import make_place
@@ -55,7 +56,7 @@ def replay(path: str | os.PathLike, workdir: str | os.PathLike | None, say: Call
     kept = read_reproducer(path)
     folder = epath.Path(workdir or kept.workdir)
     if not (folder / CONFIG_FILE).exists():
-        raise UserError(f"{folder} holds no run: {CONFIG_FILE} is missing. Where is it now? Give --workdir.")
+        raise UserError(f"{missing_run(folder)} --workdir says where the run of {path} is now.")
     run = prepare(load_config(folder / CONFIG_FILE), folder)
     _check_batch(run, kept)
     checkpoints = Checkpoints(folder / CHECKPOINTS)

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from jaxlm.data.files import disk_error, make_folder, reachable
 from jaxlm.paths import is_local
 from jaxlm.report.events import EVENTS, read_events
+from jaxlm.report.missing_run import CONFIG_FILE
 from jaxlm.runconfig import RunConfig, load_config, restart_differences, save_config
 from jaxlm.types import UserError
 
-CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
+CHECKPOINTS = "checkpoints"
 FROZEN = "frozen"
 """The weights that a run does not train, where there are any; in the form of checkpoint 0."""
 LOCK_FILE = "run.lock"

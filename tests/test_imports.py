@@ -28,6 +28,7 @@ LAYERS = (
         "run_interop",
         "run_label_scores",
         "run_lm_eval",
+        "run_loading",
         "run_lora",
         "run_replay",
         "run_samples",

@@ -10,7 +10,7 @@ from small_classifier import make_run
 from small_run import small, write_squares
 from small_tokenizers import level
 
-from jaxlm import run
+from jaxlm import compile_cache, run
 from jaxlm.data.tokenizer_hf import HFTokenizer
 from jaxlm.report.events import read_events
 from jaxlm.types import UserError
@@ -106,7 +106,7 @@ def test_a_run_keeps_all_it_compiles_in_the_cache(tmp_path, monkeypatch):  # pai
     before = {key: getattr(jax.config, key) for key in keys}
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     try:
-        folder = run.use_compile_cache()
+        folder = compile_cache.use_default()
         assert folder == str(tmp_path / "cache" / "compiled")
         assert [getattr(jax.config, key) for key in keys] == [folder, 0.0, 0]
     finally:

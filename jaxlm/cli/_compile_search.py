@@ -191,7 +191,7 @@ def margin_of(args: argparse.Namespace, cfg: RunConfig) -> float:
 
 def default_folder() -> str:
     """Of results: shared by all searches, since a digest tells them apart."""
-    from jaxlm.data.files import cache_root
+    from jaxlm.paths import cache_root
 
     return os.path.join(cache_root(None), "search")
 

@@ -12,7 +12,7 @@ from jaxlm.types import UserError
 
 if TYPE_CHECKING:
     from jaxlm.evaluate.instruction import InstructionReport
-    from jaxlm.run import LoadedRun
+    from jaxlm.run_loading import LoadedRun
 
 FLAGS = ("rules", "records", "template")
 

@@ -11,7 +11,7 @@ from jaxlm.cli.generate import show_progress, trained_columns
 from jaxlm.types import UserError
 
 if TYPE_CHECKING:
-    from jaxlm.run import LoadedRun
+    from jaxlm.run_loading import LoadedRun
 
 
 def add_classifier_arguments(parser: argparse._ActionsContainer) -> None:
@@ -65,7 +65,7 @@ def check_classifier_arguments(args: argparse.Namespace) -> None:
 
 def evaluate_labels(args: argparse.Namespace, loaded: LoadedRun) -> int:
     """Labels of the records of --data, against theirs."""
-    from jaxlm import run
+    from jaxlm import run_loading
     from jaxlm.evaluate.classifier import LabelWords, evaluate_classifier
     from jaxlm.evaluate.classifier_show import draw, print_report
     from jaxlm.evaluate.label_words import TEMPLATE
@@ -74,7 +74,7 @@ def evaluate_labels(args: argparse.Namespace, loaded: LoadedRun) -> int:
     label_words = None
     if args.baseline is not None:
         label_words = LabelWords(
-            run.load_run(args.baseline),
+            run_loading.load_run(args.baseline),
             args.baseline_template or TEMPLATE,
             args.shots_from,
             int(args.shots or 4),

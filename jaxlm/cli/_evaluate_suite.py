@@ -10,7 +10,7 @@ from jaxlm.types import UserError
 
 if TYPE_CHECKING:
     from jaxlm.evaluate.suite import SuiteResult
-    from jaxlm.run import LoadedRun
+    from jaxlm.run_loading import LoadedRun
 
 FLAGS = ("suite_tasks", "suite_items", "steps")
 METRICS = ("bits_per_byte", "choice", "choice_per_byte", "exact_match", "token_f1", "chrf")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxlm.types import UserError
 
 if TYPE_CHECKING:
-    from jaxlm.run import LoadedRun
+    from jaxlm.run_loading import LoadedRun
 
 FLAGS = ("window", "stride", "set", "sets", "list", "max_tokens", "text_key")
 HELD_OUT = "heldout"
@@ -196,14 +196,12 @@ def set_sources(args: argparse.Namespace, named: dict[str, Any]) -> list[Source]
 def run_sources(run: str) -> list[str]:
     """Names of the sources of a run of texts."""
     from jaxlm.data.files import reachable
+    from jaxlm.report.missing_run import CONFIG_FILE, missing_run
     from jaxlm.runconfig import load_config
-    from jaxlm.workdir import CONFIG_FILE
 
     path = reachable(run) / CONFIG_FILE
     if not path.exists():
-        raise UserError(
-            f"--run={run} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training."
-        )
+        raise missing_run(run, "--run=")
     config = load_config(path)
     return list(config.data.sources) if config.objective == "pretrain" else []
 

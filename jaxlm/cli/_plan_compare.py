@@ -67,14 +67,13 @@ def read_run(run: str, mfu: float | None, *, unfinished: bool) -> Comparison:
     from etils import epath
 
     from jaxlm.report.events import EVENTS, last_of_each_step
+    from jaxlm.report.missing_run import missing_run
     from jaxlm.runconfig import load_config
     from jaxlm.workdir import CONFIG_FILE
 
     folder = epath.Path(run)
-    if not folder.is_dir():
-        raise UserError(f"{run}: there is no such folder. Give the --workdir of a training.")
     if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{run} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training.")
+        raise missing_run(run)
     if not (folder / EVENTS).is_file():
         raise UserError(
             f"{run} has no {EVENTS}: nothing was trained there. It holds imported or merged weights, or a run that has "

@@ -19,6 +19,7 @@ from jaxlm.plan.scaling import fit_law
 from jaxlm.plan.scaling_points import Points, check_points, find_csv, read_csv, without_highest
 from jaxlm.plan.scaling_show import Budget, check_plot, plot, scaling_report
 from jaxlm.report.events import EVENTS, last_of_each_step, read_events
+from jaxlm.report.missing_run import missing_run
 from jaxlm.run_data import with_vocabulary
 from jaxlm.runconfig import RunConfig, load_config
 from jaxlm.types import UserError
@@ -124,7 +125,7 @@ def _point_of_run(run: str, count: str) -> tuple[RunConfig, float, float, float]
     """(config, N, D, held-out loss) of a workdir. Errors: UserError where it holds no finished, evaluated run."""
     folder = reachable(run)
     if not (folder / CONFIG_FILE).exists():
-        raise UserError(f"{run} holds no run: {CONFIG_FILE} is missing. Give the --workdir of a training.")
+        raise missing_run(run)
     cfg = load_config(folder / CONFIG_FILE)
     if cfg.objective != "pretrain":
         raise UserError(f"{run} has objective={cfg.objective!r}: the law is of pretraining. Leave it out.")
@@ -164,7 +165,7 @@ def _with_run_vocabulary(run: str, cfg: RunConfig) -> RunConfig:
     """The config, with the size of the run's own tokenizer where it leaves the vocabulary to that."""
     if cfg.model.vocab_size is not None:
         return cfg
-    from jaxlm.run import run_tokenizer
+    from jaxlm.run_loading import run_tokenizer
 
     tokenizer = run_tokenizer(run)
     if tokenizer is None:

@@ -34,10 +34,10 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens={args.max_new_tokens} must be at least 1.")
     sampling = sampling_arguments(args)
-    from jaxlm import run
+    from jaxlm import run_loading
     from jaxlm.infer.chat import Conversation, run_template
 
-    loaded = run.load_run(args.run, args.step)
+    loaded = run_loading.load_run(args.run, args.step)
     conversation = Conversation(
         loaded.lm,
         loaded.params,

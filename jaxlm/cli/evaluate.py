@@ -120,9 +120,9 @@ def evaluate_records(args: argparse.Namespace) -> int:
             raise UserError(f"--{flag.replace('_', '-')}={value} must be at least 1.")
     if args.mesh is not None:
         raise UserError("--mesh is about texts, tasks and the suite: records are answered on one device.")
-    from jaxlm import run
+    from jaxlm import run_loading
 
-    loaded = run.load_run(args.run, args.step)
+    loaded = run_loading.load_run(args.run, args.step)
     is_classifier = loaded.config.objective == "classify"
     for flag in _evaluate_answers.FLAGS if is_classifier else (*_evaluate_classifier.FLAGS, "shots"):
         if getattr(args, flag):

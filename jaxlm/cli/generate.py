@@ -112,10 +112,10 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     if args.input is not None:
         return answer_file(args, sampling)
     prompts = [read_prompt(text) for text in args.prompt or [""] for _ in range(args.num_samples)]
-    from jaxlm import run
+    from jaxlm import run_loading
     from jaxlm.infer.text import continue_ids, encode_prompt, generate_text
 
-    loaded = run.load_run(args.run, args.step)
+    loaded = run_loading.load_run(args.run, args.step)
     stream = len(prompts) == 1 and not args.no_stream and not args.json
     # A text is printed with what continues it; a message is no part of its answer.
     starts = [""] * len(prompts) if args.chat else prompts
@@ -158,11 +158,11 @@ def answer_file(args: argparse.Namespace, sampling: dict[str, Any]) -> int:
         raise UserError(f"--max-new-tokens={args.max_new_tokens} must be at least 1.")
     if "" in args.stop:
         raise UserError("a stop string is empty, which would stop before the first token: leave it out.")
-    from jaxlm import run
+    from jaxlm import run_loading
     from jaxlm.infer.chat import run_template
     from jaxlm.infer.instructions import answer_questions, read_questions
 
-    loaded = run.load_run(args.run, args.step)
+    loaded = run_loading.load_run(args.run, args.step)
     questions = read_questions(args.input, args.columns or trained_columns(loaded.config.data))
     summary = answer_questions(
         loaded.lm,

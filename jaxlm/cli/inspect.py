@@ -17,6 +17,7 @@ import math
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from jaxlm.report.missing_run import missing_run
 from jaxlm.types import UserError
 
 if TYPE_CHECKING:
@@ -66,9 +67,7 @@ def collect(run: epath.Path, step: int | None, *, verify: bool) -> dict[str, Any
 
     directory = run / "checkpoints"
     if not (run / "config.json").exists() and not directory.exists():
-        raise UserError(
-            f"--run={run} holds no run (no config.json, no checkpoints). Give the --workdir of a training."
-        )
+        raise missing_run(run, "--run=", "config.json or checkpoints")
     config = _read_config(run / "config.json")
     damages: dict[int, str] = {}
     metas: dict[int, Meta] = {}

@@ -63,10 +63,10 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     words, sampling = split_candidates(args.candidates), sampling_arguments(args)
     if args.plot:
         check_plot(args.plot)
-    from jaxlm import run
+    from jaxlm import run_loading
     from jaxlm.infer.next_token import next_token_distribution
 
-    loaded = run.load_run(args.run, args.step)
+    loaded = run_loading.load_run(args.run, args.step)
     prompt = read_prompt(args.prompt)
     found = next_token_distribution(
         loaded.lm, loaded.params, loaded.tokenizer, prompt, candidates=words, top=args.top, **sampling

@@ -15,7 +15,6 @@ import importlib.util
 import os
 import sys
 
-from jaxlm.config import nearest
 from jaxlm.types import UserError
 
 PORT = 7860
@@ -67,24 +66,6 @@ def checkpoints_of(runs: list[str], steps: list[int] | None) -> list[tuple[str, 
     return found
 
 
-def check_folder(workdir: str) -> None:
-    """Names the nearest run beside a folder that is none. What is on another machine is left to the loading."""
-    if "://" in workdir or os.path.exists(os.path.join(workdir, "config.json")):
-        return
-    parent, name = os.path.split(os.path.normpath(workdir))
-    try:
-        beside = [
-            one.name
-            for one in os.scandir(parent or ".")
-            if os.path.exists(os.path.join(one.path, "config.json"))
-        ]
-    except OSError:
-        return
-    match = nearest(name, beside)
-    if match is not None and match != name:
-        raise UserError(f"--run={workdir} holds no run; did you mean {os.path.join(parent, match)}?")
-
-
 def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     """Serves the page."""
     if config_argv:
@@ -92,8 +73,6 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     checkpoints = checkpoints_of(args.run, args.step)
     if not all(importlib.util.find_spec(package) for package in PACKAGES):
         raise UserError("playground needs starlette and uvicorn: pip install 'jaxlm[playground]'.")
-    for workdir, _ in checkpoints:
-        check_folder(workdir)
     from jaxlm.playground import serve
 
     with serve.bind(args.host, args.port) as sock:
@@ -102,7 +81,7 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
 
 def open_models(checkpoints: list[tuple[str, int | None]], sock) -> int:
     """Loads the models and serves them until Ctrl-C."""
-    from jaxlm import run
+    from jaxlm import run_loading
     from jaxlm.playground import serve
     from jaxlm.playground.app import make_app
     from jaxlm.playground.guard import Guard
@@ -112,7 +91,7 @@ def open_models(checkpoints: list[tuple[str, int | None]], sock) -> int:
     models: list[Model] = []
     for workdir, step in checkpoints:
         print(f"loading {workdir} ...", flush=True)
-        model = Model(workdir, run.load_run(workdir, step), models[0] if models else None)
+        model = Model(workdir, run_loading.load_run(workdir, step), models[0] if models else None)
         print(
             f"{workdir}, step {model.step}: {model.num_params:,} parameters; {', '.join(model.panels)}",
             flush=True,

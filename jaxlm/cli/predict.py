@@ -81,10 +81,10 @@ def main(args: argparse.Namespace, config_argv: list[str]) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch-size={args.batch_size} must be at least 1.")
     temperature = read_temperature(args.temperature)
-    from jaxlm import run
+    from jaxlm import run_loading
     from jaxlm.infer.predict import classifier_of
 
-    loaded = run.load_run(args.run, args.step)
+    loaded = run_loading.load_run(args.run, args.step)
     classifier = classifier_of(loaded)
     if args.text is not None:
         return label_texts(args, classifier, temperature)

@@ -36,12 +36,12 @@ from jaxlm.corpus.progress import Progress
 from jaxlm.corpus.readers import read_documents
 from jaxlm.corpus.split import Split, plan_split
 from jaxlm.corpus.text import ReadOptions, Tally
-from jaxlm.data.files import cache_root, disk_error, exclusive, make_folder, write_atomic
+from jaxlm.data.files import disk_error, exclusive, make_folder, write_atomic
 from jaxlm.data.manifest import is_corpus, make_manifest, read_manifest, shard_files, write_manifest
 from jaxlm.data.shards import CHUNK_TOKENS, TokenStore, join_shards
 from jaxlm.data.tokenizer import TOKENIZER_FILE, TOKENIZER_FOLDER, Tokenizer
 from jaxlm.limits import read_json
-from jaxlm.paths import is_local
+from jaxlm.paths import cache_root, is_local
 from jaxlm.types import JSON_ERRORS, UserError
 
 SHARD_TOKENS = 16 << 20

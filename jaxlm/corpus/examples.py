@@ -35,11 +35,11 @@ from jaxlm.data.checked_array import file_checksums
 from jaxlm.data.checksums import npy, sealed, sha256
 from jaxlm.data.config import ClassifyConfig, DataConfig, InstructConfig, SourceConfig
 from jaxlm.data.examples import CHECKSUMS, EXAMPLES, FORMAT, DamagedExamples, ExampleStore, read_manifest
-from jaxlm.data.files import cache_root, disk_error, exclusive, make_folder, write_atomic
+from jaxlm.data.files import disk_error, exclusive, make_folder, write_atomic
 from jaxlm.data.manifest import check_tokenizer, token_dtype
 from jaxlm.data.notices import Notices
 from jaxlm.data.tokenizer import Tokenizer
-from jaxlm.paths import is_local
+from jaxlm.paths import cache_root, is_local
 from jaxlm.types import UserError
 
 VERSION = 1

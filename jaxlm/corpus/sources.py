@@ -28,13 +28,13 @@ from jaxlm.corpus.split import note_on_split, plan_split
 from jaxlm.corpus.text import ReadOptions, Tally
 from jaxlm.data.checksums import sha256
 from jaxlm.data.config import DataConfig, SourceConfig, TokenizerConfig
-from jaxlm.data.files import cache_root, exclusive, make_folder, reachable, write_atomic
+from jaxlm.data.files import exclusive, make_folder, reachable, write_atomic
 from jaxlm.data.manifest import check_tokenizer, is_corpus, read_manifest
 from jaxlm.data.notices import Notices
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, saved_tokenizer
 from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.limits import Row, check, read_json
-from jaxlm.paths import is_local
+from jaxlm.paths import cache_root, is_local
 from jaxlm.types import JSON_ERRORS, UserError
 
 TRAINING_BYTES = 50 << 20

@@ -130,11 +130,6 @@ def write_atomic(path: epath.PathLike, content: bytes) -> None:
         raise
 
 
-def cache_root(cache_dir: str | None = None) -> str:
-    """The folder for what can be made again: `cache_dir`, else $JAXLM_CACHE, else ~/.cache/jaxlm."""
-    return cache_dir or os.environ.get("JAXLM_CACHE") or os.path.expanduser("~/.cache/jaxlm")
-
-
 def make_folder(path: epath.PathLike) -> None:
     """Makes a folder and those above it; a UserError says why one cannot be made."""
     try:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from jaxlm.data.config import DataConfig
-from jaxlm.data.files import cache_root
 from jaxlm.data.mixture import (
     Mixture,
     Plan,
@@ -38,7 +37,7 @@ from jaxlm.data.notices import Notices
 from jaxlm.data.packing import ConcatPacking, ExampleReader, TokenReader, open_packing
 from jaxlm.data.padding import Labelled, PadPacking, group_by_length
 from jaxlm.data.weights import normalise_weights
-from jaxlm.paths import is_local
+from jaxlm.paths import cache_root, is_local
 from jaxlm.types import Batch, UserError
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm import processes
 from jaxlm.checkpoint_meta import Meta
-from jaxlm.data.files import cache_root
 from jaxlm.doctor import data, folder, machine, together
 from jaxlm.doctor.check import FAIL, OK, Check, Result, one_line, run_check, run_here
 from jaxlm.doctor.folder import Health
 from jaxlm.doctor.machine import Devices
 from jaxlm.parallel.distributed import Cluster
+from jaxlm.paths import cache_root
 from jaxlm.runconfig import RunConfig, load_config, parse, resolve
 from jaxlm.types import UserError
 from jaxlm.workdir import CONFIG_FILE

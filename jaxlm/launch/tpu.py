@@ -14,12 +14,12 @@ import re
 import shlex
 from typing import NamedTuple
 
-from jaxlm.data.files import cache_root
 from jaxlm.launch import machine
 from jaxlm.launch.accelerators import Accelerator
 from jaxlm.launch.job import Job, own_config_file, with_config
 from jaxlm.launch.launches import Command, Launch, Wait, here_document
 from jaxlm.launch.target import Target
+from jaxlm.paths import cache_root
 from jaxlm.types import UserError
 
 POLL_S = 30

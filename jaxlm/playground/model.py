@@ -24,7 +24,7 @@ from jaxlm.playground.worker import Job
 from jaxlm.types import UserError
 
 if TYPE_CHECKING:
-    from jaxlm.run import LoadedRun
+    from jaxlm.run_loading import LoadedRun
 
 MIN_CONTEXT, MAX_CONTEXT = 1024, 8192
 """Of the tokens of a prompt: a model that was trained on less may be tried beyond it, none with more."""

@@ -9,12 +9,12 @@ from typing import Any
 
 from etils import epath
 
-from jaxlm.config import nearest
 from jaxlm.data.files import reachable
 from jaxlm.limits import MAX_JSON_BYTES, read_json, short
 from jaxlm.paths import is_local
 from jaxlm.redact import redact
 from jaxlm.report.events import EVENTS, EventReader
+from jaxlm.report.missing_run import missing_run
 from jaxlm.report.run_log import RunLog, number
 from jaxlm.report.writers import flatten, public_config
 from jaxlm.types import JSON_ERRORS, UserError
@@ -62,16 +62,11 @@ class RunFolder:
         )
 
     def _check(self) -> None:
-        if not self.folder.exists():
-            raise UserError(f"{self.path}: there is no such run.{_hint(self.folder)}")
         if not self.folder.is_dir():
-            raise UserError(f"{self.path} is a file. Give the folder of a run: the --workdir of a training.")
+            raise missing_run(self.path)
         if not (self.folder / EVENTS).exists() and not self._may_be_empty:
             if not (self.folder / CONFIG).exists():
-                raise UserError(
-                    f"{self.path} holds no run (no {EVENTS}, no {CONFIG}). Give the --workdir of a training."
-                    f"{_runs_inside(self.folder)}"
-                )
+                raise missing_run(self.path, missing=f"{CONFIG} or {EVENTS}")
             raise UserError(
                 f"{self.path} has no {EVENTS}: nothing was trained there yet. With --serve the page waits for it."
             )
@@ -173,27 +168,3 @@ def _read_scores(path: epath.Path, *, required: bool) -> dict[str, Any] | None:
     if required:
         raise UserError(f"--scores={path}: {reason}. Give a file that `jaxlm evaluate --data --json` wrote.")
     return None
-
-
-def _hint(folder: epath.Path) -> str:
-    """The nearest name beside it."""
-    try:
-        names = [path.name for path in folder.parent.iterdir() if path.is_dir()]
-    except OSError:
-        names = []
-    match = nearest(folder.name, names)
-    if match:
-        return f" Did you mean {folder.parent / match}?"
-    return f" Give the --workdir of a training.{_runs_inside(folder.parent)}"
-
-
-def _runs_inside(folder: epath.Path) -> str:
-    """Those who give the folder of all runs get to know which there are."""
-    try:
-        found = sorted(path.name for path in folder.iterdir() if (path / EVENTS).exists())
-    except OSError:
-        found = []
-    if not found:
-        return ""
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    return f" There are runs in {folder}: {', '.join(found[:5])}{more}."

@@ -92,7 +92,7 @@ def test_a_fine_tuning_is_compared_without_what_it_started_from(jaxlm, make_run)
 def test_what_holds_no_training_is_named(jaxlm, make_run, tmp_path):
     run = make_run("a")
     assert "there is no such folder" in refused(jaxlm, tmp_path / "none")
-    assert "there is no such folder" in refused(jaxlm, run / "events.jsonl")
+    assert "is a file" in refused(jaxlm, run / "events.jsonl")
     (tmp_path / "empty").mkdir()
     assert "config.json is missing" in refused(jaxlm, tmp_path / "empty")
     assert "is given twice" in refused(jaxlm, run, run)

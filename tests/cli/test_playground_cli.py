@@ -29,8 +29,11 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--run=RUNS/loin"], "--run=RUNS/loin holds no run; did you mean RUNS/lion?"),
-        (["--run=RUNS/nothing_like_it"], "holds no run: config.json is missing"),
+        (
+            ["--run=RUNS/loin"],
+            "--run=RUNS/loin holds no run: there is no such folder. Did you mean RUNS/lion?",
+        ),
+        (["--run=RUNS/nothing_like_it"], "There are runs in RUNS: empty, labels, lion."),
         (["--run=RUNS/empty"], "has no checkpoint yet"),
         (["--run=RUNS/lion", "--step=9"], "9"),
         (["--run=RUNS/lion", "--run=RUNS/lion"], "is given twice"),

@@ -53,8 +53,8 @@ def test_several_runs_need_another_place(jaxlm, mine, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["{}/mina"], "there is no such run. Did you mean"),
-        (["{}"], "holds no run (no events.jsonl, no config.json)"),
+        (["{}/mina"], "there is no such folder. Did you mean"),
+        (["{}"], "holds no run: config.json or events.jsonl is missing. Give"),
         (["{}/mine/events.jsonl"], "is a file. Give the folder of a run"),
         (["{}/mine", "{}/mine/"], "is given twice"),
         (["{}/mine", "--port=5"], "--port=5 is of --serve"),

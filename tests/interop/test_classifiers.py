@@ -10,6 +10,7 @@ from small_checkpoints import assert_same_bits, random_params, tensors_of, write
 from small_classifier import LABELS, make_run
 
 from jaxlm import run as run_lib
+from jaxlm import run_loading
 from jaxlm.interop.families import family_for
 from jaxlm.interop.hf_import import open_source, read_hf_config
 from jaxlm.models import sizes
@@ -93,7 +94,7 @@ def test_a_run_goes_out_with_its_labels_and_comes_back(tmp_path, jaxlm):
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert config["problem_type"] == "single_label_classification"
     assert {key: config[key] for key in NAMED} == NAMED
-    tokenizer = run_lib.run_tokenizer(run)
+    tokenizer = run_loading.run_tokenizer(run)
     assert config["pad_token_id"] == tokenizer.pad_id
     assert not (tmp_path / "out/generation_config.json").exists()
     card = (tmp_path / "out/README.md").read_text()

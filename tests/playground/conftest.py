@@ -11,6 +11,7 @@ from playground_hostile import PIECES
 from small_classifier import make_run
 
 from jaxlm import run as run_lib
+from jaxlm import run_loading
 from jaxlm.data.chat import open_template, save_chat
 from jaxlm.data.tokenizer import SentencePieceTokenizer
 from jaxlm.data.tokenizer_training import train_tokenizer
@@ -35,7 +36,7 @@ def runs(tmp_path_factory):
         "labels": make_run(folder / "labels"),
         "hostile": make_run(folder / "hostile", PIECES),
     }
-    save_chat(made["chat"], open_template(run_lib.run_tokenizer(made["chat"]), "alpaca"))
+    save_chat(made["chat"], open_template(run_loading.run_tokenizer(made["chat"]), "alpaca"))
     return made
 
 

@@ -40,9 +40,9 @@ from jaxlm.corpus.raw.read import ReadUnits, WriteUnits, num_columns
 from jaxlm.corpus.raw.tokens import Tokenise, TrainTokenizer, assemble, lacks_tokenizer, tokenizer_file
 from jaxlm.corpus.raw.work import BUILD, RawUnit, keep_only, plan_units, result_of
 from jaxlm.corpus.text import Tally
-from jaxlm.data.files import cache_root, exclusive, make_folder, write_atomic
+from jaxlm.data.files import exclusive, make_folder, write_atomic
 from jaxlm.data.manifest import is_corpus
-from jaxlm.paths import is_local
+from jaxlm.paths import cache_root, is_local
 from jaxlm.types import UserError
 
 _LOCK = ".lock"

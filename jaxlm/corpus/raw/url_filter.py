@@ -23,7 +23,8 @@ import xxhash
 from datatrove.data import Document
 
 from jaxlm.corpus.raw.steps import Verdict
-from jaxlm.data.files import cache_root, make_folder, write_atomic
+from jaxlm.data.files import make_folder, write_atomic
+from jaxlm.paths import cache_root
 from jaxlm.types import UserError
 
 ARCHIVE = "url_filterblacklistsv0_3_0.tar.gz"
