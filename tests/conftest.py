@@ -1,20 +1,13 @@
 """Every test runs on eight fake CPU devices, with strict shapes, its own cache and no network."""
 
 import os
-from importlib.metadata import version
+
+from fast_xla import xla_flags
 
 # Read when JAX is first imported, also by child processes; so set here, before any test module is.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# In order: XLA:CPU's own schedule starts collectives that do not depend on each other in any order. Each blocks a
-# thread of every device, and on few cores two devices at one and six at another wait for ever: quantised steps did so.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false"
-).strip()
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
-    # XLA's newer way to compile fusions takes half of the time of all tests, for programs that run once or twice. Later
-    # versions have no other, and end a process that asks for it.
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+# `XLA_FLAGS=--xla_backend_optimization_level=3 make pytest` tests programs as users get them: the last flag counts.
+os.environ["XLA_FLAGS"] = f"{xla_flags(8)} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import socket  # noqa: E402

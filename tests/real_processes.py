@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+from fast_xla import xla_flags
+
 NUM_DEVICES = 4
 CONFIG = """
 from jaxlm import run
@@ -48,10 +50,7 @@ def start(argv, num_devices, *, command="train", cwd=None, before=""):
       cwd: its current folder; where that holds a copy of jaxlm, this copy runs.
       before: Python that it runs first.
     """
-    # Compiling takes most of the time of such a small run: 9 s of CPU with optimization, 5 s without.
-    flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
-    flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"  # see conftest.py
-    environ = os.environ | {"XLA_FLAGS": flags}
+    environ = os.environ | {"XLA_FLAGS": xla_flags(num_devices)}
     call = f"import sys\n{before}\nfrom jaxlm.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     line = [sys.executable, *(["-c", call] if before else ["-m", "jaxlm"]), command, *argv]
     pipe = subprocess.PIPE

@@ -1,6 +1,5 @@
 """A run as a classification leaves it, with random weights, made in the test."""
 
-import functools
 import json
 
 import jax
@@ -15,7 +14,6 @@ from jaxlm.run_data import with_classes
 from jaxlm.train.config import CheckpointConfig
 
 LABELS = ("cat", "dog", "উট")
-quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def make_run(
@@ -44,7 +42,7 @@ def make_run(
     run_lib.save_config(folder / run_lib.CONFIG_FILE, cfg)
     tokenizer.save(folder)
     model = with_classes(run_lib.with_vocabulary(cfg, tokenizer), labels).model
-    params = quickly(lambda key: jax.tree.map(lambda w: 8.0 * w, build(model, seq_len).init(key)))(
+    params = jax.jit(lambda key: jax.tree.map(lambda w: 8.0 * w, build(model, seq_len).init(key)))(
         jax.random.key(0)
     )
     extra = {} if labels is None else {"labels": list(labels)}

@@ -69,7 +69,7 @@ def test_a_bad_step_is_explained_and_replayed(text, tmp_path, monkeypatch, capsy
     os.rename(workdir, tmp_path / "moved")
     moved = str(tmp_path / "moved" / "bad_steps" / "step-000005.json")
     assert main(["replay", moved]) == 2
-    assert "Give --workdir" in capsys.readouterr().err
+    assert "--workdir says where" in capsys.readouterr().err
     assert main(["replay", moved, f"--workdir={tmp_path / 'moved'}"]) == 0
     assert "the same, bit for bit" in capsys.readouterr().out
 

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from small_run import small
@@ -20,14 +19,6 @@ CASES = {
     "any": ("multi_label", lambda n: list(LABELS[: n % 4])),
     "number": ("regression", lambda n: n / 4),
 }
-
-
-@pytest.fixture(autouse=True)
-def quickly():
-    """Compiling is most of what such a run takes."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("case", CASES)

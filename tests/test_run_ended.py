@@ -8,6 +8,7 @@ import sys
 import time
 
 import psutil
+from fast_xla import xla_flags
 from small_tokenizers import level
 
 from jaxlm.data.tokenizer_hf import HFTokenizer
@@ -44,7 +45,7 @@ def test_after_sigterm_no_process_is_left_and_the_next_start_finds_its_programs(
         f"--workdir={tmp_path}/run",
     ]
     environ = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla_flags(1),
         "JAXLM_CACHE": str(tmp_path / "cache"),
     }
     process = subprocess.Popen(

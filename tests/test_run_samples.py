@@ -17,14 +17,6 @@ from jaxlm.report.run_log import RunLog
 from jaxlm.types import UserError
 
 
-@pytest.fixture(autouse=True)
-def quickly():
-    """Compiling is most of what such a run takes."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def events_of(folder, kind):
     return [event for event in read_events(folder / "events.jsonl") if event["event"] == kind]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import psutil
+from fast_xla import xla_flags
 
 from jaxlm import checkpoint_integrity as integrity
 from jaxlm.report.events import EVENTS
@@ -146,14 +147,12 @@ class Launch:
         self.processes = [self._start(index, port) for index in range(layout.num_processes)]
 
     def _start(self, index: int, port: int) -> subprocess.Popen:
-        # Compiling takes most of the time of such a small run; in order, since see tests/conftest.py.
-        xla = f"--xla_force_host_platform_device_count={self.layout.devices_each} --xla_backend_optimization_level=0"
         environ = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAXLM_CACHE": str(self.site.cache),
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "XLA_FLAGS": f"{xla} --xla_cpu_enable_concurrency_optimized_scheduler=false",
+            "XLA_FLAGS": xla_flags(self.layout.devices_each),
         }
         argv = [
             sys.executable,

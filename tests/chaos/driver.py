@@ -24,7 +24,7 @@ from pathlib import Path
 from random import Random
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
+sys.path[:0] = [str(Path(__file__).resolve().parents[up]) for up in (0, 1, 2)]
 
 from chaos_plan import Start, Suite, make_plan  # noqa: E402
 from chaos_report import Record, listing, table  # noqa: E402

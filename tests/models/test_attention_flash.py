@@ -46,9 +46,9 @@ def arrays(T, N, K, H, dtype=jnp.float32, B=1):
 
 
 def value_and_grads(attend, inputs, mix):
-    """-> o, dq, dk, dv of a loss that weighs every output differently. Compiled fast, not to be fast."""
+    """-> o, dq, dk, dv of a loss that weighs every output differently."""
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def run(q, k, v):
         o, pull = jax.vjp(attend, q, k, v)
         return (o, *pull(mix.astype(o.dtype)))

@@ -12,7 +12,6 @@ from jaxlm.models.build import build
 from jaxlm.objectives.classify import pooled
 from jaxlm.plan.flops import count_params, matmul_params
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 NAMES = ("tiny-gpt", "tiny-llama", "tiny-gemma3", "tiny-mixtral")
 
 
@@ -20,7 +19,7 @@ NAMES = ("tiny-gpt", "tiny-llama", "tiny-gemma3", "tiny-mixtral")
 def make(name):
     config = dataclasses.replace(sizes.size(name), num_classes=3)
     lm = build(config, 32, platform="cpu")
-    params = jit(lambda key: jax.tree.map(lambda w: 8.0 * w, lm.init(key)))(jax.random.key(0))
+    params = jax.jit(lambda key: jax.tree.map(lambda w: 8.0 * w, lm.init(key)))(jax.random.key(0))
     return config, lm, params
 
 
@@ -44,7 +43,7 @@ def logits(name, rows, width, side="right", pooling="last", fill=0):
 @functools.cache
 def _compiled(name):
     _, lm, _ = make(name)
-    return jit(
+    return jax.jit(
         lambda params, batch, weights_BT: lm.head(params, pooled(lm.hidden(params, batch), weights_BT))
     )
 

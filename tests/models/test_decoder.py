@@ -19,9 +19,6 @@ KERNELS = ("dense", "chunked")
 B, T = 2, 160
 """More positions than one chunk of queries (128)."""
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""Compiles four times as fast; these models run in no time anyway."""
-
 
 def loud(params):
     """Weights far from initialisation, where attention is uniform and norms and biases do nothing."""
@@ -41,14 +38,14 @@ def make(name, seq_len=T, **overrides):
     if config.positions == "learned":
         config = dataclasses.replace(config, max_seq_len=seq_len)
     lm = build(config, seq_len, platform="cpu")
-    return config, lm, jit(lambda key: loud(lm.init(key)))(jax.random.key(1))
+    return config, lm, jax.jit(lambda key: loud(lm.init(key)))(jax.random.key(1))
 
 
 @functools.cache
 def compiled(name, seq_len=T, **overrides):
     """(logits(params, batch) under jit, params)."""
     _, lm, params = make(name, seq_len, **overrides)
-    return jit(lambda params, batch: lm.head(params, lm.hidden(params, batch))), params
+    return jax.jit(lambda params, batch: lm.head(params, lm.hidden(params, batch))), params
 
 
 def packed_batch(lengths=((53, 53, 40), (160,)), seq_len=T, seed=0):
@@ -147,7 +144,7 @@ def loss_and_grads(name, **overrides):
         logits = lm.head(params, lm.hidden(params, batch))
         return (jax.nn.log_softmax(logits) * mix).mean()
 
-    return jit(jax.value_and_grad(loss))(params)
+    return jax.jit(jax.value_and_grad(loss))(params)
 
 
 def assert_same_training(name, **overrides):
@@ -198,9 +195,11 @@ def test_prefill_then_decode_equals_one_full_pass(name):
     config, lm, params = make(name, seq_len)
     rng = np.random.default_rng(5)
     tokens = rng.integers(0, 256, (B, seq_len)).astype(np.int32)
-    full = jit(lambda params, batch: lm.head(params, lm.hidden(params, batch)))(params, {"tokens": tokens})
+    full = jax.jit(lambda params, batch: lm.head(params, lm.hidden(params, batch)))(
+        params, {"tokens": tokens}
+    )
 
-    @jit
+    @jax.jit
     def step(params, *args):
         x, cache = lm.extend(params, *args)
         return lm.head(params, x), cache
@@ -231,12 +230,12 @@ def test_dropout_is_keyed():
     _, lm, params = make("tiny-llama", 32, dropout=0.3)
     _, without, _ = make("tiny-llama", 32)
     batch = packed_batch(((32,), (32,)), 32)
-    hidden = jit(lm.hidden)
+    hidden = jax.jit(lm.hidden)
     one, two = jax.random.split(jax.random.key(0))
     np.testing.assert_array_equal(hidden(params, batch, one), hidden(params, batch, one))
     assert not np.allclose(hidden(params, batch, one), hidden(params, batch, two))
     assert not np.allclose(hidden(params, batch, one), hidden(params, batch))
-    np.testing.assert_array_equal(hidden(params, batch), jit(without.hidden)(params, batch))
+    np.testing.assert_array_equal(hidden(params, batch), jax.jit(without.hidden)(params, batch))
 
 
 def test_dropout_differs_between_layers():
@@ -304,7 +303,7 @@ def test_scaled_embeddings_are_scaled_by_the_root_of_the_width():
     _, plain, _ = make("tiny-gemma2", scale_embeddings=False)
     larger = {**params, "embedding": params["embedding"] * config.embed_dim**0.5}
     batch = packed_batch()
-    assert_close(jit(lm.hidden)(params, batch), jit(plain.hidden)(larger, batch), 2e-5)
+    assert_close(jax.jit(lm.hidden)(params, batch), jax.jit(plain.hidden)(larger, batch), 2e-5)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -338,7 +337,7 @@ def test_post_norm_has_the_last_word_on_what_a_block_adds():
         layers[name] = {"scale": -jnp.ones_like(layers[name]["scale"])}
     batch = packed_batch()
     changed = {**layers, "mlp": jax.tree.map(lambda w: w + 1.0, layers["mlp"])}
-    hidden = jit(lm.hidden)
+    hidden = jax.jit(lm.hidden)
     silent, still = (hidden({**params, "layers": stack}, batch) for stack in (layers, changed))
     np.testing.assert_array_equal(silent, still)
 

@@ -17,8 +17,6 @@ from jaxlm.types import UserError
 
 B, T, D, F, E = 2, 13, 16, 24, 6
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 def make_config(**fields):
     shape = dict(vocab_size=32, embed_dim=D, num_layers=3, num_heads=2, mlp_dim=F, num_experts=E)
@@ -107,8 +105,10 @@ def test_gradients_are_those_of_the_plain_form(fields):
     config = make_config(**fields)
     weights, x = make_weights(config), make_x()
     mix = jnp.asarray(np.random.default_rng(2).normal(size=x.shape), jnp.float32)
-    ours = jit(jax.grad(lambda w, x: (moe(config, w, x)[0] * mix).sum(), argnums=(0, 1)))(weights, x)
-    plain = jit(jax.grad(lambda w, x: (all_experts_for_all_tokens(config, w, x) * mix).sum(), argnums=(0, 1)))
+    ours = jax.jit(jax.grad(lambda w, x: (moe(config, w, x)[0] * mix).sum(), argnums=(0, 1)))(weights, x)
+    plain = jax.jit(
+        jax.grad(lambda w, x: (all_experts_for_all_tokens(config, w, x) * mix).sum(), argnums=(0, 1))
+    )
     for (path, expected), found in zip(
         jax.tree_util.tree_leaves_with_path(plain(weights, x)), jax.tree.leaves(ours), strict=True
     ):
@@ -166,7 +166,7 @@ def test_blocks_of_rows_equal_ragged_dot(sizes_E, num_rows):
         ("_weight_grad", (x, g), None),
     ):
         expected = getattr(grouped, name)(*args, sizes_E)[:rows]
-        found = jit(getattr(grouped, f"{name}_cpu"))(*args, sizes_E)[:rows]
+        found = jax.jit(getattr(grouped, f"{name}_cpu"))(*args, sizes_E)[:rows]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
@@ -255,7 +255,7 @@ def test_the_balance_loss_pulls_tokens_from_the_busy_expert():
 def tiny(name="tiny-mixtral", **fields):
     config = dataclasses.replace(sizes.size(name), **fields)
     lm = build(config, 16, platform="cpu")
-    return config, lm, jit(lm.init)(jax.random.key(0))
+    return config, lm, jax.jit(lm.init)(jax.random.key(0))
 
 
 def batch_of(config):
@@ -271,7 +271,7 @@ def batch_of(config):
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_every_layer_reports_once(scan_layers):
     config, lm, params = tiny(scan_layers=scan_layers, remat="full")
-    _, router = jit(lm.hidden_with_router)(params, batch_of(config))
+    _, router = jax.jit(lm.hidden_with_router)(params, batch_of(config))
     assert float(router.num_routed) == config.num_layers * (16 + 11)
     np.testing.assert_array_equal(
         np.asarray(router.load_LE).sum(axis=1), config.num_experts_per_token * (16 + 11)
@@ -283,8 +283,8 @@ def test_losses_of_the_router_are_trained_on_but_not_reported_as_loss():
     """Sums: coefficient x sum over tokens and layers, to be divided by the weight of the targets with the rest."""
     config, lm, params = tiny(balance_loss=0.3, router_z_loss=0.02)
     batch = batch_of(config)
-    total, sums = jit(OBJECTIVES["pretrain"].make_loss(lm))(params, batch)
-    plain_total, plain = jit(OBJECTIVES["pretrain"].make_loss(tiny()[1]))(params, batch)
+    total, sums = jax.jit(OBJECTIVES["pretrain"].make_loss(lm))(params, batch)
+    plain_total, plain = jax.jit(OBJECTIVES["pretrain"].make_loss(tiny()[1]))(params, batch)
     assert float(sums.loss) == float(plain.loss) == pytest.approx(float(plain_total), rel=1e-6)
     router = sums.router
     assert float(total - sums.loss) == pytest.approx(float(0.3 * router.balance + 0.02 * router.z), rel=1e-5)
@@ -299,7 +299,7 @@ def test_a_model_without_experts_has_no_router():
 def gradient(**fields):
     config, lm, params = tiny(balance_loss=0.3, router_z_loss=0.02, **fields)
     loss = OBJECTIVES["pretrain"].make_loss(lm)
-    return jit(jax.grad(lambda p: loss(p, batch_of(config))[0]))(params)
+    return jax.jit(jax.grad(lambda p: loss(p, batch_of(config))[0]))(params)
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,7 @@ def compiled_bytes(cfg: RunConfig) -> int:
     }
     frozen = [abstract_params(pieces.lm, pieces.tuning, pieces.mesh)[1]] if pieces.tuning.freezes else []
     lowered = pieces.steps.train.lower(run.abstract_state(pieces, cfg), batch, *frozen)
-    # Buffers are assigned before LLVM, whose optimisations only take time here.
-    found = lowered.compile({"xla_backend_optimization_level": 0}).memory_analysis()
+    found = lowered.compile().memory_analysis()
     return (
         found.argument_size_in_bytes
         + found.output_size_in_bytes

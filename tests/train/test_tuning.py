@@ -18,7 +18,6 @@ from jaxlm.train.tuning import EVERYTHING, Tuning
 from jaxlm.types import UserError
 
 T = 12
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 FAMILIES = ("tiny-gpt", "tiny-llama", "tiny-qwen3", "tiny-gemma3", "tiny-mixtral")
 ATTENTION = "q,k,v,o"
 
@@ -32,7 +31,7 @@ def make(name="tiny-llama", lora_dropout=0.0, **changes):
     def louder(path, w):
         return w if path[-1].key == "scale" or "bias" in path[-1].key else 8.0 * w
 
-    params = jit(lambda key: jax.tree_util.tree_map_with_path(louder, lm.init(key)))(jax.random.key(0))
+    params = jax.jit(lambda key: jax.tree_util.tree_map_with_path(louder, lm.init(key)))(jax.random.key(0))
     return lm, params, OBJECTIVES["pretrain"].make_loss(lm, chunk_tokens=16)
 
 
@@ -87,7 +86,7 @@ def test_the_parts_are_the_model(train, name):
     which = tuning(train, name)
     trained, frozen = parts(which, lm, params, noise=0)
     jax.tree.map(np.testing.assert_array_equal, which.whole(trained, frozen), params)
-    same = jit(functools.partial(logits, lm))
+    same = jax.jit(functools.partial(logits, lm))
     if train == "last_blocks":  # two loops instead of one round otherwise
         assert_close(same(which.merge(trained, frozen)), same(params), 1e-5)
     else:
@@ -147,8 +146,8 @@ def test_gradients_of_the_last_blocks_are_those_of_the_whole_model(name, remat, 
     lm, params, loss = make(name, remat=remat, scan_layers=scan)
     which = tuning("last_blocks", name)
     trained, frozen = which.split(params)
-    grads = jit(jax.grad(lambda t: loss(which.merge(t, frozen), batch())[0]))(trained)
-    expected = which.split(jit(jax.grad(lambda p: loss(p, batch())[0]))(params))[0]
+    grads = jax.jit(jax.grad(lambda t: loss(which.merge(t, frozen), batch())[0]))(trained)
+    expected = which.split(jax.jit(jax.grad(lambda p: loss(p, batch())[0]))(params))[0]
     assert jax.tree.structure(grads) == jax.tree.structure(expected)
     assert_close(grads, expected, 3e-6)  # as compilers round float32 in another order
 
@@ -158,8 +157,8 @@ def test_gradients_of_adapters_are_those_through_the_merged_weights(name, scan):
     lm, params, loss = make(name, scan_layers=scan)
     which = tuning("lora", name, lora_rank=3, lora_alpha=5.0)
     trained, frozen = parts(which, lm, params)
-    value, grads = jit(jax.value_and_grad(lambda t: loss(which.merge(t, frozen), batch())[0]))(trained)
-    through = jit(jax.value_and_grad(lambda t: loss(which.whole(t, frozen), batch())[0]))(trained)
+    value, grads = jax.jit(jax.value_and_grad(lambda t: loss(which.merge(t, frozen), batch())[0]))(trained)
+    through = jax.jit(jax.value_and_grad(lambda t: loss(which.whole(t, frozen), batch())[0]))(trained)
     np.testing.assert_allclose(value, through[0], rtol=1e-5)
     assert_close(grads, through[1], 1e-5)
     assert not np.allclose(value, loss(params, batch())[0], rtol=1e-3)
@@ -177,21 +176,21 @@ def test_decoding_with_parts_is_that_of_the_whole_weights(train):
         return jnp.concatenate([x_BTD, lm.extend(params, tokens[:, 8:], positions[:, 8:], cache)[0]], axis=1)
 
     merged = which.merge(trained, frozen)
-    assert_close(jit(decode)(merged), jit(decode)(which.whole(trained, frozen)), 1e-5)
-    assert_close(jit(decode)(merged), jit(lm.hidden)(merged, batch()), 1e-5)
+    assert_close(jax.jit(decode)(merged), jax.jit(decode)(which.whole(trained, frozen)), 1e-5)
+    assert_close(jax.jit(decode)(merged), jax.jit(lm.hidden)(merged, batch()), 1e-5)
 
 
 def test_dropout_of_adapters_is_keyed_and_leaves_the_rest_alone():
     lm, params, _ = make(lora_dropout=0.5)
     which = tuning("lora", lora_dropout=0.5)
-    hidden = jit(lambda trained, key: lm.hidden(which.merge(trained, frozen), batch(), key))
+    hidden = jax.jit(lambda trained, key: lm.hidden(which.merge(trained, frozen), batch(), key))
     trained, frozen = parts(which, lm, params)
     keys = jax.random.split(jax.random.key(3), 2)
     one, again, other = (np.asarray(hidden(trained, key)) for key in (keys[0], keys[0], keys[1]))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 1e-3
     quiet = parts(which, lm, params, noise=0)[0]
-    np.testing.assert_array_equal(hidden(quiet, keys[0]), jit(lm.hidden)(params, batch()))
+    np.testing.assert_array_equal(hidden(quiet, keys[0]), jax.jit(lm.hidden)(params, batch()))
     # Without a key, as in evaluation, nothing is dropped; on average over many keys neither.
     plain = np.asarray(lm.hidden(which.merge(trained, frozen), batch()))
     assert np.abs(plain - one).max() > 1e-3
@@ -237,7 +236,7 @@ def test_adapters_on_a_quantised_base_learn_what_they_would_on_its_values(kind, 
     full = {k: v for k, v in which.whole(jax.tree.map(jnp.zeros_like, trained), frozen).items()}
 
     def grad(which, frozen):
-        return jit(jax.value_and_grad(lambda t: loss(which.merge(t, frozen), batch())[0]))(trained)
+        return jax.jit(jax.value_and_grad(lambda t: loss(which.merge(t, frozen), batch())[0]))(trained)
 
     found, expected = grad(which, frozen), grad(plain, plain.split(full)[1])
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)

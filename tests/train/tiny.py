@@ -35,8 +35,6 @@ EXPERTS = dataclasses.replace(
     balance_loss=0.05,
     router_z_loss=0.01,
 )
-QUICKLY = {"xla_backend_optimization_level": 0}
-"""Compiles several times as fast."""
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 
@@ -92,7 +90,7 @@ def make(
         tuning=tuning,
     )
     evaluate = make_eval_step(loss, tuning)
-    steps = compile_steps(lm, tx, step, evaluate, mesh, tuning=tuning, compiler_options=QUICKLY)
+    steps = compile_steps(lm, tx, step, evaluate, mesh, tuning=tuning)
     if tuning.freezes:
         params = jax.jit(lm.init)(jax.random.key(0))
         steps = steps.bind(jax.device_put(tuning.split(params)[1], steps.frozen_shardings))
