@@ -52,18 +52,36 @@ def instruct(tmp_path):
 
 
 def test_a_model_learns_to_stop_where_padding_is_eos(instruct, tmp_path):  # pain 8
+    """And its samples on the way are answers, on a mesh that cuts its matrices."""
     records = [{"question": question, "answer": answer} for question, answer in WORDS.items()] * 8
-    run.train(instruct(records, data__packing="pad"), tmp_path / "run")
+    held_out = {"question": "bear", "answer": "no place"}
+    asked = [*WORDS, "lion dog", "a"]
+    samples = {
+        "report__sample_prompts": "|".join(asked),
+        "train__eval_batches": 1,
+        "train__eval_every_steps": 40,
+    }
+    cut = {
+        "mesh__tensor": 2,
+        "model__vocab_size": 506,
+        "data__eval_split": "tail",
+        "data__eval_fraction": 0.02,
+    }
+    config = instruct([*records, held_out], data__packing="pad", **samples, **cut)
+    run.train(config, tmp_path / "run")
     loaded = run.load_run(tmp_path / "run")
     assert loaded.tokenizer.pad_id == loaded.tokenizer.eos_id
     template = saved_chat(tmp_path / "run", loaded.tokenizer)
-    prompts = [template.prompt([Message("user", question)]) for question in WORDS]
+    prompts = [template.prompt([Message("user", question)]) for question in asked]
     answers = continue_ids(
         loaded.lm, loaded.params, loaded.tokenizer, prompts,
         stop_ids=template.stop_ids, max_new_tokens=16, temperature=0.0,
     )  # fmt: skip
-    assert [answer.finish_reason for answer in answers] == ["eos"] * 3
-    assert all(answer.text for answer in answers)  # not at once
+    assert [answer.finish_reason for answer in answers[:3]] == ["eos"] * 3
+    assert all(answer.text for answer in answers[:3])  # not at once
+    events = read_events(tmp_path / "run" / "events.jsonl")
+    texts = {event["name"]: event["text"] for event in events if event["event"] == "text"}
+    assert texts == {f"sample: {question}": answer.text for question, answer in zip(asked, answers)}
 
 
 def test_the_loss_is_finite_where_long_records_lose_their_answer(instruct, tmp_path, capsys):  # pain 4

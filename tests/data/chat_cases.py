@@ -6,6 +6,7 @@ import tokenizers
 from small_tokenizers import dumps, template
 from tokenizers import decoders, models, pre_tokenizers
 
+from jaxlm.data.chat import Message, open_template
 from jaxlm.data.tokenizer_hf import HFTokenizer
 
 WORDS = (  # earlier ones are merged first
@@ -87,3 +88,16 @@ def files(family, chat_template=None, bos_first=True):
 def tokenizer(family, chat_template=None, bos_first=True):
     """The tokenizer of a family, by default with its own template."""
     return HFTokenizer(files(family, chat_template or TEMPLATES[family], bos_first))
+
+
+ONE = [Message("user", "Hi"), Message("assistant", "Hello")]
+TWO = [*ONE, Message("user", "Add"), Message("assistant", "Bye")]
+
+
+def open_file(tmp_path, text, family="chatml"):
+    (tmp_path / "own.jinja").write_text(text)
+    return open_template(tokenizer(family), str(tmp_path / "own.jinja"))
+
+
+HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -1,26 +1,21 @@
-"""Chat templates: which ids an answer has, worked out by hand for each family; what is refused; what is bounded."""
+"""Chat templates: which ids an answer has, worked out by hand for each family; what is saved."""
 
 import pickle
 import re
-import time
 from itertools import groupby
 
 import jinja2
 import pytest
 import small_tokenizers
-from chat_cases import ENDS, LLAMA3, SPECIAL, TEMPLATES, tokenizer
+from chat_cases import ENDS, HEAD, LLAMA3, ONE, PROMPT, SPECIAL, TEMPLATES, TWO, open_file, tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from jaxlm.data import chat_worker
 from jaxlm.data.chat import ChatTemplate, Message, open_template, save_chat, saved_chat
 from jaxlm.data.tokenizer import SentencePieceTokenizer
 from jaxlm.data.tokenizer_hf import HFTokenizer
 from jaxlm.data.tokenizer_training import train_tokenizer
 from jaxlm.types import UserError
-
-ONE = [Message("user", "Hi"), Message("assistant", "Hello")]
-TWO = [*ONE, Message("user", "Add"), Message("assistant", "Bye")]
 
 
 def columns(text):
@@ -388,90 +383,6 @@ def test_eos_behind_the_last_turn_only(tmp_path):
     template = open_file(tmp_path, text, "gemma")
     assert text_of(template, TWO, trained_only=True) == "Hello<end_of_turn>Bye<end_of_turn>\n<eos>"
     assert text_of(template, ONE).count("<eos>") == 1
-
-
-def open_file(tmp_path, text, family="chatml"):
-    (tmp_path / "own.jinja").write_text(text)
-    return open_template(tokenizer(family), str(tmp_path / "own.jinja"))
-
-
-HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (HEAD, "behind the generation prompt it writes '<|im_start|>assistant"),  # would train on the header
-        (HEAD + "{% if add_generation_prompt %}<|im_start|>bot\n{% endif %}", "is not how the dialogue begins"),
-        ("{{ messages|length }}" + HEAD + PROMPT, "is not how the dialogue begins"),
-        (HEAD.replace("<|im_end|>", "") + PROMPT, "writes no special token behind an answer"),
-        (HEAD.replace("m.content", "m.content|upper") + PROMPT, "not the answer 'jaxlm answers'"),
-        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "it writes ''"),
-        (
-            HEAD.replace("m.content", "m.content if loop.last or m.role == 'user' else m.content|upper") + PROMPT,
-            "in another way once more turns follow",
-        ),
-        ("{% generation %}" + HEAD + "{% endgeneration %}", "it would train on all tokens"),
-        (HEAD + "{% generation %}{% endgeneration %}", "it would train on no tokens"),
-        ("{% if %}", "line 1: Expected an expression"),
-        ("{% for m in messages %}", "line 1: Unexpected end of template"),
-        ("{{ raise_exception('no') }}", "own.jinja: no."),
-        ("{% include 'x' %}", "TypeError: no loader"),
-        ("{{ messages[7].content.x }}", "UndefinedError"),
-    ],
-)  # fmt: skip
-def test_a_template_is_refused(tmp_path, text, message):
-    with pytest.raises(UserError, match=re.escape(message)):
-        open_file(tmp_path, text)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__'"),
-        ("{{ messages.append(1) }}", "access to attribute 'append'"),
-        ("{{ raise_exception.__globals__['sys'] }}", "'__globals__'"),
-        ("{{ cycler.__init__.__globals__.os.popen('id') }}", "SecurityError"),
-        ("{{ '{0.__class__.x}'.format(1) }}", "SecurityError"),
-        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
-        ("{% for i in range(99999) %}{{ 'x' * 10000 }}{% endfor %}", "more than 16,777,216 characters"),
-        ("{{ 'x' * 10**10 }}", "more than 1024 MB of memory"),
-        ("{{ '%2000000000d' % 1 }}", "more than 1024 MB of memory"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-    ],
-)  # fmt: skip
-def test_the_sandbox_holds(tmp_path, text, message):
-    with pytest.raises(UserError, match=re.escape(message)):
-        open_file(tmp_path, text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 7 ** (9 ** 9) }}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-        "{% set n = namespace(a=[1]) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}{% endfor %}"
-        "{% set m = namespace(a=[1]) %}{% for i in range(60) %}{% set m.a = [m.a, m.a] %}{% endfor %}{{ n.a == m.a }}",
-    ],
-)  # fmt: skip
-def test_a_template_that_goes_on_for_ever_is_ended(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(chat_worker, "SECONDS", 0.5)
-    begin = time.monotonic()
-    with pytest.raises(UserError, match=r"took more than 0.5 s"):
-        open_file(tmp_path, text)
-    assert time.monotonic() - begin < 60
-
-
-def test_a_template_that_was_ended_goes_on_with_the_next_dialogue(tmp_path, monkeypatch):
-    monkeypatch.setattr(chat_worker, "SECONDS", 0.5)
-    slow = "{% if 'slow' in messages[0].content %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}"
-    template = open_file(tmp_path, slow + "{% endfor %}{% endif %}" + HEAD + PROMPT)
-    expected = template.example(ONE)
-    with pytest.raises(UserError, match="took more than"):
-        template.example([Message("user", "slow"), ONE[1]])
-    assert template.example(ONE) == expected
 
 
 def test_helpers_of_transformers(tmp_path):
