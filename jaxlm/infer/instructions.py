@@ -21,7 +21,7 @@ from jaxlm.data.chat import ChatTemplate, Message
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.infer.resumable import resumable
 from jaxlm.infer.sample import axis_size
-from jaxlm.infer.text import continue_ids
+from jaxlm.infer.text import Continuation, continue_ids
 from jaxlm.limits import parse_json
 from jaxlm.models.build import LM
 from jaxlm.types import JSON_ERRORS, Params, UserError
@@ -221,6 +221,37 @@ class Summary:
             self.num_stopped += line["finish_reason"] != "length"
 
 
+def _prompt_of(
+    question: Question | BadRecord,
+    template: ChatTemplate,
+    system: str | None,
+    num_new: int,
+    limit: int | None,
+) -> list[int] | str:
+    """Its ids, or what is wrong."""
+    if isinstance(question, BadRecord):
+        return question.error
+    first = [Message("system", system)] if system and question.messages[0].role != "system" else []
+    try:
+        ids = template.prompt([*first, *question.messages])
+    except UserError as error:
+        return f"{question.where}: {error}"
+    if limit is not None and len(ids) + num_new > limit:
+        return f"{question.where}: {len(ids)} tokens and {num_new} new ones are beyond the {limit} positions of the model."
+    return ids
+
+
+def _outcome(prompt: list[int] | str, answer: Continuation | None) -> dict[str, Any]:
+    """What a line of the output says besides the fields of its record."""
+    if answer is None:
+        return {"response": None, "error": prompt}
+    return {
+        "response": answer.text.strip(),
+        "finish_reason": answer.finish_reason,
+        "num_tokens": len(answer.tokens),
+    }
+
+
 def answer_questions(
     lm: LM,
     params: Params,
@@ -258,29 +289,13 @@ def answer_questions(
     limit = axis_size(lm, params, "positions")
     summary = Summary()
 
-    def prompt_of(question: Question | BadRecord) -> list[int] | str:
-        """Its ids, or what is wrong."""
-        if isinstance(question, BadRecord):
-            return question.error
-        first = [Message("system", system)] if system and question.messages[0].role != "system" else []
-        try:
-            ids = template.prompt([*first, *question.messages])
-        except UserError as error:
-            return f"{question.where}: {error}"
-        if limit is not None and len(ids) + max_new_tokens > limit:
-            return (
-                f"{question.where}: {len(ids)} tokens and {max_new_tokens} new ones are beyond the {limit} positions "
-                "of the model."
-            )
-        return ids
-
     with resumable(output, settings, batch_size) as file:
         for line in file.done:
             summary.count(line)
         for first in range(len(file.done), len(questions), batch_size):
             chosen = questions[first : first + batch_size]
-            prompts = {i: prompt_of(question) for i, question in enumerate(chosen)}
-            ids = {i: prompt for i, prompt in prompts.items() if not isinstance(prompt, str)}
+            prompts = [_prompt_of(question, template, system, max_new_tokens, limit) for question in chosen]
+            ids = {i: prompt for i, prompt in enumerate(prompts) if not isinstance(prompt, str)}
             found = continue_ids(
                 lm,
                 params,
@@ -294,21 +309,12 @@ def answer_questions(
                 **sampling,
             )
             answers = dict(zip(ids, found, strict=True))
-            lines = []
-            for i, question in enumerate(chosen):
-                if i not in answers:
-                    lines.append({**question.fields, "response": None, "error": prompts[i]})
-                    continue
-                answer = answers[i]
-                summary.longest = max(summary.longest, len(ids[i]) + len(answer.tokens))
-                lines.append(
-                    {
-                        **question.fields,
-                        "response": answer.text.strip(),
-                        "finish_reason": answer.finish_reason,
-                        "num_tokens": len(answer.tokens),
-                    }
-                )
+            lines = [
+                question.fields | _outcome(prompt, answers.get(i))
+                for i, (question, prompt) in enumerate(zip(chosen, prompts))
+            ]
+            totals = (len(ids[i]) + len(answer.tokens) for i, answer in answers.items())
+            summary.longest = max(summary.longest, *totals, 0)
             file.write(lines)
             for line in lines:
                 summary.count(line)
