@@ -2,7 +2,8 @@
 
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
-TEST_PROCESSES ?= 2
+# As many as cores, from 2 to 8: tests of several processes start more of them.
+TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 2 ? 2 : n > 8 ? 8 : n)))
 CHAOS_OUT ?= runs/chaos-$(shell date +%Y%m%d-%H%M%S)
 CHAOS_FLAGS ?= --faults=100 --seed=0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -33,10 +34,10 @@ quickstart: $(VENV)/run.stamp  ## make the environment, train a small model, sam
 test: lint pytest  ## make the environment, check style, types and spelling, run all tests
 
 pytest: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist=worksteal $(PYTEST_FLAGS)
 
 test-lowest: $(LOWEST)/stamp  ## all tests with the oldest versions that pyproject.toml allows
-	$(LOWEST)/bin/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_FLAGS)
+	$(LOWEST)/bin/python -m pytest -n $(TEST_PROCESSES) --dist=worksteal $(PYTEST_FLAGS)
 
 lint: format-check ruff types spelling files  ## everything `make test` checks before pytest
 
