@@ -88,7 +88,7 @@ def test_a_classifier_ends_with_a_table_of_its_held_out_labels(tmp_path):
         train__eval_batches=9,
         report__writers="tensorboard",
         mesh__tensor=2,  # beside four of data
-        model__vocab_size=372,
+        model__vocab_size=512,
     )
     scores = run.train(config, tmp_path / "run")
     (event,) = events_of(tmp_path / "run", "scores")

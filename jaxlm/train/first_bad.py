@@ -236,13 +236,24 @@ def _enter(eqn: JaxprEqn, inputs: Callable[[], list[Any]], way: _Way) -> BadValu
     return None
 
 
+def _loop_parts(params: dict[str, Any], inputs: list[Any]) -> list[list[Any]]:
+    """What a loop reads in every turn, hands on from turn to turn, and takes one after another."""
+    if "ft_in" in params:  # since JAX 0.12
+        return [list(part) for part in params["ft_in"].update(inputs).unpack()]
+    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    return [
+        inputs[:num_consts],
+        inputs[num_consts : num_consts + num_carry],
+        inputs[num_consts + num_carry :],
+    ]
+
+
 def _enter_loop(eqn: JaxprEqn, inputs: list[Any], way: _Way) -> BadValue | None:
     """One turn after another, until one makes something bad out of what is good."""
     params = eqn.params
     body, length = params["jaxpr"], params["length"]
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
-    consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]
-    stacks = inputs[num_consts + num_carry :]
+    consts, carry, stacks = _loop_parts(params, inputs)
+    num_carry = len(carry)
 
     @jax.jit
     def turn(args):

@@ -41,7 +41,7 @@ def test_a_text_gets_the_same_logits_alone_and_in_any_batch(classifier):  # pain
     assert expected.std(axis=0).min() > 0.1  # else nothing is compared
     for batch_size in (2, 4, 32):
         found = text_logits(classifier, rows, batch_size=batch_size)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

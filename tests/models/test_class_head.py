@@ -59,7 +59,7 @@ def test_padding_and_batch_mates_do_not_change_a_text(name, pooling):  # pain 13
     for width, side, fill in options:
         found = logits(name, texts, width, side, pooling, fill)
         # Of logits up to 10: experts add up in another order with other rows. What leaks moves them by tenths.
-        np.testing.assert_allclose(found, alone, rtol=0, atol=5e-4, err_msg=f"{width} {side} {fill}")
+        np.testing.assert_allclose(found, alone, rtol=0, atol=2e-3, err_msg=f"{width} {side} {fill}")
 
 
 @pytest.mark.parametrize("name", NAMES)
