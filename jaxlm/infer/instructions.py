@@ -237,7 +237,8 @@ def _prompt_of(
     except UserError as error:
         return f"{question.where}: {error}"
     if limit is not None and len(ids) + num_new > limit:
-        return f"{question.where}: {len(ids)} tokens and {num_new} new ones are beyond the {limit} positions of the model."
+        words = f"{len(ids)} tokens and {num_new} new ones are beyond the {limit} positions of the model"
+        return f"{question.where}: {words}."
     return ids
 
 
