@@ -37,7 +37,7 @@ pytest: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist=worksteal $(PYTEST_FLAGS)
 
 test-lowest: $(LOWEST)/stamp  ## all tests with the oldest versions that pyproject.toml allows
-	$(LOWEST)/bin/python -m pytest -n $(TEST_PROCESSES) --dist=worksteal $(PYTEST_FLAGS)
+	JAXLM_LOWEST=1 $(LOWEST)/bin/python -m pytest -n $(TEST_PROCESSES) --dist=worksteal $(PYTEST_FLAGS)
 
 lint: format-check ruff types spelling files  ## everything `make test` checks before pytest
 

@@ -363,13 +363,10 @@ def test_parquet_without_the_column_or_of_another_type_is_named(tmp_path):
 
 
 def test_parquet_with_dictionary_and_large_strings_is_read(tmp_path):
-    for number, column in enumerate(
-        [
-            pa.array(TEXTS, pa.large_string()),
-            pa.array(TEXTS).dictionary_encode(),
-            pa.array(TEXTS, pa.string_view()),
-        ]
-    ):
+    columns = [pa.array(TEXTS, pa.large_string()), pa.array(TEXTS).dictionary_encode()]
+    if int(pa.__version__.partition(".")[0]) >= 21:  # earlier ones write no views
+        columns.append(pa.array(TEXTS, pa.string_view()))
+    for number, column in enumerate(columns):
         path = tmp_path / f"{number}.parquet"
         pyarrow.parquet.write_table(pa.table({"text": column}), path)
         assert read(path) == TEXTS

@@ -6,6 +6,7 @@ import time
 
 import jax
 import pytest
+from real_processes import wait_until
 
 from jaxlm import run as run_lib
 from jaxlm.data.chat import saved_chat
@@ -134,7 +135,8 @@ def test_a_checkpoint_is_in_memory_once(runs, model_of):
     model = model_lib.Model(str(runs["chars"]), run_lib.load_run(runs["chars"]), shared)
     gc.collect()
     held = sum(array.nbytes for array in jax.live_arrays()) - before
-    assert held == sum(array.nbytes for array in jax.tree.leaves(model.params))
+    # Python 3.13 keeps arrays of a hundred bytes for longer; the matrices in float32 would be three times as much.
+    assert held == pytest.approx(sum(array.nbytes for array in jax.tree.leaves(model.params)), rel=0.02)
     assert {str(array.dtype) for array in jax.tree.leaves(model.params)} == {"bfloat16", "float32"}
     assert model.lm is shared.lm  # and so is every compiled function
 
@@ -313,7 +315,7 @@ def test_a_closed_tab_ends_its_text_and_the_next_is_served(lms, monkeypatch):
     lines = [json.loads(line) for line in answer.read().splitlines()]
     other.close()
     assert lines[-1] == {"event": "end"}
-    assert lms.worker.num_left == 0
+    wait_until(lambda: lms.worker.num_left == 0)  # it counts down behind its last word
     written = sum(len(event["tokens"]) for event in events if event["event"] == "tokens")
     assert written < 1024
     assert not any(event["event"] == "done" for event in events)
