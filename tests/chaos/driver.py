@@ -370,6 +370,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--out={args.out} is not empty")
     args.out.mkdir(parents=True, exist_ok=True)
     sys.stdout.reconfigure(line_buffering=True)
+    # What a shell starts in the background ignores SIGINT, and so would every process of a run until it is set up.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = args.out.resolve()
     with small_disk(folder) as disk:
         plan = make_plan(args.faults, args.seed, small_disk=disk is not None)
