@@ -20,7 +20,7 @@ def get_config():
     cfg.data.seq_len, cfg.data.global_batch_size = 32, 8
     cfg.data.eval_split, cfg.data.eval_fraction = "tail", 0.1
     cfg.tokenizer.kind = "char"
-    cfg.model.vocab_size = 512  # of the texts that ship with Python, each version has other characters
+    cfg.model.vocab_size = 512  # each version of Python ships texts of other characters
     cfg.model.embed_dim, cfg.model.num_layers, cfg.model.num_heads, cfg.model.num_kv_heads = 32, 2, 2, 2
     cfg.model.dropout = 0.1
     cfg.train.num_steps, cfg.train.eval_every_steps, cfg.train.eval_batches = 6, 3, 2
@@ -82,8 +82,9 @@ def launch(config, workdir, num_processes, *flags, absent=(), each=None, command
             process.kill()
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=120, poll_s=0.1):
+    """However busy the machine is."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.1)
+        time.sleep(poll_s)

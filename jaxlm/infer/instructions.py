@@ -314,8 +314,8 @@ def answer_questions(
                 question.fields | _outcome(prompt, answers.get(i))
                 for i, (question, prompt) in enumerate(zip(chosen, prompts))
             ]
-            totals = (len(ids[i]) + len(answer.tokens) for i, answer in answers.items())
-            summary.longest = max(summary.longest, *totals, 0)
+            totals = [len(ids[i]) + len(answer.tokens) for i, answer in answers.items()]
+            summary.longest = max([summary.longest, *totals])
             file.write(lines)
             for line in lines:
                 summary.count(line)

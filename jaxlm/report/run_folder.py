@@ -14,12 +14,11 @@ from jaxlm.limits import MAX_JSON_BYTES, read_json, short
 from jaxlm.paths import is_local
 from jaxlm.redact import redact
 from jaxlm.report.events import EVENTS, EventReader
-from jaxlm.report.missing_run import missing_run
+from jaxlm.report.missing_run import CONFIG_FILE, missing_run
 from jaxlm.report.run_log import RunLog, number
 from jaxlm.report.writers import flatten, public_config
 from jaxlm.types import JSON_ERRORS, UserError
 
-CONFIG = "config.json"
 EVALUATIONS = "evaluations"
 """A folder for the JSON of `jaxlm evaluate --data`, beside the run's own files."""
 MAX_SCORES = 50
@@ -65,8 +64,8 @@ class RunFolder:
         if not self.folder.is_dir():
             raise missing_run(self.path)
         if not (self.folder / EVENTS).exists() and not self._may_be_empty:
-            if not (self.folder / CONFIG).exists():
-                raise missing_run(self.path, missing=f"{CONFIG} or {EVENTS}")
+            if not (self.folder / CONFIG_FILE).exists():
+                raise missing_run(self.path, missing=f"{CONFIG_FILE} or {EVENTS}")
             raise UserError(
                 f"{self.path} has no {EVENTS}: nothing was trained there yet. With --serve the page waits for it."
             )
@@ -75,8 +74,8 @@ class RunFolder:
         """Reads what is new; whether there was anything. Errors: UserError, as of EventReader."""
         if not (self.folder / EVENTS).exists() and self._may_be_empty:
             return False
-        if not self.config and (self.folder / CONFIG).exists():
-            self.config = _read_config(self.folder / CONFIG)
+        if not self.config and (self.folder / CONFIG_FILE).exists():
+            self.config = _read_config(self.folder / CONFIG_FILE)
         num_bad = len(self.bad_lines)
         num_new = self.log.add_all(self._reader.new_events())
         if not self.log.num_events and not self._may_be_empty:
@@ -118,7 +117,7 @@ class RunFolder:
             found.append(_read_scores(epath.Path(path), required=True) or {})
         inside = [*self.folder.glob("*.json"), *(self.folder / EVALUATIONS).glob("*.json")]
         for path in sorted(inside, key=os.fspath)[:MAX_SCORES]:
-            if path.name != CONFIG and (one := _read_scores(path, required=False)) is not None:
+            if path.name != CONFIG_FILE and (one := _read_scores(path, required=False)) is not None:
                 found.append(one)
         return [one for one in found if _is_scores(one)]
 

@@ -35,7 +35,7 @@ def get_config():
     cfg.data.seq_len, cfg.data.global_batch_size, cfg.data.packing = 32, 8, "best_fit"
     cfg.data.eval_split, cfg.data.eval_fraction = "tail", 0.1
     cfg.tokenizer.kind = "char"
-    cfg.model.vocab_size = 512  # of those that ship with Python, each version has other characters
+    cfg.model.vocab_size = 512  # each version of Python ships texts of other characters
     cfg.model.embed_dim, cfg.model.num_layers, cfg.model.num_heads, cfg.model.num_kv_heads = 32, 2, 2, 2
     cfg.model.dropout = 0.1
     cfg.train.num_steps, cfg.train.log_every_steps = NUM_STEPS, 1

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from real_processes import wait_until
 
 from jaxlm import processes
 from jaxlm.train import hooks
@@ -22,13 +23,6 @@ class Report:
         self.lines.append(line)
 
 
-def wait_until(condition):
-    """However busy the machine is."""
-    end = time.monotonic() + 60.0
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-
-
 class LogSteps:
     """Takes its time after a step, as the hook of that name does when the devices are slow.
 
@@ -41,7 +35,7 @@ class LogSteps:
 
     def __call__(self, step, state, metrics):
         long = self.seconds.get(step, 0.0)
-        wait_until(long) if callable(long) else time.sleep(long)
+        wait_until(long, poll_s=0.005) if callable(long) else time.sleep(long)
 
 
 class Evaluate(LogSteps):
