@@ -10,6 +10,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{xla_flags(8)} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
+import gc  # noqa: E402
 import socket  # noqa: E402
 
 import hypothesis  # noqa: E402
@@ -18,6 +19,9 @@ import pytest  # noqa: E402
 # A busy machine is slow, not wrong; and a failure should print the line that repeats it.
 hypothesis.settings.register_profile("jaxlm", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("jaxlm")
+
+# Tracing makes many objects that stay: with Python's own limits a tenth of the time of tests was looking through them.
+gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

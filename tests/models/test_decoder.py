@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from loud_weights import loud_weights
 
 from jaxlm.models import sizes
 from jaxlm.models.build import build
@@ -20,17 +21,6 @@ B, T = 2, 160
 """More positions than one chunk of queries (128)."""
 
 
-def loud(params):
-    """Weights far from initialisation, where attention is uniform and norms and biases do nothing."""
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    out = []
-    for (path, leaf), key in zip(leaves, keys, strict=True):
-        is_vector = path[-1].key == "scale" or "bias" in path[-1].key
-        out.append(leaf + 0.2 * jax.random.normal(key, leaf.shape) if is_vector else 8.0 * leaf)
-    return jax.tree.unflatten(treedef, out)
-
-
 @functools.cache
 def make(name, seq_len=T, **overrides):
     """(config, LM, params) of a tiny size, with changed fields. Weights are the same for the same shapes."""
@@ -38,7 +28,7 @@ def make(name, seq_len=T, **overrides):
     if config.positions == "learned":
         config = dataclasses.replace(config, max_seq_len=seq_len)
     lm = build(config, seq_len, platform="cpu")
-    return config, lm, jax.jit(lambda key: loud(lm.init(key)))(jax.random.key(1))
+    return config, lm, loud_weights(config, lm, seed=1)
 
 
 @functools.cache

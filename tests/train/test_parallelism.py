@@ -31,7 +31,7 @@ MESHES = [
 def training(name, sizes):
     """[steps, (loss, gradient norm)]. So small a model hardly changes its loss when a layer is wrong; its norm does."""
     steps, mesh = tiny.make(sizes=sizes, model=MODELS[name])
-    state, found = steps.init(jax.random.key(0)), []
+    state, found = tiny.first_state(steps, MODELS[name]), []
     for i in range(NUM_STEPS):
         state, metrics = steps.train(state, place_batch(tiny.batch(i), mesh, tiny.B))
         found.append([float(metrics[key]) for key in ("loss", "grad_norm")])
@@ -64,3 +64,16 @@ def test_an_axis_splits_what_it_says(name, axis):
         )
     )
     assert of_one == of_all if (name, axis) == ("dense", "expert") else of_one < 0.7 * of_all
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("dense", {"fsdp": 4, "tensor": 2}), ("experts", {"data": 2, "expert": 4}), ("dense", {"sequence": 2})],
+)
+def test_every_mesh_begins_with_the_same_weights(name, sizes):
+    steps, _ = tiny.make(sizes=sizes, model=MODELS[name])
+    state = steps.init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, state, tiny.first_state(steps, MODELS[name]))
+    assert jax.tree.all(
+        jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, state, steps.shardings)
+    )

@@ -32,7 +32,7 @@ def batch(step):
 def training(num_steps=3, model=MODEL, **kwargs):
     """[steps, (loss, gradient norm, what the router reports)]."""
     steps, mesh = tiny.make(model=model, **kwargs)
-    state, found = steps.init(jax.random.key(0)), []
+    state, found = tiny.first_state(steps, model, **kwargs), []
     for i in range(num_steps):
         state, metrics = steps.train(state, place_batch(batch(i), mesh, tiny.B))
         found.append([float(metrics[name]) for name in ("loss", "grad_norm", *ROUTER)])
@@ -72,7 +72,7 @@ def test_the_router_is_reported_beside_the_loss_and_changes_with_its_weight():
 
 def test_evaluation_is_cross_entropy_alone():
     steps, mesh = tiny.make(model=MODEL, sizes={"expert": 2})
-    state = steps.init(jax.random.key(0))
+    state = tiny.first_state(steps, MODEL)
     sums = steps.evaluate(state.params, place_batch(batch(0), mesh, tiny.B))
     assert sums.router is None
     assert float(sums.loss / sums.weight) == pytest.approx(expected()[0][0], rel=1e-5)

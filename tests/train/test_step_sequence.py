@@ -45,7 +45,7 @@ LORA = Tuning(TuneConfig(train="lora", lora_rank=2))
 def training(model: ModelConfig, **kwargs) -> np.ndarray:
     """[steps, (loss, gradient norm)]; every third row ends in padding."""
     steps, mesh = tiny.make(model=model, **kwargs)
-    state, found = steps.init(jax.random.key(0)), []
+    state, found = tiny.first_state(steps, model, **kwargs), []
     for i in range(5):
         batch = tiny.batch(i)
         is_padding = (np.arange(tiny.B)[:, None] % 3 == 0) & (np.arange(tiny.T)[None] >= 11)

@@ -52,7 +52,7 @@ def test_the_optimizer_holds_what_is_trained_and_nothing_else(optimizer):
 def test_evaluation_sees_both_parts():
     steps, mesh = tiny.make(tuning=LAST)
     whole, _ = tiny.make()
-    params, batch = whole.init(jax.random.key(0)).params, place_batch(tiny.batch(0), mesh, tiny.B)
+    params, batch = tiny.first_params(tiny.MODEL), place_batch(tiny.batch(0), mesh, tiny.B)
     trained, frozen = LAST.split(params)
     louder = jax.tree.map(lambda w: 5.0 * w, trained)
     found = steps.evaluate(louder, batch)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from loud_weights import loud_weights
 
 from jaxlm.models import sizes
 from jaxlm.models.build import build, is_axes
@@ -24,15 +25,10 @@ ATTENTION = "q,k,v,o"
 
 @functools.cache
 def make(name="tiny-llama", lora_dropout=0.0, **changes):
-    """(LM, params, loss): matrices are eight times those of the initialisation, so that they matter."""
+    """(LM, params, loss)."""
     config = dataclasses.replace(sizes.size(name), **changes)
     lm = build(config, T, platform="cpu", lora_dropout=lora_dropout)
-
-    def louder(path, w):
-        return w if path[-1].key == "scale" or "bias" in path[-1].key else 8.0 * w
-
-    params = jax.jit(lambda key: jax.tree_util.tree_map_with_path(louder, lm.init(key)))(jax.random.key(0))
-    return lm, params, OBJECTIVES["pretrain"].make_loss(lm, chunk_tokens=16)
+    return lm, loud_weights(config, lm, seed=2), OBJECTIVES["pretrain"].make_loss(lm, chunk_tokens=16)
 
 
 def tuning(train, name="tiny-llama", **changes):
@@ -161,7 +157,7 @@ def test_gradients_of_adapters_are_those_through_the_merged_weights(name, scan):
     through = jax.jit(jax.value_and_grad(lambda t: loss(which.whole(t, frozen), batch())[0]))(trained)
     np.testing.assert_allclose(value, through[0], rtol=1e-5)
     assert_close(grads, through[1], 1e-5)
-    assert not np.allclose(value, loss(params, batch())[0], rtol=1e-3)
+    assert not np.allclose(value, loss(params, batch())[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("train", ["lora", "last_blocks"])

@@ -1,6 +1,7 @@
 """A tiny training run on random batches, for tests that compare how it is cut and placed."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -12,8 +13,9 @@ from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.sharding import batch_sharding, make_constrain, make_spread, place_batch
 from jaxlm.train.config import OptimizerConfig, TrainConfig
 from jaxlm.train.optimizer import make_optimizer, make_schedule
-from jaxlm.train.step import compile_steps, make_eval_step, make_train_step
-from jaxlm.train.tuning import EVERYTHING
+from jaxlm.train.step import Steps, TrainState, compile_steps, make_eval_step, make_train_step
+from jaxlm.train.tuning import EVERYTHING, Tuning
+from jaxlm.types import Params
 
 B, T, V = 16, 16, 64
 MODEL = ModelConfig(
@@ -92,15 +94,31 @@ def make(
     evaluate = make_eval_step(loss, tuning)
     steps = compile_steps(lm, tx, step, evaluate, mesh, tuning=tuning)
     if tuning.freezes:
-        params = jax.jit(lm.init)(jax.random.key(0))
-        steps = steps.bind(jax.device_put(tuning.split(params)[1], steps.frozen_shardings))
+        steps = steps.bind(jax.device_put(tuning.split(first_params(model))[1], steps.frozen_shardings))
     return steps, mesh
+
+
+@functools.cache
+def first_params(model: ModelConfig) -> Params:
+    """On the host: one compilation for all meshes, which test_parallelism.py says begin with the same."""
+    return jax.device_get(jax.jit(build(model, T).init)(jax.random.key(0)))
+
+
+@functools.cache
+def _first_state(model: ModelConfig, optimizer: str, tuning: Tuning) -> TrainState:
+    steps, _ = make(model=model, optimizer=optimizer, tuning=tuning)
+    return jax.device_get(steps.init(jax.random.key(0)))
+
+
+def first_state(steps: Steps, model=MODEL, optimizer="adamw", tuning=EVERYTHING, **other) -> TrainState:
+    """What `steps.init` gives for seed 0, for steps that `make` made with the same arguments."""
+    return jax.device_put(_first_state(model, optimizer, tuning), steps.shardings)
 
 
 def losses(num_steps: int, **kwargs) -> np.ndarray:
     """Losses of the first steps."""
     steps, mesh = make(**kwargs)
-    state, found = steps.init(jax.random.key(0)), []
+    state, found = first_state(steps, **kwargs), []
     for i in range(num_steps):
         state, metrics = steps.train(state, place_batch(batch(i), mesh, B))
         found.append(float(metrics["loss"]))
