@@ -137,7 +137,7 @@ $(LOWEST)/stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing jaxlm and the oldest of what it allows into $(LOWEST) (once; a minute or two)"
 	@$(BIN)/python -m venv $(LOWEST)
 	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	@$(LOWEST)/bin/python -m uv pip install --quiet --python $(LOWEST)/bin/python --resolution=lowest-direct --editable '.[dev]'
+	@$(LOWEST)/bin/python -m uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python --resolution=lowest-direct --editable '.[dev]'
 	@touch $@
 
 $(PODS)/stamp: pyproject.toml | $(VENV)/bin/python

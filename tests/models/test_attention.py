@@ -1,6 +1,7 @@
 """Attention and RoPE against independent NumPy, formula by formula."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -57,7 +58,8 @@ def test_kernels_compute_textbook_attention(kernel, T, N, K, window, softcap, pa
     segments = np.sort(rng.integers(0, 4, (B, T))).astype(np.int32) if packed else None
     kwargs = dict(window=window, softcap=softcap, scale=0.7)
     expected = reference_attention(q, k, v, segments=segments, **kwargs)
-    actual = KERNELS[kernel](jnp.array(q), jnp.array(k), jnp.array(v), segments_BT=segments, **kwargs)
+    attend = jax.jit(functools.partial(KERNELS[kernel], segments_BT=segments, **kwargs))
+    actual = attend(q, k, v)
     np.testing.assert_allclose(actual, expected, atol=2e-6 * math.sqrt(T) + 2e-6)
 
 
@@ -99,7 +101,7 @@ def test_attention_in_chunks_rounds_bfloat16_only_at_its_ends():
             assert o_BTNH.dtype == inputs.dtype
             return (o_BTNH * mix).sum()
 
-        return jax.grad(loss)(inputs)
+        return jax.jit(jax.grad(loss))(inputs)
 
     exact = grads(attend_dense, inputs.astype(jnp.float32))
     got = grads(attend_chunked, inputs)
@@ -137,11 +139,13 @@ def test_a_kernel_that_is_not_there_is_refused(attention, platform, head_dim, sa
         pick_attention(model, platform)
 
 
+@functools.cache
+def turn(config, local):
+    return jax.jit(lambda x_BTNH, positions_BT: rope(x_BTNH, rotation(config, positions_BT, local=local)))
+
+
 def turned(x_H, position, config, *, local=False):
-    positions_BT = jnp.full((1, 1), position)
-    return np.asarray(rope(jnp.asarray(x_H)[None, None, None], rotation(config, positions_BT, local=local)))[
-        0, 0, 0
-    ]
+    return np.asarray(turn(config, local)(x_H[None, None, None], np.full((1, 1), position)))[0, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["llama2-7b", "llama3.1-8b", "gemma3-4b"])

@@ -54,7 +54,7 @@ def cut(kernel, spread, T, segments_BT, **how):
     """attend(q, k, v) of whole rows by way of rows that are cut."""
     rows = {"tokens": jnp.zeros((1, T), jnp.int32)}
     rows |= {} if segments_BT is None else {"segments": segments_BT}
-    batch = arrange(rows, spread)
+    batch = jax.jit(functools.partial(arrange, spread=spread))(rows)
     order_T = np.asarray(batch["positions"])[0]
 
     def attend(q, k, v):

@@ -35,6 +35,12 @@ def texts(locator):
     return [text.strip() for text in locator.all_inner_texts()]
 
 
+def tabs(page):
+    """Once the page knows its models."""
+    page.get_by_role("tab").first.wait_for()
+    return texts(page.get_by_role("tab"))
+
+
 def check_quiet(watched, served):
     """Nothing went wrong, and nothing left this machine."""
     assert watched.errors == []
@@ -52,7 +58,7 @@ def begin(page, prompt="The lion"):
 def test_tokens_are_picked_step_by_step_and_undone(watched, two):
     page = watched.page
     page.goto(two.url)
-    assert texts(page.get_by_role("tab")) == ["Next token", "Continue", "Compare"]
+    assert tabs(page) == ["Next token", "Continue", "Compare"]
     begin(page)
     chips, picked = page.locator(".chip"), page.locator(".chip.picked")
     num_prompt = chips.count()
@@ -156,7 +162,7 @@ def test_labels_are_bars_and_hostile_ones_are_text(watched, serving):
     with serving("hostile") as served:
         page = watched.page
         page.goto(served.url)
-        assert texts(page.get_by_role("tab")) == ["Classify"]
+        assert tabs(page) == ["Classify"]
         page.get_by_label("Texts").fill("\n".join(PIECES[:2]))
         page.get_by_role("button", name="Classify").click()
         page.locator(".labels").nth(1).wait_for()
