@@ -4,6 +4,7 @@ VENV ?= .venv
 WORKDIR ?= runs/quickstart
 # As many as cores, from 2 to 8: tests of several processes start more of them.
 TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 2 ? 2 : n > 8 ? 8 : n)))
+PYTEST = -m pytest -n $(TEST_PROCESSES) --dist=worksteal $(PYTEST_FLAGS)
 CHAOS_OUT ?= runs/chaos-$(shell date +%Y%m%d-%H%M%S)
 CHAOS_FLAGS ?= --faults=100 --seed=0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -19,7 +20,7 @@ FUZZ ?= 20
 CHECKED := .ci docs jaxlm tests configs parity $(wildcard bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-lowest parity golden chaos \
+.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-slow test-lowest parity golden chaos \
 	bench pods audit fuzz docs docs-serve tutorials screenshots release-check clean
 
 help:  ## this list
@@ -31,13 +32,16 @@ quickstart: $(VENV)/run.stamp  ## make the environment, train a small model, sam
 	$(BIN)/jaxlm next-token --run=$(WORKDIR) --prompt="The function returns a" \
 		--candidates=list,string,new --top=10
 
-test: lint pytest  ## make the environment, check style, types and spelling, run all tests
+test: lint pytest  ## make the environment, check style, types and spelling, run the tests
 
 pytest: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist=worksteal $(PYTEST_FLAGS)
+	$(BIN)/python $(PYTEST) -m 'not slow'
 
-test-lowest: $(LOWEST)/stamp  ## all tests with the oldest versions that pyproject.toml allows
-	JAXLM_LOWEST=1 $(LOWEST)/bin/python -m pytest -n $(TEST_PROCESSES) --dist=worksteal $(PYTEST_FLAGS)
+test-slow: $(VENV)/dev.stamp  ## the longest tests, which `make test` leaves out
+	$(BIN)/python $(PYTEST) -m slow
+
+test-lowest: $(LOWEST)/stamp  ## all tests, the longest too, with the oldest versions that pyproject.toml allows
+	JAXLM_LOWEST=1 $(LOWEST)/bin/python $(PYTEST)
 
 lint: format-check ruff types spelling files  ## everything `make test` checks before pytest
 

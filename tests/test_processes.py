@@ -101,6 +101,7 @@ def test_four_processes_share_the_weights_of_each_layer_as_one_does(config, alon
 EXPERTS = ("--config.model.num_experts=4", "--config.model.mlp_dim=16", "--config.model.balance_loss=0.01")
 
 
+@pytest.mark.slow
 def test_experts_in_several_processes_train_as_in_one(config, tmp_path):
     finished(config, tmp_path / "one", 1, *EXPERTS)
     finished(config, tmp_path / "four", 4, *EXPERTS, "--config.mesh.expert=2", "--config.mesh.tensor=2")
@@ -117,6 +118,7 @@ def test_two_processes_continue_what_one_saved(config, alone, tmp_path):
     assert_same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_length_of_rows(config, tmp_path):
     whole = "--config.model.dropout=0.0"  # which says of each place of a batch what is left out
     finished(config, tmp_path / "one", 1, whole)
@@ -198,6 +200,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_saved_step(config, tmp_
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [str(last)]
 
 
+@pytest.mark.slow
 def test_two_processes_roll_back_as_one_does(config, tmp_path):
     """A large learning rate makes spikes: all processes see it, and go back together."""
     flags = [

@@ -81,10 +81,10 @@ def test_filters_agree_with_sorting_whatever_the_setting(seed, temperature, top_
     logits = random_logits(seed)
     setting = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     got, expected = filtered_probs(logits, **setting), reference_filter(logits, **setting)
-    # A rounding error of float32 may put one token on the other side of a threshold.
-    num_kept, num_expected = int((got > 0).sum()), int((expected > 0).sum())
-    assert abs(num_kept - num_expected) <= 1
-    if num_kept == num_expected:
+    # A rounding error of float32 may put one token on the other side of a threshold, or many that nobody would draw.
+    moved = np.maximum(got, expected)[(got > 0) != (expected > 0)]
+    assert len(moved) <= 1 or moved.sum() < 1e-6
+    if moved.sum() < 1e-6:
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-6)
 
 

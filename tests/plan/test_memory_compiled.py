@@ -31,6 +31,9 @@ QWEN: dict[str, Any] = dict(activation="swiglu", norm="rmsnorm", qk_norm=True, n
 
 MOE: dict[str, Any] = LLAMA | dict(num_experts=8, num_experts_per_token=2, mlp_dim=512)
 
+SLOW = pytest.mark.slow
+"""All but three, which have three models, meshes and kinds of remat."""
+
 WITHIN_A_TENTH = (
     "llama-none-replicated", "llama-attention-lion-replicated", "llama-dots-replicated", "gpt-full-4-parts-fsdp8",
     "llama-none-muon-2-parts-fsdp8", "qwen-none-data2-fsdp2-tensor2",
@@ -70,29 +73,32 @@ def compiled_bytes():
 @pytest.mark.parametrize(
     ("model", "mesh", "rows", "seq_len", "optimizer", "train"),
     [
-        pytest.param(LLAMA | WIDE, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {}, id="llama-none-replicated"),
-        pytest.param(GPT | SLIM | {"scan_layers": False}, {}, 8, 512, "adamw", {}, id="gpt-none-unrolled-fsdp8"),
+        pytest.param(LLAMA | WIDE, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
+                     id="llama-none-replicated", marks=SLOW),
+        pytest.param(GPT | SLIM | {"scan_layers": False}, {}, 8, 512, "adamw", {},
+                     id="gpt-none-unrolled-fsdp8", marks=SLOW),
         pytest.param(LLAMA | WIDE | {"remat": "save_attention"}, {"data": 8, "fsdp": 1}, 8, 512, "lion", {},
-                     id="llama-attention-lion-replicated"),
+                     id="llama-attention-lion-replicated", marks=SLOW),
         pytest.param(LLAMA | WIDE | {"remat": "full", "attention": "dense"}, {"fsdp": 4, "tensor": 2}, 4, 1024,
-                     "adamw", {}, id="llama-full-dense-fsdp4-tensor2"),
+                     "adamw", {}, id="llama-full-dense-fsdp4-tensor2", marks=SLOW),
         pytest.param(GPT | SLIM | {"remat": "full", "vocab_size": 50257}, {"data": 8, "fsdp": 1}, 8, 512, "adafactor",
-                     {"loss_chunk_tokens": 256}, id="gpt-full-vocabulary-adafactor-replicated"),
-        pytest.param(LLAMA | SLIM, {}, 8, 512, "muon", {"num_microbatches": 2}, id="llama-none-muon-2-parts-fsdp8"),
+                     {"loss_chunk_tokens": 256}, id="gpt-full-vocabulary-adafactor-replicated", marks=SLOW),
+        pytest.param(LLAMA | SLIM, {}, 8, 512, "muon", {"num_microbatches": 2},
+                     id="llama-none-muon-2-parts-fsdp8", marks=SLOW),
         pytest.param(GPT | WIDE | {"remat": "full"}, {}, 16, 256, "adamw", {"num_microbatches": 4},
                      id="gpt-full-4-parts-fsdp8"),
         pytest.param(GEMMA | WIDE | {"remat": "full"}, {"fsdp": 4, "tensor": 2}, 8, 512, "adamw", {},
-                     id="gemma-full-fsdp4-tensor2"),
+                     id="gemma-full-fsdp4-tensor2", marks=SLOW),
         pytest.param(QWEN | SLIM, {"data": 2, "fsdp": 2, "tensor": 2}, 8, 512, "adamw", {},
                      id="qwen-none-data2-fsdp2-tensor2"),
         pytest.param(LLAMA | SLIM | {"remat": "full", "scan_layers": False}, {}, 8, 512, "adamw", {},
-                     id="llama-full-unrolled-fsdp8"),
+                     id="llama-full-unrolled-fsdp8", marks=SLOW),
         pytest.param(LLAMA | WIDE | {"remat": "save_dots"}, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
-                     id="llama-dots-replicated"),
+                     id="llama-dots-replicated", marks=SLOW),
         pytest.param(MOE | SLIM | {"remat": "full"}, {"fsdp": 4, "expert": 2}, 8, 512, "adamw", {},
                      id="moe-full-fsdp4-expert2"),
         pytest.param(MOE | SLIM, {"fsdp": 1, "expert": 8}, 8, 512, "adamw", {"num_microbatches": 2},
-                     id="moe-none-expert8-2-parts"),
+                     id="moe-none-expert8-2-parts", marks=SLOW),
     ],
 )  # fmt: skip
 def test_the_estimate_is_what_the_compiler_allots(
@@ -112,7 +118,11 @@ def test_the_estimate_is_what_the_compiler_allots(
 
 @pytest.mark.parametrize(
     "tune",
-    [{"train": "lora"}, {"train": "last_blocks", "num_blocks": 2}, {"train": "lora", "quantize": "int8"}],
+    [
+        {"train": "lora"},
+        pytest.param({"train": "last_blocks", "num_blocks": 2}, marks=SLOW),
+        pytest.param({"train": "lora", "quantize": "int8"}, marks=SLOW),
+    ],
 )
 def test_what_is_frozen_has_no_gradients_and_no_moments(compiled_bytes, tune):
     cfg = make_config(LLAMA | WIDE, {"data": 8, "fsdp": 1}, 4, 256, "adamw", {})
@@ -124,6 +134,7 @@ def test_what_is_frozen_has_no_gradients_and_no_moments(compiled_bytes, tune):
     assert 0.9 < estimate.total / compiled < 1.2
 
 
+@SLOW
 def test_recomputing_in_bfloat16_is_estimated_on_the_safe_side(compiled_bytes):
     """XLA:CPU keeps some of the intermediates in bfloat16 and others in float32; all are counted as float32."""
     cfg = make_config(GPT | WIDE | {"dtype": "bfloat16", "remat": "full"}, {}, 8, 512, "adamw", {})

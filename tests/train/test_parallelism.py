@@ -21,11 +21,9 @@ from jaxlm.parallel.sharding import place_batch
 
 MODELS = {"dense": tiny.MODEL, "experts": tiny.EXPERTS}
 NUM_STEPS = 5
-MESHES = [
-    *({axis: 2} for axis in AXES),
-    # data x fsdp is the hybrid: weights are split over fsdp, and whole copies of them are in data.
-    *({axis: 2, other: 2} for axis, other in itertools.combinations(AXES, 2)),
-]
+ALONE = [{axis: 2} for axis in AXES]
+# data x fsdp is the hybrid: weights are split over fsdp, and whole copies of them are in data.
+PAIRS = [{axis: 2, other: 2} for axis, other in itertools.combinations(AXES, 2)]
 
 
 def training(name, sizes):
@@ -44,7 +42,11 @@ def expected(name):
     return training(name, tiny.ONE)
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "-".join(sizes))
+@pytest.mark.parametrize(
+    "sizes",
+    [*ALONE, *(pytest.param(pair, marks=pytest.mark.slow) for pair in PAIRS)],
+    ids=lambda sizes: "-".join(sizes),
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_training_is_the_same(name, sizes):
     np.testing.assert_allclose(training(name, sizes), expected(name), rtol=1e-5)

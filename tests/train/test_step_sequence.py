@@ -64,12 +64,12 @@ def expected(name: str) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "method", "sizes", "num_microbatches"),
     [
-        ("gemma", "gather", {"sequence": 8}, 1),
+        pytest.param("gemma", "gather", {"sequence": 8}, 1, marks=pytest.mark.slow),
         ("gemma", "ring", {"sequence": 4, "tensor": 2}, 2),
         ("gemma", "gather", {"fsdp": 2, "sequence": 2, "tensor": 2}, 1),
-        ("gemma", "ring", {"data": 2, "sequence": 2}, 1),
+        pytest.param("gemma", "ring", {"data": 2, "sequence": 2}, 1, marks=pytest.mark.slow),
         ("learned", "ring", {"fsdp": 2, "sequence": 4}, 2),
-        ("experts", "gather", {"expert": 2, "sequence": 4}, 1),
+        pytest.param("experts", "gather", {"expert": 2, "sequence": 4}, 1, marks=pytest.mark.slow),
         ("experts", "ring", {"fsdp": 2, "expert": 2, "sequence": 2}, 2),
         ("lora", "ring", {"fsdp": 4, "sequence": 2}, 1),
     ],
