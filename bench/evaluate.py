@@ -63,7 +63,10 @@ def make_weights(folder: Path) -> None:
         intermediate_size=1536, rope_theta=100_000.0, rms_norm_eps=1e-5, tie_word_embeddings=True,
         max_position_embeddings=2048, eos_token_id=0, bos_token_id=0, pad_token_id=0,
     )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    model = transformers.LlamaForCausalLM(config)
+    # jaxlm never writes ids that the tokenizer does not have; so that hf will not either, they get a logit of 0.
+    model.get_input_embeddings().weight.data[len(tokenizer) :] = 0.0
+    model.save_pretrained(folder)
 
 
 def main() -> None:
