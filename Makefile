@@ -20,8 +20,8 @@ FUZZ ?= 20
 CHECKED := .ci docs jaxlm tests configs parity $(wildcard bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-slow test-lowest parity golden chaos \
-	bench pods audit fuzz docs docs-serve tutorials screenshots release-check clean
+.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-slow test-lowest parity \
+	golden chaos bench pods audit fuzz docs docs-serve tutorials screenshots release-check clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -141,7 +141,8 @@ $(LOWEST)/stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing jaxlm and the oldest of what it allows into $(LOWEST) (once; a minute or two)"
 	@$(BIN)/python -m venv $(LOWEST)
 	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	@$(LOWEST)/bin/python -m uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python --resolution=lowest-direct --editable '.[dev]'
+	@$(LOWEST)/bin/python -m uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python \
+		--resolution=lowest-direct --editable '.[dev]'
 	@touch $@
 
 $(PODS)/stamp: pyproject.toml | $(VENV)/bin/python

@@ -18,6 +18,8 @@ import tiny
 
 from jaxlm.parallel.config import AXES
 from jaxlm.parallel.sharding import place_batch
+from jaxlm.train.config import TuneConfig
+from jaxlm.train.tuning import EVERYTHING, Tuning
 
 MODELS = {"dense": tiny.MODEL, "experts": tiny.EXPERTS}
 NUM_STEPS = 5
@@ -28,8 +30,8 @@ PAIRS = [{axis: 2, other: 2} for axis, other in itertools.combinations(AXES, 2)]
 
 def training(name, sizes):
     """[steps, (loss, gradient norm)]. So small a model hardly changes its loss when a layer is wrong; its norm does."""
-    steps, mesh = tiny.make(sizes=sizes, model=MODELS[name])
-    state, found = tiny.first_state(steps, MODELS[name]), []
+    steps, mesh, state = tiny.begin(sizes=sizes, model=MODELS[name])
+    found = []
     for i in range(NUM_STEPS):
         state, metrics = steps.train(state, place_batch(tiny.batch(i), mesh, tiny.B))
         found.append([float(metrics[key]) for key in ("loss", "grad_norm")])
@@ -68,14 +70,22 @@ def test_an_axis_splits_what_it_says(name, axis):
     assert of_one == of_all if (name, axis) == ("dense", "expert") else of_one < 0.7 * of_all
 
 
+LORA = Tuning(TuneConfig(train="lora", lora_rank=2))
+
+
 @pytest.mark.parametrize(
-    ("name", "sizes"),
-    [("dense", {"fsdp": 4, "tensor": 2}), ("experts", {"data": 2, "expert": 4}), ("dense", {"sequence": 2})],
+    ("name", "sizes", "tuning"),
+    [
+        ("dense", {"fsdp": 4, "tensor": 2}, EVERYTHING),
+        ("dense", {"fsdp": 4, "tensor": 2}, LORA),
+        ("dense", {"sequence": 2}, EVERYTHING),
+        ("experts", {"data": 2, "expert": 4}, EVERYTHING),
+    ],
 )
-def test_every_mesh_begins_with_the_same_weights(name, sizes):
-    steps, _ = tiny.make(sizes=sizes, model=MODELS[name])
+def test_every_mesh_begins_with_the_same_weights(name, sizes, tuning):
+    steps, _, expected = tiny.begin(sizes=sizes, model=MODELS[name], tuning=tuning)
     state = steps.init(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, state, tiny.first_state(steps, MODELS[name]))
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert jax.tree.all(
         jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, state, steps.shardings)
     )

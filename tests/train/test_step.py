@@ -41,8 +41,10 @@ SHALLOW = dataclasses.replace(tiny.MODEL, num_layers=1, layer_pattern="g", slidi
 @functools.cache
 def gradients(num_microbatches, num_devices):
     """Of the mean loss of a batch, clipped, as the optimizer gets them: Adam's first mean is a tenth of them."""
-    steps, mesh = tiny.make(sizes={"data": num_devices}, num_microbatches=num_microbatches, model=SHALLOW)
-    state, _ = steps.train(tiny.first_state(steps, SHALLOW), place_batch(tiny.batch(0), mesh, tiny.B))
+    steps, mesh, state = tiny.begin(
+        sizes={"data": num_devices}, num_microbatches=num_microbatches, model=SHALLOW
+    )
+    state, _ = steps.train(state, place_batch(tiny.batch(0), mesh, tiny.B))
     return jax.tree.map(np.asarray, optax.tree_utils.tree_get(state.opt_state, "mu"))
 
 
@@ -85,10 +87,9 @@ def poison(loss):
 
 
 def test_a_bad_step_changes_nothing_but_the_counters():
-    steps, mesh = tiny.make(loss_wrapper=poison)
+    steps, mesh, state = tiny.begin(loss_wrapper=poison)
     bad, good = tiny.batch(0), tiny.batch(1)
     bad["tokens"][0, 0], good["tokens"][0, 0] = 1, 2
-    state = tiny.first_state(steps)
     before = jax.tree.map(np.array, state)
     state, metrics = steps.train(state, place_batch(bad, mesh, tiny.B))
     jax.tree.map(np.testing.assert_array_equal, before.params, jax.tree.map(np.array, state.params))
@@ -107,8 +108,7 @@ def test_a_spike_of_the_gradient_norm_is_a_bad_step():
 
         return scaled
 
-    steps, mesh = tiny.make(loss_wrapper=loud, spike_factor=10.0)
-    state = tiny.first_state(steps)
+    steps, mesh, state = tiny.begin(loss_wrapper=loud, spike_factor=10.0)
     for first, num_bad in ((2, 0), (1, 1), (2, 1)):
         batch = tiny.batch(0)
         batch["tokens"][0, 0] = first
@@ -122,7 +122,7 @@ def test_dropout_is_keyed_by_step():
     batch = place_batch(tiny.batch(0), mesh, tiny.B)
 
     def loss_at(step):
-        state = tiny.first_state(steps)._replace(step=jnp.asarray(step, jnp.int32))
+        state = steps.init(jax.random.key(0))._replace(step=jnp.asarray(step, jnp.int32))
         return float(steps.train(state, batch)[1]["loss"])
 
     assert loss_at(3) == loss_at(3)
@@ -130,9 +130,9 @@ def test_dropout_is_keyed_by_step():
 
 
 def test_the_batch_hash_is_the_sum_of_the_rows_fingerprints():
-    steps, mesh = tiny.make(sizes={"data": 1, "fsdp": 8, "tensor": 1})
+    steps, mesh, state = tiny.begin(sizes={"data": 1, "fsdp": 8, "tensor": 1})
     batch = tiny.batch(0)
-    _, metrics = steps.train(tiny.first_state(steps), place_batch(batch, mesh, tiny.B))
+    _, metrics = steps.train(state, place_batch(batch, mesh, tiny.B))
     assert int(metrics["batch_hash"]) == int(batch["fingerprint"].astype(np.uint64).sum() % 2**32)
 
 
@@ -145,8 +145,8 @@ def test_a_step_compiles_once():  # pain 22
 
 
 def test_evaluation_gives_the_same_bits_twice():  # pain 28
-    steps, mesh = tiny.make()
-    state, batch = tiny.first_state(steps), place_batch(tiny.batch(0), mesh, tiny.B)
+    steps, mesh, state = tiny.begin()
+    batch = place_batch(tiny.batch(0), mesh, tiny.B)
     first, second = steps.evaluate(state.params, batch), steps.evaluate(state.params, batch)
     assert float(first.loss) == float(second.loss)
 

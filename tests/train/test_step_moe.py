@@ -31,8 +31,8 @@ def batch(step):
 
 def training(num_steps=3, model=MODEL, **kwargs):
     """[steps, (loss, gradient norm, what the router reports)]."""
-    steps, mesh = tiny.make(model=model, **kwargs)
-    state, found = tiny.first_state(steps, model, **kwargs), []
+    steps, mesh, state = tiny.begin(model=model, **kwargs)
+    found = []
     for i in range(num_steps):
         state, metrics = steps.train(state, place_batch(batch(i), mesh, tiny.B))
         found.append([float(metrics[name]) for name in ("loss", "grad_norm", *ROUTER)])
@@ -71,8 +71,7 @@ def test_the_router_is_reported_beside_the_loss_and_changes_with_its_weight():
 
 
 def test_evaluation_is_cross_entropy_alone():
-    steps, mesh = tiny.make(model=MODEL, sizes={"expert": 2})
-    state = tiny.first_state(steps, MODEL)
+    steps, mesh, state = tiny.begin(model=MODEL, sizes={"expert": 2})
     sums = steps.evaluate(state.params, place_batch(batch(0), mesh, tiny.B))
     assert sums.router is None
     assert float(sums.loss / sums.weight) == pytest.approx(expected()[0][0], rel=1e-5)

@@ -27,25 +27,15 @@ MODELS = {
         tiny.MODEL, attention_softcap=2.0, post_norm=True, qk_norm=True, remat="attention", activation="geglu"
     ),
     "learned": dataclasses.replace(tiny.MODEL, positions="learned", max_seq_len=tiny.T, tie_embeddings=True),
-    "experts": dataclasses.replace(
-        tiny.MODEL,
-        layer_pattern="g",
-        sliding_window=None,
-        mlp_dim=8,
-        num_experts=8,
-        num_experts_per_token=3,
-        balance_loss=0.05,
-        router_z_loss=0.01,
-        remat="full",
-    ),
+    "experts": dataclasses.replace(tiny.EXPERTS, remat="full"),
 }
 LORA = Tuning(TuneConfig(train="lora", lora_rank=2))
 
 
 def training(model: ModelConfig, **kwargs) -> np.ndarray:
     """[steps, (loss, gradient norm)]; every third row ends in padding."""
-    steps, mesh = tiny.make(model=model, **kwargs)
-    state, found = tiny.first_state(steps, model, **kwargs), []
+    steps, mesh, state = tiny.begin(model=model, **kwargs)
+    found = []
     for i in range(5):
         batch = tiny.batch(i)
         is_padding = (np.arange(tiny.B)[:, None] % 3 == 0) & (np.arange(tiny.T)[None] >= 11)

@@ -152,12 +152,12 @@ def test_gradients_of_the_last_blocks_are_those_of_the_whole_model(name, remat, 
 def test_gradients_of_adapters_are_those_through_the_merged_weights(name, scan):
     lm, params, loss = make(name, scan_layers=scan)
     which = tuning("lora", name, lora_rank=3, lora_alpha=5.0)
-    trained, frozen = parts(which, lm, params)
+    trained, frozen = parts(which, lm, params, noise=0.2)
     value, grads = jax.jit(jax.value_and_grad(lambda t: loss(which.merge(t, frozen), batch())[0]))(trained)
     through = jax.jit(jax.value_and_grad(lambda t: loss(which.whole(t, frozen), batch())[0]))(trained)
     np.testing.assert_allclose(value, through[0], rtol=1e-5)
     assert_close(grads, through[1], 1e-5)
-    assert not np.allclose(value, loss(params, batch())[0], rtol=1e-4)
+    assert not np.allclose(value, loss(params, batch())[0], rtol=1e-3)
 
 
 @pytest.mark.parametrize("train", ["lora", "last_blocks"])

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxlm.models.build import build
 from jaxlm.models.config import ModelConfig
@@ -14,7 +15,7 @@ from jaxlm.parallel.sharding import batch_sharding, make_constrain, make_spread,
 from jaxlm.train.config import OptimizerConfig, TrainConfig
 from jaxlm.train.optimizer import make_optimizer, make_schedule
 from jaxlm.train.step import Steps, TrainState, compile_steps, make_eval_step, make_train_step
-from jaxlm.train.tuning import EVERYTHING, Tuning
+from jaxlm.train.tuning import EVERYTHING
 from jaxlm.types import Params
 
 B, T, V = 16, 16, 64
@@ -105,20 +106,22 @@ def first_params(model: ModelConfig) -> Params:
 
 
 @functools.cache
-def _first_state(model: ModelConfig, optimizer: str, tuning: Tuning) -> TrainState:
-    steps, _ = make(model=model, optimizer=optimizer, tuning=tuning)
+def _first_state(**kwargs) -> TrainState:
+    steps, _ = make(**kwargs)
     return jax.device_get(steps.init(jax.random.key(0)))
 
 
-def first_state(steps: Steps, model=MODEL, optimizer="adamw", tuning=EVERYTHING, **other) -> TrainState:
-    """What `steps.init` gives for seed 0, for steps that `make` made with the same arguments."""
-    return jax.device_put(_first_state(model, optimizer, tuning), steps.shardings)
+def begin(**kwargs) -> tuple[Steps, Mesh, TrainState]:
+    """`make`, and the state that its `steps.init` would give for seed 0, which is compiled once for all meshes."""
+    steps, mesh = make(**kwargs)
+    decide = {key: kwargs[key] for key in ("model", "optimizer", "tuning") if key in kwargs}
+    return steps, mesh, jax.device_put(_first_state(**decide), steps.shardings)
 
 
 def losses(num_steps: int, **kwargs) -> np.ndarray:
     """Losses of the first steps."""
-    steps, mesh = make(**kwargs)
-    state, found = first_state(steps, **kwargs), []
+    steps, mesh, state = begin(**kwargs)
+    found = []
     for i in range(num_steps):
         state, metrics = steps.train(state, place_batch(batch(i), mesh, B))
         found.append(float(metrics["loss"]))
