@@ -68,7 +68,7 @@ files:
 	if [ -n "$$large" ]; then echo "too large for the repository: $$large"; exit 1; fi
 
 parity: $(PARITY)/stamp  ## compare with torch and transformers themselves, in an environment of their own
-	$(PARITY)/bin/python -m pytest parity $(PYTEST_FLAGS)
+	$(PARITY)/bin/python $(PYTEST) parity
 
 golden: $(PARITY)/stamp  ## renew tests/interop/golden by what transformers computes
 	$(PARITY)/bin/python parity/make_golden.py
