@@ -187,7 +187,10 @@ def collectives_table(facts: Facts, step: StepCost) -> Table:
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     if not rows:
         rows = [("none", *("-" for _ in columns[1:]))]
-    hint = "On the wire: what the device sends. Can hide: asynchronous, so that products can go on meanwhile."
+    hint = (
+        "On the wire: what the device sends. Can hide: asynchronous, so that products can go on meanwhile; what is "
+        "waited for all the same is in the times below."
+    )
     if facts.on.chip is None:
         hint = "On the wire: what the device sends. XLA:CPU chooses other collectives than XLA:TPU does."
     return Table("collectives of a device and step", columns, rows, notes=[hint], left=("where",))

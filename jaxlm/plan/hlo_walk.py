@@ -2,6 +2,9 @@
 
 Bodies of loops count as often as they run; of a conditional the dearest branch counts; what a fusion, a call or an
 asynchronous wrapper runs counts where it is called.
+
+Whether a collective hides is read off the schedule: between its start and its end others compute, and the network sends
+one collective after the other; what is not there when its end comes is waited for.
 """
 
 from __future__ import annotations
@@ -92,6 +95,7 @@ class Totals:
     memory_s: float = 0.0
     no_flops_memory_s: float = 0.0
     kernel_s: float = 0.0
+    waited_s: float = 0.0
     host_bytes: float = 0.0
     links: Links = Links()
     as_written: Links = Links()
@@ -135,14 +139,39 @@ class Walk:
         self.devices_per_slice = devices_per_slice
         self.peak_flops_per_s = peak_flops_per_s
         self.hbm_bytes_per_s = device.hbm_bytes_per_s
+        self.link_bytes_per_s = device.link_bytes_per_s
+        timed = any(
+            one.estimated_cycles
+            for part in module.computations.values()
+            for one in part.instructions.values()
+        )
+        self.clock_hz = device.clock_hz if timed else None
 
     def run(self, known: Integers) -> Totals:
         """The totals of one execution, given the integers that are known in it."""
         total = Totals()
         channels: set[str] = set()
+        sent_at: dict[str, float] = {}  # start of a collective -> second at which all of it is sent
+        free_s = 0.0  # when the network has sent all that was started
         for one in known.computation.instructions.values():
+            before_bytes = total.links.all_bytes
             self._add(total, known, one, channels)
+            now_s, new_bytes = self._seconds(total), total.links.all_bytes - before_bytes
+            if one.opcode.endswith("-start") and new_bytes:
+                free_s = max(free_s, now_s) + new_bytes / self.link_bytes_per_s
+                sent_at[one.name] = free_s
+            elif one.opcode.endswith("-done"):
+                end_s = sent_at.get(_start_of(known.computation, one), 0.0)
+                total.waited_s += max(0.0, end_s - now_s)
         return total
+
+    def _seconds(self, total: Totals) -> float:
+        """How long all of it takes, one after the other: by cycles, where there are any, else by the roofline."""
+        if self.clock_hz:
+            on_chip_s = total.cycles / self.clock_hz + total.kernel_s
+        else:
+            on_chip_s = total.compute_s + total.memory_s
+        return on_chip_s + total.links.exposed_bytes / self.link_bytes_per_s + total.waited_s
 
     def _add(self, total: Totals, known: Integers, one: Instruction, channels: set[str]) -> None:
         computation, opcode = known.computation, one.opcode
@@ -311,6 +340,14 @@ class Walk:
             total.matmul_cycles += cycles
         else:
             total.no_flops_memory_s += memory_s
+
+
+def _start_of(computation: Computation, done: Instruction) -> str:
+    """The name of what this instruction ends, through the updates between."""
+    one: Instruction | None = done
+    while one is not None and not one.opcode.endswith("-start"):
+        one = computation.get(one.operands[0]) if one.operands else None
+    return one.name if one else ""
 
 
 def _dearness(total: Totals) -> tuple[float, float, float]:

@@ -8,10 +8,10 @@ FLOPs, bytes and the compiler's own estimate of cycles. `step_time` makes three 
 - hybrid: products by the compiler's cycles, everything else by its HBM bytes.
 - cycles: everything by the compiler's cycles, which are near for products and pessimistic for what memory bounds.
 
-To each come the collectives that nothing can hide, and none is shorter than all collectives take together. What is
-not in any of them: latencies, hops and contention of the network, what goes from slice to slice and to the memory of
+To each come synchronous collectives and what an asynchronous one takes longer than all that is scheduled between its
+start and its end; none is shorter than all collectives take together. What is not in any of them: latencies, hops and contention of the network, what goes from slice to slice and to the memory of
 the host (both are counted in bytes), input, dispatch.
-Asynchronous collectives are taken to hide fully. Asynchronous copies between HBM and the chip count as bytes, not as
+Collectives that are fused into products (v5e) are taken to hide fully. Asynchronous copies between HBM and the chip count as bytes, not as
 time. Kernels without a cost are listed, not timed.
 """
 
@@ -63,6 +63,8 @@ class StepCost(NamedTuple):
     """Of memory_s: instructions without FLOPs."""
     kernel_s: float
     """Kernels at KERNEL_EFFICIENCY of the peak, or at the bandwidth of HBM."""
+    waited_s: float
+    """For asynchronous collectives that were not through when the schedule came to their ends."""
     host_bytes: float
     """Copied to and from the memory of the host."""
     links: Links
@@ -89,7 +91,7 @@ class StepTime(NamedTuple):
     wire_s: float
     """All collectives, one after the other."""
     exposed_wire_s: float
-    """Of them, those that cannot hide."""
+    """Of them, what computation does not hide: synchronous ones, and what was waited for at the ends of others."""
     bound: str
     """The largest part of the roofline: compute, memory or network."""
 
@@ -135,6 +137,7 @@ def step_time(
     device = chip.device(num_cores)
     sent = cost.as_written if as_written else cost.links
     wire_s, exposed_wire_s = (num_bytes / device.link_bytes_per_s for num_bytes in sent)
+    exposed_wire_s += cost.waited_s
     hybrid_s = cycles_s = None
     if device.clock_hz and cost.cycles:
         matmul_s = cost.matmul_cycles / device.clock_hz

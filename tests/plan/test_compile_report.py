@@ -48,6 +48,7 @@ STEP = StepCost(
     compute_s=0.15,
     memory_s=0.05,
     no_flops_memory_s=0.02,
+    waited_s=0.0,
     kernel_s=0.01,
     host_bytes=0.0,
     links=Links(3.75e9, 1.5e9),

@@ -367,3 +367,73 @@ def test_a_real_step_of_two_slices_adds_up():
     assert [(loop.trip_count, loop.entered) for loop in found.loops] == [(4, 1), (3, 1)]
     assert (found.cycles, found.hbm_bytes) == (642143, 52428976)
     assert (found.unknown, found.uncosted, found.host_bytes) == ((), {}, 0)
+
+
+def waits(entry, others=""):
+    """Seconds that are waited for asynchronous collectives, and all that are not hidden."""
+    read = read_step(module(entry, others), ROUND)
+    return read.waited_s, step_time(read, ROUND).exposed_wire_s
+
+
+START = "(f32[2]{0:S(1)}, f32[4]{0:S(1)}) all-gather-start(%f), replica_groups=[4,2]<=[8], dimensions={0}"  # 0.8 s
+END = "f32[4]{0:S(1)} all-gather-done"
+WORK = '  %w = bf16[4]{0:S(1)} negate(%f), backend_config={"estimated_cycles":"CYCLES"}\n'
+
+
+@pytest.mark.parametrize(("cycles", "waited_s"), [(400, 0.0), (150, 0.5), (0, 0.8)])
+def test_a_collective_hides_behind_what_is_scheduled_before_its_end(cycles, waited_s):
+    work = WORK.replace("CYCLES", str(cycles))
+    entry = f"  %f = f32[2]{{0:S(1)}} parameter(0)\n  %s = {START}\n{work}  ROOT %d = {END}(%s)"
+    assert waits(entry) == (pytest.approx(waited_s), pytest.approx(waited_s))
+
+
+def test_work_behind_the_end_hides_nothing():
+    work = WORK.replace("CYCLES", "5000")
+    entry = f"  %f = f32[2]{{0:S(1)}} parameter(0)\n  %s = {START}\n  %d = {END}(%s)\n{work}  ROOT %t = () tuple()"
+    assert waits(entry)[0] == pytest.approx(0.8)
+
+
+def test_the_network_sends_one_collective_after_the_other():
+    work = WORK.replace("CYCLES", "500")
+    entry = f"""
+  %f = f32[2]{{0:S(1)}} parameter(0)
+  %s.1 = {START}
+  %s.2 = {START}
+  %u = token[] all-gather-update(%s.2)
+{work}
+  %d.1 = {END}(%s.1)
+  %d.2 = {END}(%u)
+  ROOT %t = () tuple()"""
+    assert waits(entry)[0] == pytest.approx(0.6)  # 1.6 s for both, behind a second of work
+
+
+def test_what_the_other_cores_send_is_waited_for_too_in_every_trip_of_a_loop():
+    others = """
+%gather (p: f32[2]) -> f32[4] {
+  %p = f32[2]{0:S(1)} parameter(0)
+  ROOT %all = f32[4]{0:S(1)} all-gather(%p), replica_groups=[4,2]<=[8], dimensions={0}
+}
+%body (b: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %b = (s32[], f32[2]) parameter(0)
+  %i = s32[] get-tuple-element(%b), index=0
+  %f = f32[2]{0:S(1)} get-tuple-element(%b), index=1
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %s = ((), s32[]) call-start(), async_execution_thread="sparsecore", to_apply=%gather
+  %w = bf16[4]{0:S(1)} negate(%f), backend_config={"estimated_cycles":"100"}
+  %d = () call-done(%s)
+  ROOT %r = (s32[], f32[2]) tuple(%next, %f)
+}
+%condition (c: (s32[], f32[2])) -> pred[] {
+  %c = (s32[], f32[2]) parameter(0)
+  %at = s32[] get-tuple-element(%c), index=0
+  %last = s32[] constant(3)
+  ROOT %go = pred[] compare(%at, %last), direction=LT
+}
+"""
+    entry = """
+  %zero = s32[] constant(0)
+  %f = f32[2]{0:S(1)} parameter(0)
+  %x = (s32[], f32[2]) tuple(%zero, %f)
+  ROOT %loop = (s32[], f32[2]) while(%x), condition=%condition, body=%body"""
+    assert waits(entry, others)[0] == pytest.approx(3 * (0.8 - 0.2))
