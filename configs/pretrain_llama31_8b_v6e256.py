@@ -37,7 +37,7 @@ def get_config():
     cfg.optimizer.warmup_steps = 8000
     cfg.train.num_steps = 1_788_139
     cfg.train.reduce_dtype = "bfloat16"
-    cfg.train.loss_chunk_tokens = 2048
+    cfg.train.loss_chunk_tokens = 4096
     cfg.train.eval_every_steps = 1000
     cfg.checkpoint.every_steps = 1000
     return cfg

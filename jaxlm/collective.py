@@ -130,11 +130,7 @@ def gather(w: jax.Array, dtype: jnp.dtype, split: Split | None) -> jax.Array:
     w = w.astype(dtype)
     if split is None:
         return w
-    # Over two rings XLA:TPU gathers as it should; over three it makes an all-reduce of it.
-    phases = split.phases if len(split.phases) > 2 else (None,)
-    for groups in reversed(phases):
-        w = lax.all_gather(w, split.axis, axis_index_groups=_lists(groups), axis=split.dim, tiled=True)
-    return w
+    return lax.all_gather(w, split.axis, axis=split.dim, tiled=True)
 
 
 def scatter_sum(g: jax.Array, split: Split) -> jax.Array:
