@@ -8,11 +8,11 @@ FLOPs, bytes and the compiler's own estimate of cycles. `step_time` makes three 
 - hybrid: products by the compiler's cycles, everything else by its HBM bytes.
 - cycles: everything by the compiler's cycles, which are near for products and pessimistic for what memory bounds.
 
-To each come synchronous collectives and what an asynchronous one takes longer than all that is scheduled between its
-start and its end; none is shorter than all collectives take together. What is not in any of them: latencies, hops and contention of the network, what goes from slice to slice and to the memory of
-the host (both are counted in bytes), input, dispatch.
-Collectives that are fused into products (v5e) are taken to hide fully. Asynchronous copies between HBM and the chip count as bytes, not as
-time. Kernels without a cost are listed, not timed.
+To each come synchronous collectives, and what an asynchronous one takes longer than all that is scheduled between its
+start and its end. None is shorter than all collectives take together. What is not in any of them: latencies, hops and
+contention of the network, what goes from slice to slice and to the memory of the host (both are counted in bytes),
+input, dispatch. Collectives that are fused into products (v5e) are taken to hide fully. Asynchronous copies between HBM
+and the chip count as bytes, not as time. Kernels without a cost are listed, not timed.
 """
 
 from __future__ import annotations

@@ -13,6 +13,16 @@ def test_options_are_those_of_chips_that_there_are():
     assert options_for("cpu") == {}
 
 
+def test_sparse_cores_run_the_collectives_of_chips_that_have_them():
+    offload = "xla_tpu_enable_sparse_core_collective_offload_"
+    offloads = {
+        kind: {key.removeprefix(offload) for key in options_for(kind) if offload in key} for kind in OPTIONS
+    }
+    assert offloads.pop("TPU v5 lite") == set()
+    assert len(offloads) == 3
+    assert all(found > {"all_gather", "reduce_scatter", "all_reduce"} for found in offloads.values())
+
+
 def test_options_can_be_changed_by_whoever_asks():
     found = options_for("TPU v5 lite")
     found.clear()
