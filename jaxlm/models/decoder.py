@@ -199,9 +199,12 @@ def run_stack(
         return apply_block(kind, params, x_BTD, key, carried, i)
 
     if config.remat != "none" and not isinstance(carried, Cache):
-        # Inside a scan nothing can merge the recomputation with the original, so no barrier is needed.
+        # In a scan over single layers nothing can merge the recomputation with the original: no barrier is needed.
         step = jax.checkpoint(
-            step, policy=remat_policy(config), prevent_cse=not config.scan_layers, static_argnums=(1,)
+            step,
+            policy=remat_policy(config),
+            prevent_cse=not config.scan_layers or period > 1,
+            static_argnums=(1,),
         )
     apart = isinstance(stack, tuple)
     num_scanned = L // period if config.scan_layers and L // period > 1 and not apart else 0
@@ -216,6 +219,9 @@ def run_stack(
             (x_BTD, carried), (index, params) = carry, xs
             for j in range(period):
                 one = params if period == 1 else jax.tree.map(lambda w, j=j: w[j], params)
+                if j and not isinstance(carried, Cache):
+                    # Else XLA:TPU collects the weights of the whole period at once: 60 GiB in place of 35, Gemma 3 27B.
+                    x_BTD, one = jax.lax.optimization_barrier((x_BTD, one))
                 with jax.named_scope(f"layers[{first + j}::{period}]"):  # train/first_bad.py reads this
                     x_BTD, carried = step(index * period + (first + j), kinds[j], one, x_BTD, carried)
             return (x_BTD, carried), None

@@ -41,12 +41,16 @@ class Efficiency(NamedTuple):
     """Of the bandwidth, what passes over memory reach."""
     hidden_gathers: float
     """Of the gathered weights, what is fetched while products go on."""
+    hidden_sums: float
+    """Of the gradients that are scattered or summed, what is sent meanwhile."""
+    hidden_activations: float
+    """Of activations along `tensor`, `expert` and `sequence`."""
 
 
 EFFICIENCIES = {
-    "v5e": Efficiency(0.98, 0.6, 0.45, 0.92),
-    "v5p": Efficiency(0.98, 0.6, 0.40, 0.0),
-    "v6e": Efficiency(0.84, 0.4, 0.45, 0.0),
+    "v5e": Efficiency(0.98, 0.6, 0.45, 0.92, 0.0, 0.0),
+    "v5p": Efficiency(0.98, 0.6, 0.40, 0.97, 0.97, 0.6),
+    "v6e": Efficiency(0.90, 0.4, 0.45, 0.97, 0.97, 0.6),
 }
 OTHERS = {"v4": "v5p", "tpu7x": "v6e"}
 """Chips that were not compared, and one with matrix units of the same size."""
@@ -141,7 +145,11 @@ def predict_step(
     torus = is_torus(chip.name, shape)
     sent: Wire = wire(run, mesh, torus=torus, num_slices=num_slices)
     num_dims = sum(size > 1 for size in shape)
-    exposed = sent.in_slice - reached.hidden_gathers * sent.gathers
+    exposed = (
+        (1 - reached.hidden_gathers) * sent.gathers
+        + (1 - reached.hidden_sums) * (sent.scatters + sent.sums)
+        + (1 - reached.hidden_activations) * sent.activations
+    )
     return StepEstimate(
         products_s=found.weights.flops / (peak * reached.products)
         + reached.operands * found.weights.hbm_bytes / device.hbm_bytes_per_s,
