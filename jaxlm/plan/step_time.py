@@ -49,8 +49,8 @@ class Efficiency(NamedTuple):
 
 EFFICIENCIES = {
     "v5e": Efficiency(0.98, 0.6, 0.45, 0.92, 0.0, 0.0),
-    "v5p": Efficiency(0.98, 0.6, 0.40, 0.97, 0.97, 0.6),
-    "v6e": Efficiency(0.90, 0.4, 0.45, 0.97, 0.97, 0.6),
+    "v5p": Efficiency(0.95, 0.27, 0.40, 0.97, 0.97, 0.7),
+    "v6e": Efficiency(0.955, 0.84, 0.42, 0.97, 0.97, 0.7),
 }
 OTHERS = {"v4": "v5p", "tpu7x": "v6e"}
 """Chips that were not compared, and one with matrix units of the same size."""
