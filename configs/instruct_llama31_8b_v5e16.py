@@ -7,7 +7,7 @@
 The argument is a folder of `jaxlm import-hf meta-llama/Llama-3.1-8B FOLDER --mesh=fsdp:16`.
 Hardware: TPU v5e-16 (16 GB a chip), fsdp 16.
 Predicted: 3.05 s a step in the compiler's cycles, MFU 64%, 13.8 of 15.8 GiB
-(jax 0.11.1, libtpu 0.0.46.3, 2026-11-26).
+(jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """
 

@@ -6,8 +6,8 @@
 
 The argument is a folder of `jaxlm import-hf meta-llama/Llama-3.1-8B FOLDER --mesh=fsdp:8`.
 Hardware: TPU v6e-8 (32 GB a chip), fsdp 8.
-Predicted: 1.01 s a step in the compiler's cycles, MFU 28%, 9.8 of 31.2 GiB
-(jax 0.11.1, libtpu 0.0.46.3, 2026-11-26).
+Predicted: 0.92 s a step in the compiler's cycles, MFU 31%, 10.0 of 31.2 GiB
+(jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """
 

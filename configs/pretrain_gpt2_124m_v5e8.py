@@ -10,7 +10,7 @@ held-out loss of about 2.85 on OpenWebText after 300B tokens.
 
 Hardware: TPU v5e-8, data parallel.
 Predicted: 0.74 s a step in the compiler's cycles, MFU 34%, 6.1 of 15.8 GiB
-(jax 0.11.1, libtpu 0.0.46.3, 2026-11-26).
+(jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """
 

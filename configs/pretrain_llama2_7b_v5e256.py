@@ -10,7 +10,7 @@ public: the sources are those of `pretrain_size`, placeholders to point elsewher
 
 Hardware: TPU v5e-256 (16 GB a chip), fsdp 256.
 Predicted: 5.42 s a step in the compiler's cycles, MFU 66%, 11.5 of 15.8 GiB
-(jax 0.11.1, libtpu 0.0.46.3, 2026-11-26).
+(jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """
 

@@ -8,8 +8,8 @@
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v5p-1024: 512 chips of 95 GB, 8 x 8 x 8, fsdp 512.
-Predicted: 24.04 s a step in the compiler's cycles, MFU 67%, 50.7 of 95.7 GiB
-(jax 0.11.1, libtpu 0.0.46.3, 2026-11-26).
+Predicted: 23.33 s a step in the compiler's cycles, MFU 69%, 53.9 of 95.7 GiB
+(jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """
 

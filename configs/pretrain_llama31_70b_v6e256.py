@@ -9,8 +9,8 @@ with a smaller batch: one row a chip).
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v6e-256 (32 GB a chip), fsdp 256.
-Predicted: 8.40 s a step in the compiler's cycles, MFU 48%, 22.7 of 31.2 GiB
-(jax 0.11.1, libtpu 0.0.46.3, 2026-11-26).
+Predicted: 6.98 s a step in the compiler's cycles, MFU 57%, 23.4 of 31.2 GiB
+(jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """
 

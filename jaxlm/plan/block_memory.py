@@ -138,8 +138,9 @@ def tpu_block(model: ModelConfig, w: Widths, item: int) -> tuple[Block, float]:
 
     At work with attention's kernels: the MLP's width twice for each product into it, its result and that one's
     gradient; of attention, queries, what it gives, keys and values; of the stream, the middle and a gradient. Heads of
-    64 are copied into pairs, queries, keys and values. A turn of a loop over several layers computes all of them again
-    before it uses the first, and holds all their gradients until those of the weights are computed.
+    64 are copied into pairs, queries, keys and values. A turn of a loop over several layers is taken to have two of
+    them at work, since a barrier keeps them apart (`decoder.run_stack`); of Gemma 3 27B, the only one that was compiled
+    since, the loss takes more than that.
 
     Attention as a table holds it twice, as logits in float32 and as probabilities or their gradient in the compute
     dtype, while the MLP holds its width once, thrice where it is gated. Outside of a loop the recomputation is merged
@@ -156,7 +157,7 @@ def tpu_block(model: ModelConfig, w: Widths, item: int) -> tuple[Block, float]:
         streams = 2 + (TENSOR_STREAMS if w.cut_stream < w.stream else 0)
         at_work = (2 * w.num_up * w.mlp + streams * w.stream + 2 * w.q + w.kv + 2 * w.sent) * item
         at_work += (w.q + w.kv) * item if model.head_width < LANES else 0.0
-        num = len(model.layer_pattern) if is_scanned(model) else 1
+        num = min(2, len(model.layer_pattern)) if is_scanned(model) else 1
     if model.remat == "none":
         loose = (w.num_up * w.mlp + STREAMS * w.stream) * item + (w.table * FLOAT32 if tables else 0.0)
         return Block(everything, at_work), loose
