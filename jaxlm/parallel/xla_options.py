@@ -41,6 +41,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "TPU v5 lite": {VMEM_KIB: 24576},
     "TPU v5": {VMEM_KIB: 24576, **SPARSE_CORES},
     "TPU v6 lite": {VMEM_KIB: 81920, **SPARSE_CORES},
+    "TPU7x": {
+        VMEM_KIB: 65536,
+        **SPARSE_CORES,
+    },  # XLA:TPU offloads there by itself, but for gathers over three rings
 }
 """`jax.Device.device_kind` -> option -> value. A chip that is not here takes XLA's defaults."""
 

@@ -19,7 +19,7 @@ def test_sparse_cores_run_the_collectives_of_chips_that_have_them():
         kind: {key.removeprefix(offload) for key in options_for(kind) if offload in key} for kind in OPTIONS
     }
     assert offloads.pop("TPU v5 lite") == set()
-    assert len(offloads) == 3
+    assert len(offloads) == 4
     assert all(found > {"all_gather", "reduce_scatter", "all_reduce"} for found in offloads.values())
 
 
