@@ -37,14 +37,13 @@ network for 65 ms of 2.22 s, Llama 3.1 8B on 256 v6e for 117 ms of 3.53 s; with 
 """
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "TPU v4": SPARSE_CORES,  # nothing is offloaded there; but gathers over three rings stay gathers
+    # Nothing is offloaded; but gathers over three rings stay gathers.
+    "TPU v4": SPARSE_CORES,
     "TPU v5 lite": {VMEM_KIB: 24576},
     "TPU v5": {VMEM_KIB: 24576, **SPARSE_CORES},
     "TPU v6 lite": {VMEM_KIB: 81920, **SPARSE_CORES},
-    "TPU7x": {
-        VMEM_KIB: 65536,
-        **SPARSE_CORES,
-    },  # XLA:TPU offloads there by itself, but for gathers over three rings
+    # Offloads by itself, but for gathers over three rings.
+    "TPU7x": {VMEM_KIB: 65536, **SPARSE_CORES},
 }
 """`jax.Device.device_kind` -> option -> value. A chip that is not here takes XLA's defaults."""
 
