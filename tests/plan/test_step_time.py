@@ -179,5 +179,5 @@ def test_a_latency_is_paid_for_every_hop(llama):
 def test_a_v4_waits_for_all_that_it_sends_and_a_v5p_for_next_to_nothing(llama):
     cube = {**FSDP, "fsdp": 64}
     v4, v5p = (predict(llama, cube, chip, (4, 4, 4)) for chip in ("v4", "v5p"))
-    assert v4.exposed_s == v4.wire_s
+    assert v4.exposed_s == pytest.approx(v4.wire_s)
     assert v5p.exposed_s < 0.05 * v5p.wire_s
