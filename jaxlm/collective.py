@@ -120,11 +120,6 @@ class Place(NamedTuple):
         return jax.lax.psum(g, others) if others else g
 
 
-def _lists(groups: Groups | None) -> list[list[int]] | None:
-    """As lax takes groups."""
-    return None if groups is None else [*map(list, groups)]
-
-
 def gather(w: jax.Array, dtype: jnp.dtype, split: Split | None) -> jax.Array:
     """The whole of a weight in the compute dtype. Made anew in each pass: what is kept between them is w itself."""
     w = w.astype(dtype)
@@ -144,7 +139,7 @@ def scatter_sum(g: jax.Array, split: Split) -> jax.Array:
     g = first.reshape(-1, first.shape[-1])
     for groups in split.phases or (None,):
         size = lax.axis_size(split.axis) if groups is None else len(groups[0])
-        g = lax.psum_scatter(g.reshape(size, -1, g.shape[-1]), split.axis, axis_index_groups=_lists(groups))
+        g = lax.psum_scatter(g.reshape(size, -1, g.shape[-1]), split.axis, axis_index_groups=groups)
     return jnp.moveaxis(g.reshape(-1, *first.shape[1:]), 0, split.dim)
 
 

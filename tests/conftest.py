@@ -2,12 +2,10 @@
 
 import os
 
-from fast_xla import xla_flags
+import fast_xla
 
 # Read when JAX is first imported, also by child processes; so set here, before any test module is.
-os.environ["JAX_PLATFORMS"] = "cpu"
-# `XLA_FLAGS=--xla_backend_optimization_level=3 make pytest` tests programs as users get them: the last flag counts.
-os.environ["XLA_FLAGS"] = f"{xla_flags(8)} {os.environ.get('XLA_FLAGS', '')}".strip()
+fast_xla.set_environment(num_devices=8)
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import gc  # noqa: E402

@@ -1,5 +1,6 @@
 """XLA_FLAGS of tests: programs that run once or twice are compiled fast, not to be fast. Imports no JAX."""
 
+import os
 from importlib.metadata import version
 
 
@@ -21,3 +22,12 @@ def xla_flags(num_devices: int) -> str:
         # a process that asks for it.
         flags.append("--xla_cpu_use_fusion_emitters=false")
     return " ".join(flags)
+
+
+def set_environment(num_devices: int) -> None:
+    """Of this process and its children, which import JAX later.
+
+    `XLA_FLAGS=--xla_backend_optimization_level=3 make pytest` tests programs as users get them: the last flag counts.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = f"{xla_flags(num_devices)} {os.environ.get('XLA_FLAGS', '')}".strip()

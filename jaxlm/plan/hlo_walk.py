@@ -161,7 +161,9 @@ class Walk:
                 free_s = max(free_s, now_s) + new_bytes / self.link_bytes_per_s
                 sent_at[one.name] = free_s
             elif one.opcode.endswith("-done"):
-                end_s = sent_at.get(_start_of(known.computation, one), 0.0)
+                parts = one.opcode, one.opcode.removesuffix("-done") + "-update"
+                start = known.computation.behind(one.name, parts)
+                end_s = 0.0 if start is None else sent_at.get(start.name, 0.0)
                 total.waited_s += max(0.0, end_s - now_s)
         return total
 
@@ -340,14 +342,6 @@ class Walk:
             total.matmul_cycles += cycles
         else:
             total.no_flops_memory_s += memory_s
-
-
-def _start_of(computation: Computation, done: Instruction) -> str:
-    """The name of what this instruction ends, through the updates between."""
-    one: Instruction | None = done
-    while one is not None and not one.opcode.endswith("-start"):
-        one = computation.get(one.operands[0]) if one.operands else None
-    return one.name if one else ""
 
 
 def _dearness(total: Totals) -> tuple[float, float, float]:

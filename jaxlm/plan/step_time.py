@@ -53,17 +53,18 @@ EFFICIENCIES = {
     "v5p": Efficiency(0.95, 0.27, 0.40, 0.97, 0.97, 0.7),
     "v6e": Efficiency(0.955, 0.84, 0.42, 0.97, 0.97, 0.7),
 }
-OTHERS = {"v4": "v5p", "tpu7x": "v6e"}
-"""Chips that were not compared, and one with matrix units of the same size."""
+OTHERS: dict[str, tuple[str, dict[str, float]]] = {
+    "v4": ("v5p", {"hidden_gathers": 0.0, "hidden_sums": 0.0, "hidden_activations": 0.0}),
+    "tpu7x": ("v6e", {}),
+}
+"""Chips that were not compared: one with matrix units of the same size, and what is different. The compiler gives the
+SparseCores of a v4 no collectives, so all are synchronous."""
 
 
 def efficiency_of(chip_name: str) -> tuple[str, Efficiency]:
     """(of which chip it was read, what it is)."""
-    name = OTHERS.get(chip_name, chip_name)
-    found = EFFICIENCIES[name]
-    if chip_name == "v4":  # the compiler gives its SparseCores no collectives: all are synchronous
-        found = found._replace(hidden_gathers=0.0, hidden_sums=0.0, hidden_activations=0.0)
-    return name, found
+    name, different = OTHERS.get(chip_name, (chip_name, {}))
+    return name, EFFICIENCIES[name]._replace(**different)
 
 
 CYCLES = (0.88, 1.07)

@@ -155,8 +155,8 @@ def test_dims_narrower_than_the_lanes_take_as_long_as_those():
 
 def test_chips_that_were_not_compared_say_whose_efficiency_they_take():
     assert step_time.efficiency_of("v5e")[0] == "v5e"
-    name, found = step_time.efficiency_of("v4")
-    assert (name, found[:3]) == ("v5p", step_time.EFFICIENCIES["v5p"][:3])
+    waits = step_time.EFFICIENCIES["v5p"]._replace(hidden_gathers=0, hidden_sums=0, hidden_activations=0)
+    assert step_time.efficiency_of("v4") == ("v5p", waits)
     assert step_time.efficiency_of("tpu7x")[0] == "v6e"
 
 
@@ -179,5 +179,5 @@ def test_a_latency_is_paid_for_every_hop(llama):
 def test_a_v4_waits_for_all_that_it_sends_and_a_v5p_for_next_to_nothing(llama):
     cube = {**FSDP, "fsdp": 64}
     v4, v5p = (predict(llama, cube, chip, (4, 4, 4)) for chip in ("v4", "v5p"))
-    assert v4.exposed_s == pytest.approx(v4.wire_s)
+    assert v4.exposed_s == v4.wire_s
     assert v5p.exposed_s < 0.05 * v5p.wire_s
