@@ -20,18 +20,7 @@ from jaxlm.models.attention_flash_kernel import LANES, Tiling, forward
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.layers import Spread, on_rows_and_heads
 from jaxlm.models.masks import document_begins
-
-MIB = 2**20
-VMEM_BYTES = {
-    "TPU v4": 16 * MIB,
-    "TPU v5 lite": 128 * MIB,
-    "TPU v5": 64 * MIB,
-    "TPU v5p": 64 * MIB,
-    "TPU v6 lite": 128 * MIB,
-    "TPU7x": 64 * MIB,
-}
-"""Vector memory of one core, by `jax.Device.device_kind`. Source: the table of chips in JAX 0.11.1 (jax._src.tpu_info,
-read 2026-11-26); an unknown chip is taken for the smallest."""
+from jaxlm.models.vector_memory import bytes_of_core, limit_bytes
 
 
 class Blocks(NamedTuple):
@@ -66,7 +55,7 @@ def blocks_of(device_kind: str, asked: Sequence[Any] | None = None) -> Blocks:
     blocks = CHIP_BLOCKS.get(device_kind, DEFAULT_BLOCKS) if asked is None else Blocks(*asked)
     if blocks.vmem_bytes is not None:
         return blocks
-    return blocks._replace(vmem_bytes=VMEM_BYTES.get(device_kind, min(VMEM_BYTES.values())))
+    return blocks._replace(vmem_bytes=bytes_of_core(device_kind))
 
 
 def picked_blocks(config: ModelConfig, seq_len: int, device_kind: str, num_parts: int = 1) -> tuple[int, ...]:
@@ -134,9 +123,7 @@ def pick_tiling(
                 whole = tiling._replace(chunk=num_keys // num_chunks)
                 needed = estimate_bytes(whole, q_BTNH.dtype.itemsize, back=back)
                 if needed <= blocks.vmem_bytes * 3 // 4:
-                    # Not all there is: the compiler keeps other arrays in vector memory meanwhile.
-                    asked_bytes = max(needed * 3 // 2, min(VMEM_BYTES.values()) * 7 // 8)
-                    return whole._replace(vmem_bytes=min(asked_bytes, tiling.vmem_bytes))
+                    return whole._replace(vmem_bytes=limit_bytes(needed, blocks.vmem_bytes))
     assert tiling is not None
     return tiling
 

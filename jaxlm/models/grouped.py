@@ -1,14 +1,14 @@
 """The matrix product of experts: rows sorted by group, each times the weights of its own group; and its gradients.
 
-On TPUs and GPUs it is one `lax.ragged_dot`. Its lowering for CPUs multiplies every row with the weights of every
-group and masks what is not asked for: with 8 experts, 8 times the work and as many copies of the rows. There the same
-product runs over blocks of rows of one group, as many as there are: hardly more work than there are rows, and weights
-of groups without rows are not even read. On two cores, 4 to 17 times as fast (docs/design/0004).
+On TPUs kernels of our own run it (`grouped_kernel`), on GPUs one `lax.ragged_dot`. Its lowering for CPUs multiplies
+every row with the weights of every group and masks what is not asked for: with 8 experts, 8 times the work and as many
+copies of the rows. There the same product runs over blocks of rows of one group, as many as there are: hardly more work
+than there are rows, and weights of groups without rows are not even read. On two cores, 4 to 17 times as fast
+(docs/design/0004).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.collective import Split, gather, scatter_sum
+from jaxlm.collective import Split, scatter_sum
+from jaxlm.models.grouped_kernel import Kernel, multiply, supports, weight_grad
 
 LARGEST_BLOCK = 128
 """Rows of a block on CPUs: each copies its group's weights, which many rows have to make up for."""
@@ -130,36 +131,81 @@ def _weight_grad_cpu(x_MI: jax.Array, g_MO: jax.Array, sizes_E: jax.Array) -> ja
     return lax.fori_loop(0, blocks.num, one, jnp.zeros(shape, _accumulate(x_MI, g_MO)))
 
 
-def _pick(cpu: Callable, default: Callable, *args) -> jax.Array:
-    return lax.platform_dependent(*args, cpu=cpu, default=default)
+def _collect(w_EIO: jax.Array, dtype: jnp.dtype, split: Split | None) -> jax.Array:
+    """The whole of the weights in the compute dtype, in parts: [S, E, r, C], one of each device that has one.
+
+    What is split are the R = S r rows; where that is the last dim (`_is_turned`), of the transposes. So the parts lie
+    side by side as they arrive: [E, R, C] would be another pass over them.
+    """
+    w = w_EIO.astype(dtype)
+    if split is None:
+        return w[None]
+    return lax.all_gather(jnp.swapaxes(w, 1, 2) if _is_turned(split) else w, split.axis)
 
 
-def _forward(x_MI, w_EIO, sizes_E, split: Split | None) -> jax.Array:
-    return _pick(_rows_cpu, _rows, x_MI, gather(w_EIO, x_MI.dtype, split), sizes_E)
+def _is_turned(split: Split | None) -> bool:
+    return split is not None and split.dim == 2
 
 
-_grouped = jax.custom_vjp(_forward, nondiff_argnums=(3,))
+def _multiply(
+    a: jax.Array, w_SErC: jax.Array, sizes_E: jax.Array, contract: int, kernel: Kernel | None
+) -> jax.Array:
+    """Rows of a times the weights of their group, of which it contracts the rows (1) or the columns (2)."""
+    if kernel is not None and supports(a.shape[0], w_SErC):
+        return multiply(a, w_SErC, sizes_E, kernel, contract_columns=contract == 2)
+    w_ERC = jnp.moveaxis(w_SErC, 0, 1).reshape(w_SErC.shape[1], -1, w_SErC.shape[3])
+    cpu, default = (_rows_cpu, _rows) if contract == 1 else (_rows_back_cpu, _rows_back)
+    return lax.platform_dependent(a, w_ERC, sizes_E, cpu=cpu, default=default)
 
 
-def _grouped_fwd(x_MI, w_EIO, sizes_E, split: Split | None):
-    return _forward(x_MI, w_EIO, sizes_E, split), (x_MI, w_EIO, sizes_E)
+def _grad_in_parts(
+    a_MR, b_MC, sizes_E, like_SErC: jax.Array, dtype: jnp.dtype, kernel: Kernel | None
+) -> jax.Array:
+    """Sum over the rows of each group of a (outer) b, in the parts of the weights; dtype: if a kernel writes it."""
+    S, E, r, C = like_SErC.shape
+    if kernel is not None and supports(a_MR.shape[0], like_SErC):
+        return weight_grad(a_MR, b_MC, sizes_E, S, dtype, kernel)
+    dw_ERC = lax.platform_dependent(a_MR, b_MC, sizes_E, cpu=_weight_grad_cpu, default=_weight_grad)
+    return jnp.moveaxis(dw_ERC.reshape(E, S, r, C), 1, 0)
 
 
-def _grouped_bwd(split: Split | None, saved, g_MO):
+def _forward(x_MI, w_EIO, sizes_E, split: Split | None, kernel: Kernel | None) -> jax.Array:
+    parts = _collect(w_EIO, x_MI.dtype, split)
+    return _multiply(x_MI, parts, sizes_E, 2 if _is_turned(split) else 1, kernel)
+
+
+_grouped = jax.custom_vjp(_forward, nondiff_argnums=(3, 4))
+
+
+def _grouped_fwd(x_MI, w_EIO, sizes_E, split: Split | None, kernel: Kernel | None):
+    return _forward(x_MI, w_EIO, sizes_E, split, kernel), (x_MI, w_EIO, sizes_E)
+
+
+def _grouped_bwd(split: Split | None, kernel: Kernel | None, saved, g_MO):
     x_MI, w_EIO, sizes_E = saved
     g_MO = g_MO.astype(x_MI.dtype)
-    dx_MI = _pick(_rows_back_cpu, _rows_back, g_MO, gather(w_EIO, x_MI.dtype, split), sizes_E)
-    dw_EIO = _pick(_weight_grad_cpu, _weight_grad, x_MI, g_MO, sizes_E)
+    is_turned, parts = _is_turned(split), _collect(w_EIO, x_MI.dtype, split)
+    dx_MI = _multiply(g_MO, parts, sizes_E, 1 if is_turned else 2, kernel)
+    pair = (g_MO, x_MI) if is_turned else (x_MI, g_MO)
+    dtype = _accumulate(x_MI, g_MO) if split is None else jnp.dtype(split.sum_dtype)
+    dw = _grad_in_parts(*pair, sizes_E, parts, dtype, kernel)
     if split is not None:
-        dw_EIO = scatter_sum(dw_EIO, split)
-    return dx_MI, dw_EIO.astype(w_EIO.dtype), None
+        dw = scatter_sum(dw, split._replace(dim=0))
+    dw = jnp.swapaxes(dw[0], 1, 2) if is_turned else dw[0]
+    return dx_MI, dw.astype(w_EIO.dtype), None
 
 
 _grouped.defvjp(_grouped_fwd, _grouped_bwd)
 
 
 def grouped(
-    x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, split: Split | None = None, *, name: str = "dense"
+    x_MI: jax.Array,
+    w_EIO: jax.Array,
+    sizes_E: jax.Array,
+    split: Split | None = None,
+    *,
+    kernel: Kernel | None = None,
+    name: str = "dense",
 ) -> jax.Array:
     """x_MI @ w_EIO[group of the row] -> [M, O] in x's dtype, accumulated in float32.
 
@@ -170,6 +216,7 @@ def grouped(
       sizes_E: rows of each group, int32; any of them may be 0.
       split: where each device of a shard_map holds a part of the weights: gathered here, in the compute dtype, and
         the gradient summed and scattered again.
+      kernel: the TPU whose kernels run this, where they take the shapes; None: what XLA makes of it.
       name: as of `dense`.
     """
-    return checkpoint_name(_grouped(x_MI, w_EIO, sizes_E, split), name)
+    return checkpoint_name(_grouped(x_MI, w_EIO, sizes_E, split, kernel), name)

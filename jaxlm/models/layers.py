@@ -213,23 +213,28 @@ def project(
     return {name: finish(name, matrix) for name, matrix in matrices.items()}
 
 
-@functools.partial(jax.checkpoint, static_argnums=0)
-def activate(name: str, x: jax.Array) -> jax.Array:
-    """The nonlinearity of the MLP; of its gate, where it is gated. Computed in float32, returned in x's dtype.
+def nonlinearity(name: str, x: jax.Array) -> jax.Array:
+    """That of `model.activation`, without the product of a gated one. In float32, in which it is returned too.
 
-    Only x is kept for the backward pass: computing a tanh again is cheaper than writing it to memory and back.
-    In bfloat16 every step of it would be rounded: less exact, and on CPUs, which convert both ways each time, slow.
+    In bfloat16 every step of a tanh would be rounded: less exact, and on CPUs, which convert both ways each time, slow.
     """
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if name == "swiglu":
-        y = jax.nn.silu(y)
-    elif name in ("geglu", "gelu_tanh"):
-        y = jax.nn.gelu(y, approximate=True)
-    elif name == "gelu":
-        y = jax.nn.gelu(y, approximate=False)
-    else:
-        y = jax.nn.relu(y)
-    return y.astype(x.dtype)
+        return jax.nn.silu(y)
+    if name in ("geglu", "gelu_tanh"):
+        return jax.nn.gelu(y, approximate=True)
+    if name == "gelu":
+        return jax.nn.gelu(y, approximate=False)
+    return jax.nn.relu(y)
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
+def activate(name: str, x: jax.Array) -> jax.Array:
+    """The nonlinearity of the MLP; of its gate, where it is gated. Returned in x's dtype.
+
+    Only x is kept for the backward pass: computing a tanh again is cheaper than writing it to memory and back.
+    """
+    return nonlinearity(name, x).astype(x.dtype)
 
 
 class MLP(nn.Module):

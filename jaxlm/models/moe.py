@@ -20,7 +20,9 @@ from jax.sharding import PartitionSpec
 from jaxlm.collective import Split
 from jaxlm.models.config import ModelConfig
 from jaxlm.models.grouped import grouped
-from jaxlm.models.layers import Constrain, Spread, activate, normal, residual_stddev, weight
+from jaxlm.models.grouped_kernel import Kernel
+from jaxlm.models.layers import Constrain, Spread, nonlinearity, normal, residual_stddev, weight
+from jaxlm.models.vector_memory import bytes_of_core
 
 
 class RouterSums(NamedTuple):
@@ -99,27 +101,35 @@ def send(x_XD: jax.Array, order_M: jax.Array, back_M: jax.Array, k: int) -> jax.
     return x_XD[order_M // k]
 
 
+def _sum_of_places(y_MD: jax.Array, back_M: jax.Array, k: int) -> jax.Array:
+    """The k places of each token, added up in float32: all first ones, all second ones, ...
+
+    As [k, X, D]: in memory [X, k, D] would take the room of 8 or 16 places.
+    """
+    y_JXD = y_MD[back_M.reshape(-1, k).T.reshape(-1)].reshape(k, -1, *y_MD.shape[1:])
+    return jnp.sum(y_JXD, axis=0, dtype=jnp.promote_types(y_MD.dtype, jnp.float32))
+
+
 def _send_bwd(k: int, back_M: jax.Array, g_MD: jax.Array):
-    g_XJD = g_MD[back_M].reshape(-1, k, g_MD.shape[-1])
-    return (
-        jnp.sum(g_XJD, axis=1, dtype=jnp.promote_types(g_MD.dtype, jnp.float32)).astype(g_MD.dtype),
-        None,
-        None,
-    )
+    return _sum_of_places(g_MD, back_M, k).astype(g_MD.dtype), None, None
 
 
 send.defvjp(lambda x_XD, order_M, back_M, k: (send(x_XD, order_M, back_M, k), back_M), _send_bwd)
 
 
-@jax.custom_vjp
-def bring_back(y_MD: jax.Array, order_M: jax.Array, back_M: jax.Array) -> jax.Array:
-    """The rows in the order of the tokens again; order_M and back_M as of `send`."""
-    return y_MD[back_M]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def bring_back(y_MD: jax.Array, order_M: jax.Array, back_M: jax.Array, k: int) -> jax.Array:
+    """The sum of each token's k places, [X, D] in float32; order_M and back_M as of `send`, whose transpose it is."""
+    return _sum_of_places(y_MD, back_M, k)
+
+
+def _bring_back_fwd(y_MD, order_M, back_M, k):
+    return bring_back(y_MD, order_M, back_M, k), (order_M, y_MD[:0, :0])  # the latter for its dtype
 
 
 bring_back.defvjp(
-    lambda y_MD, order_M, back_M: (bring_back(y_MD, order_M, back_M), order_M),
-    lambda order_M, g_MD: (g_MD[order_M], None, None),
+    _bring_back_fwd,
+    lambda k, saved, g_XD: (g_XD.astype(saved[1].dtype)[saved[0] // k], None, None),
 )
 
 
@@ -129,10 +139,15 @@ def only(is_here_M1: jax.Array, x_MD: jax.Array) -> jax.Array:
     return jnp.where(is_here_M1, x_MD, 0)
 
 
-@jax.checkpoint
-def weigh(y_XJD: jax.Array, shares_XJ: jax.Array) -> jax.Array:
-    """The weighted sum of the experts' results. Keeps just its arguments for the backward pass."""
-    return jnp.sum(y_XJD.astype(shares_XJ.dtype) * shares_XJ[:, :, None], axis=1)
+@functools.partial(jax.checkpoint, static_argnums=0)
+def hidden(activation: str, up_MF: jax.Array, gate_MF: jax.Array | None, share_M: jax.Array) -> jax.Array:
+    """What goes into the experts' last product, times the share of its result. Keeps just its arguments.
+
+    The share is as good here as behind the product, and here its gradient does not need the product's result: so that
+    is not computed again where nothing was kept.
+    """
+    h_MF = nonlinearity(activation, up_MF) if gate_MF is None else nonlinearity(activation, gate_MF) * up_MF
+    return (h_MF * share_M[:, None]).astype(up_MF.dtype)
 
 
 def mix(
@@ -144,6 +159,7 @@ def mix(
     *,
     first: jax.Array | int = 0,
     splits: dict[str, Split | None] | None = None,
+    kernel: Kernel | None = None,
 ) -> jax.Array:
     """What the experts in `weights` contribute to each token, [X, D] in float32.
 
@@ -151,6 +167,7 @@ def mix(
       experts_XJ, shares_XJ: as in Routes.
       weights: of the experts from number `first` on; others are left to other devices.
       splits: by weight, as of `grouped`.
+      kernel: as of `grouped`.
     """
     splits = splits or {}
     E, k = weights["up"].shape[0], experts_XJ.shape[-1]
@@ -167,16 +184,12 @@ def mix(
     )
 
     def product(x_MI: jax.Array, name: str) -> jax.Array:
-        return grouped(x_MI, weights[name], sizes_E, splits.get(name), name=name)
+        return keep(grouped(x_MI, weights[name], sizes_E, splits.get(name), kernel=kernel, name=name))
 
-    x_MD = keep(send(x_XD, order_M, back_M, k))
-    h_MF = product(x_MD, "up")
-    if config.gated:
-        h_MF = activate(config.activation, product(x_MD, "gate")) * h_MF
-    else:
-        h_MF = activate(config.activation, h_MF)
-    y_MD = keep(product(h_MF, "down"))
-    return weigh(bring_back(y_MD, order_M, back_M).reshape(-1, k, x_XD.shape[-1]), shares_XJ)
+    x_MD, share_M = keep(send(x_XD, order_M, back_M, k)), send(shares_XJ.reshape(-1), order_M, back_M, 1)
+    gate_MF = product(x_MD, "gate") if config.gated else None
+    h_MF = keep(hidden(config.activation, product(x_MD, "up"), gate_MF, share_M))
+    return bring_back(product(h_MF, "down"), order_M, back_M, k)
 
 
 def mix_rows(config: ModelConfig, x_BTD, experts_BTJ, shares_BTJ, weights, **where) -> jax.Array:
@@ -199,7 +212,9 @@ def mix_on_mesh(config: ModelConfig, spread: Spread, x_BTD, experts_BTJ, shares_
     into, out_of = (spread.experts, spread.embed, spread.mlp), (spread.experts, spread.mlp, spread.embed)
     specs = {name: PartitionSpec(*(out_of if name == "down" else into)) for name in weights}
     dims = {name: 2 if name == "down" else 1 for name in weights}
-    splits = {name: spread.split(dim) for name, dim in dims.items()}
+    device = spread.mesh.devices.flat[0]
+    how: dict[str, Any] = {"splits": {name: spread.split(dim) for name, dim in dims.items()}}
+    how["kernel"] = Kernel(bytes_of_core(device.device_kind)) if device.platform == "tpu" else None
 
     def local(x_BTD, experts_BTJ, shares_BTJ, weights):
         first: Any = 0
@@ -208,7 +223,7 @@ def mix_on_mesh(config: ModelConfig, spread: Spread, x_BTD, experts_BTJ, shares_
                 lax.all_gather(a, axis, axis=0, tiled=True) for a in (x_BTD, experts_BTJ, shares_BTJ)
             )
             first = lax.axis_index(axis) * weights["up"].shape[0]
-        y_BTD = mix_rows(config, x_BTD, experts_BTJ, shares_BTJ, weights, first=first, splits=splits)
+        y_BTD = mix_rows(config, x_BTD, experts_BTJ, shares_BTJ, weights, first=first, **how)
         if is_split:
             y_BTD = lax.psum_scatter(y_BTD, axis, scatter_dimension=0, tiled=True)
         return lax.psum(y_BTD, spread.mlp) if sizes[spread.mlp] > 1 else y_BTD

@@ -6,9 +6,9 @@ import pytest
 
 from jaxlm.models import attention_flash, attention_splash
 from jaxlm.models.attention import attend, picked_blocks
-from jaxlm.models.attention_flash import VMEM_BYTES
 from jaxlm.models.build import build
 from jaxlm.models.config import ModelConfig
+from jaxlm.models.vector_memory import VMEM_BYTES
 from jaxlm.run import parse, resolve
 from jaxlm.types import UserError
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.models.attention import Rotation, attend_dense, rope, supports
-from jaxlm.models.attention_flash import VMEM_BYTES, Blocks, attend_flash, first_seen, pick_tiling
+from jaxlm.models.attention_flash import Blocks, attend_flash, first_seen, pick_tiling
+from jaxlm.models.vector_memory import VMEM_BYTES
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.sharding import make_spread
 
