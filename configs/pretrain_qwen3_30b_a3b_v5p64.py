@@ -21,7 +21,7 @@ def get_config():
     cfg = run.default_config()
     sizes.apply(cfg.model, "qwen3-30b-a3b")
     cfg.model.dtype = "bfloat16"
-    cfg.model.remat = "full"
+    cfg.model.remat = "q,k,v,attention,gate,up"
     cfg.mesh.fsdp = 64
 
     sources = {"common_crawl": 60, "webtext": 22, "books1": 8, "books2": 8, "wikipedia": 3}

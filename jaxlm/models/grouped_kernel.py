@@ -178,7 +178,7 @@ def _piece(size: int, r: int = 1) -> int:
     return next(fitting, min(r, size) if r > 1 else size)
 
 
-def _in_pieces(size: int, piece: int, body: Callable[[jax.Array | int], None]) -> None:
+def _in_pieces(size: int, piece: int, body: Callable[[Any], None]) -> None:
     """body(i) of each piece."""
     if size == piece:
         return body(0)
@@ -186,12 +186,12 @@ def _in_pieces(size: int, piece: int, body: Callable[[jax.Array | int], None]) -
     return None
 
 
-def _at(i: jax.Array | int, piece: int) -> Any:
+def _at(i: Any, piece: int) -> Any:
     """Where piece i is."""
     return pl.ds(pl.multiple_of(i * piece, piece), piece)
 
 
-def _rows_of_weights(w_ref, i: jax.Array | int, piece: int, r: int) -> jax.Array:
+def _rows_of_weights(w_ref, i: Any, piece: int, r: int) -> jax.Array:
     """Piece i of the rows of a block of weights, [piece, C]."""
     if len(w_ref.shape) == 2:
         return w_ref[_at(i, piece), :]

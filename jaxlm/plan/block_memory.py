@@ -94,7 +94,7 @@ def kept_of_a_block(model: ModelConfig, w: Widths, item: int, everything: float)
         "gate": w.mlp if model.gated else 0.0,
         "up": w.mlp,
         # Where only the stream takes it, nobody needs it again.
-        "down": w.sent or (w.cut_stream if model.post_norm else 0.0),
+        "down": w.cut_stream if model.post_norm else 0.0,
         "router": w.router * FLOAT32 / item,
     }
     own_input = 0.0 if "input" in model.kept_on_host else w.cut_stream

@@ -40,15 +40,16 @@ EXCHANGE_PASSES = 1
 """Each time that the stream is gathered or scattered along `tensor`, over what comes from others, a mean: what is
 scattered is copied piece by piece, what is gathered is not."""
 
-EXPERT_PASSES, SENT_PASSES = 50, 25
-"""Of experts, over their inner width and over the stream, of every token once for each expert that it meets: what their
-kernels give in float32 is converted, activations stand alone, rows are sorted and sorted back."""
+EXPERT_PASSES, SENT_PASSES = 11, 19
+"""Of experts, over their inner width and over the stream, of every token once for each expert that it meets: activations
+stand alone, rows are sorted and sorted back."""
 
 TABLE_PASSES = {True: 18, False: 9}
 """Over a whole matrix of the vocabulary's size: gathered, laid out anew, its gradient likewise; and a frozen one."""
 
 WEIGHT_PASSES, WEIGHT_PASSES_3D = 0.4, 2.7
-"""Over the gathered weights of all blocks; over three dimensions of a network one after the other they are copied."""
+"""Over the gathered weights of all blocks; over three dimensions of a network one after the other they are copied. Those
+of experts are used as they arrive."""
 
 
 def block_passes(model: ModelConfig) -> float:
@@ -84,7 +85,9 @@ def moved_bytes(run: Any, mesh: dict[str, int], *, num_dims: int) -> float:
     table = weights(model, T)
     if fsdp > 1:
         whole = {**mesh, "fsdp": 1}
-        gathered = sum(shard_size(w, whole) for w in table if w.axes[0] == "layers" and w.is_matrix)
+        gathered = sum(
+            shard_size(w, whole) for w in table if w.axes[0] == "layers" and w.is_matrix and not w.is_expert
+        )
         passes = WEIGHT_PASSES_3D if num_dims == 3 else WEIGHT_PASSES
         found += passes * gathered * item * run.train.num_microbatches
     if run.tune.train == "lora":

@@ -68,7 +68,7 @@ def is_computed_again(model: ModelConfig, name: str) -> bool:
     """Whether the backward pass computes a block's product again: what is kept it does not, nor what nobody needs."""
     if model.remat == "none" or name in (*model.kept, *model.kept_on_host):
         return False
-    return name != "down" or model.post_norm or model.num_experts is not None
+    return name != "down" or model.post_norm
 
 
 def dims(w: Weight, mesh: dict[str, int]) -> tuple[float, float]:
