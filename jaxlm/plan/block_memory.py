@@ -108,14 +108,14 @@ def cpu_block(model: ModelConfig, w: Widths, *, dense: bool) -> Block:
     turn of the scan computes all layers of `model.layer_pattern` again before it uses the first. Attention in chunks
     keeps no table in a scan, but its own layout of queries and results; at work, half a table and a slice of the
     keys and values before each chunk. Without a scan, what its backward pass would compute again is kept after all.
-    Experts keep what comes out of the gate's nonlinearity too; their products copy their inputs, to which they append
-    a block of rows, and without a scan the copies are kept.
+    Products of experts copy what they take, to which they append a block of rows, and what they give, of which they cut
+    it off: without a scan the copies are kept, and in one they are there while what was not kept is computed again.
     """
     scanned = is_scanned(model)
+    copies = (w.num_up + 3) * w.mlp + w.sent
     compute = 2 * w.stream + 2 * w.q + w.kv + (w.num_up + 1) * w.mlp + w.norms
     if w.sent:
-        compute += 2 * w.sent + 2 * w.router + (w.num_up - 1) * w.mlp
-        compute += 0.0 if scanned else w.mlp + 2 * w.sent
+        compute += w.sent + 2 * w.router + (0.0 if scanned else copies)
     chunks = (w.prefixes - 1) * w.kv + w.table / 2
     if dense:
         compute += w.table * (2 + (model.attention_softcap is not None) + (not scanned))
@@ -130,6 +130,8 @@ def cpu_block(model: ModelConfig, w: Widths, *, dense: bool) -> Block:
         # Else once, beside the stack that it is copied to.
         again = len(model.layer_pattern) if kept < everything else 1
         at_work += again * (everything + (0.0 if dense else FLOAT32 * chunks))
+        if w.sent and kept < everything:
+            at_work += FLOAT32 * (copies - w.mlp)
     return Block(kept, at_work)
 
 
