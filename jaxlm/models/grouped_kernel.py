@@ -38,6 +38,8 @@ class Kernel(NamedTuple):
 
     vmem_bytes: int
     """Vector memory of a core."""
+    rows_here: float = 1.0
+    """Share of the rows that belong to a group, where all groups get as many: what the compiler is told to expect."""
     interpret: bool = False
     """On a CPU, for tests."""
 
@@ -308,9 +310,9 @@ def multiply(
             vmem_limit_bytes=limit_bytes(needed, kernel.vmem_bytes),
         ),
         cost_estimate=pl.CostEstimate(
-            flops=2 * M * R * C,
+            flops=round(2 * M * kernel.rows_here * R * C),
             transcendentals=0,
-            bytes_accessed=a_MI.nbytes + w_SErC.nbytes + M * num_out * outer * a_MI.dtype.itemsize,
+            bytes_accessed=w_SErC.nbytes + round(M * kernel.rows_here * (R + C) * a_MI.dtype.itemsize),
         ),
         interpret=kernel.interpret,
         name="grouped_multiply",
@@ -392,9 +394,10 @@ def weight_grad(
             vmem_limit_bytes=limit_bytes(needed, kernel.vmem_bytes),
         ),
         cost_estimate=pl.CostEstimate(
-            flops=2 * M * R * C,
+            flops=round(2 * M * kernel.rows_here * R * C),
             transcendentals=0,
-            bytes_accessed=a_MR.nbytes + b_MC.nbytes + E * R * C * dtype.itemsize,
+            bytes_accessed=E * R * C * dtype.itemsize
+            + round(M * kernel.rows_here * (R + C) * a_MR.dtype.itemsize),
         ),
         interpret=kernel.interpret,
         name="grouped_weight_grad",

@@ -117,20 +117,23 @@ def _send_bwd(k: int, back_M: jax.Array, g_MD: jax.Array):
 send.defvjp(lambda x_XD, order_M, back_M, k: (send(x_XD, order_M, back_M, k), back_M), _send_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def bring_back(y_MD: jax.Array, order_M: jax.Array, back_M: jax.Array, k: int) -> jax.Array:
-    """The sum of each token's k places, [X, D] in float32; order_M and back_M as of `send`, whose transpose it is."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _bring_back(
+    y_MD: jax.Array, order_M: jax.Array, back_M: jax.Array, k: int, dtype: jnp.dtype
+) -> jax.Array:
     return _sum_of_places(y_MD, back_M, k)
 
 
-def _bring_back_fwd(y_MD, order_M, back_M, k):
-    return bring_back(y_MD, order_M, back_M, k), (order_M, y_MD[:0, :0])  # the latter for its dtype
-
-
-bring_back.defvjp(
-    _bring_back_fwd,
-    lambda k, saved, g_XD: (g_XD.astype(saved[1].dtype)[saved[0] // k], None, None),
+# Only the order is kept: whatever else of y were, even its dtype, y would have to be computed again for it.
+_bring_back.defvjp(
+    lambda y_MD, order_M, back_M, k, dtype: (_sum_of_places(y_MD, back_M, k), order_M),
+    lambda k, dtype, order_M, g_XD: (g_XD.astype(dtype)[order_M // k], None, None),
 )
+
+
+def bring_back(y_MD: jax.Array, order_M: jax.Array, back_M: jax.Array, k: int) -> jax.Array:
+    """The sum of each token's k places, [X, D] in float32; order_M and back_M as of `send`, whose transpose it is."""
+    return _bring_back(y_MD, order_M, back_M, k, y_MD.dtype)
 
 
 @jax.checkpoint
@@ -214,7 +217,8 @@ def mix_on_mesh(config: ModelConfig, spread: Spread, x_BTD, experts_BTJ, shares_
     dims = {name: 2 if name == "down" else 1 for name in weights}
     device = spread.mesh.devices.flat[0]
     how: dict[str, Any] = {"splits": {name: spread.split(dim) for name, dim in dims.items()}}
-    how["kernel"] = Kernel(bytes_of_core(device.device_kind)) if device.platform == "tpu" else None
+    if device.platform == "tpu":
+        how["kernel"] = Kernel(bytes_of_core(device.device_kind), rows_here=1 / sizes[axis])
 
     def local(x_BTD, experts_BTJ, shares_BTJ, weights):
         first: Any = 0

@@ -41,15 +41,15 @@ EXCHANGE_PASSES = 1
 scattered is copied piece by piece, what is gathered is not."""
 
 EXPERT_PASSES, SENT_PASSES = 11, 19
-"""Of experts, over their inner width and over the stream, of every token once for each expert that it meets: activations
-stand alone, rows are sorted and sorted back."""
+"""Of experts, over their inner width and over the stream, of every token once for each expert that it meets:
+activations stand alone, rows are sorted and sorted back."""
 
 TABLE_PASSES = {True: 18, False: 9}
 """Over a whole matrix of the vocabulary's size: gathered, laid out anew, its gradient likewise; and a frozen one."""
 
 WEIGHT_PASSES, WEIGHT_PASSES_3D = 0.4, 2.7
-"""Over the gathered weights of all blocks; over three dimensions of a network one after the other they are copied. Those
-of experts are used as they arrive."""
+"""Over the gathered weights of all blocks; over three dimensions of a network one after the other they are copied.
+Those of experts are used as they arrive."""
 
 
 def block_passes(model: ModelConfig) -> float:

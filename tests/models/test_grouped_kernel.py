@@ -88,6 +88,22 @@ def test_bfloat16_is_rounded_once(kernel):
     assert weight_grad(a, b, sizes_E, 8, jnp.bfloat16, kernel).dtype == jnp.bfloat16
 
 
+def test_a_compiler_is_told_what_a_device_with_a_quarter_of_the_experts_has_to_expect():
+    a, b, w, sizes_E = make([77, 0, 30], 2, 128, 384)
+    kernel = ROOMY._replace(rows_here=0.25)
+    calls = [
+        functools.partial(multiply, a, w, sizes_E, kernel, contract_columns=False),
+        functools.partial(multiply, b, w, sizes_E, kernel, contract_columns=True),
+        functools.partial(weight_grad, a, b, sizes_E, 2, jnp.float32, kernel),
+    ]
+    for call in calls:
+        (told,) = (
+            e.params["cost_estimate"] for e in jax.make_jaxpr(call)().eqns if "cost_estimate" in e.params
+        )
+        assert told.flops == 2 * 128 * 256 * 384
+        assert told.bytes_accessed == 4 * (3 * 256 * 384 + 128 * (256 + 384))
+
+
 @pytest.mark.parametrize("sizes_E", GROUPS, ids=str)
 def test_each_row_of_a_group_is_visited_once_and_each_group_at_least_once(sizes_E):
     found = visit(jnp.asarray(sizes_E, jnp.int32), 512, 128)
