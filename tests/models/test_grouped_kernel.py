@@ -218,3 +218,29 @@ def test_experts_of_other_devices_leave_no_trace(first):
     for expected, found in zip(*map(jax.tree.leaves, (grads(None), grads(ROOMY))), strict=True):
         assert np.isfinite(found).all()
         assert_close(found, expected, 2e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_compiled_for_a_tpu_the_weights_of_experts_are_copied_nowhere(monkeypatch, topology, dtype):
+    pytest.importorskip("libtpu")
+    from jax.experimental import topologies
+
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    place = jax.sharding.SingleDeviceSharding(device)
+    kernel = Kernel(VMEM_BYTES[device.device_kind])
+    M, S, E, r, C = 4096, 16, 8, 64, 1408
+    shapes = ((M, S * r), dtype), ((M, C), dtype), ((S, E, r, C), dtype), ((E,), jnp.int32)
+    arrays = (jax.ShapeDtypeStruct(*shape, sharding=place) for shape in shapes)
+
+    def run(a, b, w, sizes_E):
+        there = multiply(a, w, sizes_E, kernel, contract_columns=False)
+        back = multiply(b, w, sizes_E, kernel, contract_columns=True)
+        return there, back, weight_grad(a, b, sizes_E, S, dtype, kernel)
+
+    program = jax.jit(run).lower(*arrays).compile().as_text()
+    assert program.count('custom_call_target="tpu_custom_call"') == 3
+    large = [line for line in program.splitlines() if " copy(" in line or " transpose(" in line]
+    assert not any(f"[{S},{E},{r},{C}]" in line or f"[{M}," in line for line in large), large
