@@ -148,14 +148,20 @@ def _is_turned(split: Split | None) -> bool:
 
 
 def _multiply(
-    a: jax.Array, w_SErC: jax.Array, sizes_E: jax.Array, contract: int, kernel: Kernel | None
+    a: jax.Array,
+    w_SErC: jax.Array,
+    sizes_E: jax.Array,
+    contract: int,
+    kernel: Kernel | None,
+    onto: jax.Array | None = None,
 ) -> jax.Array:
-    """Rows of a times the weights of their group, of which it contracts the rows (1) or the columns (2)."""
+    """Rows of a times their group's weights, of which it contracts the rows (1) or the columns (2), plus `onto`."""
     if kernel is not None and supports(a.shape[0], w_SErC):
-        return multiply(a, w_SErC, sizes_E, kernel, contract_columns=contract == 2)
+        return multiply(a, w_SErC, sizes_E, kernel, contract_columns=contract == 2, onto=onto)
     w_ERC = jnp.moveaxis(w_SErC, 0, 1).reshape(w_SErC.shape[1], -1, w_SErC.shape[3])
     cpu, default = (_rows_cpu, _rows) if contract == 1 else (_rows_back_cpu, _rows_back)
-    return lax.platform_dependent(a, w_ERC, sizes_E, cpu=cpu, default=default)
+    y = lax.platform_dependent(a, w_ERC, sizes_E, cpu=cpu, default=default)
+    return y if onto is None else onto + y
 
 
 def _grad_in_parts(
@@ -169,30 +175,40 @@ def _grad_in_parts(
     return jnp.moveaxis(dw_ERC.reshape(E, S, r, C), 1, 0)
 
 
-def _forward(x_MI, w_EIO, sizes_E, split: Split | None, kernel: Kernel | None) -> jax.Array:
-    parts = _collect(w_EIO, x_MI.dtype, split)
-    return _multiply(x_MI, parts, sizes_E, 2 if _is_turned(split) else 1, kernel)
+Splits = tuple[Split | None, ...]
+
+
+def _forward(x_MI, ws, sizes_E, splits: Splits, kernel: Kernel | None) -> tuple[jax.Array, ...]:
+    def one(w_EIO: jax.Array, split: Split | None) -> jax.Array:
+        return _multiply(
+            x_MI, _collect(w_EIO, x_MI.dtype, split), sizes_E, 2 if _is_turned(split) else 1, kernel
+        )
+
+    return tuple(map(one, ws, splits))
 
 
 _grouped = jax.custom_vjp(_forward, nondiff_argnums=(3, 4))
 
 
-def _grouped_fwd(x_MI, w_EIO, sizes_E, split: Split | None, kernel: Kernel | None):
-    return _forward(x_MI, w_EIO, sizes_E, split, kernel), (x_MI, w_EIO, sizes_E)
+def _grouped_fwd(x_MI, ws, sizes_E, splits: Splits, kernel: Kernel | None):
+    return _forward(x_MI, ws, sizes_E, splits, kernel), (x_MI, ws, sizes_E)
 
 
-def _grouped_bwd(split: Split | None, kernel: Kernel | None, saved, g_MO):
-    x_MI, w_EIO, sizes_E = saved
-    g_MO = g_MO.astype(x_MI.dtype)
-    is_turned, parts = _is_turned(split), _collect(w_EIO, x_MI.dtype, split)
-    dx_MI = _multiply(g_MO, parts, sizes_E, 1 if is_turned else 2, kernel)
-    pair = (g_MO, x_MI) if is_turned else (x_MI, g_MO)
-    dtype = _accumulate(x_MI, g_MO) if split is None else jnp.dtype(split.sum_dtype)
-    dw = _grad_in_parts(*pair, sizes_E, parts, dtype, kernel)
-    if split is not None:
-        dw = scatter_sum(dw, split._replace(dim=0))
-    dw = jnp.swapaxes(dw[0], 1, 2) if is_turned else dw[0]
-    return dx_MI, dw.astype(w_EIO.dtype), None
+def _grouped_bwd(splits: Splits, kernel: Kernel | None, saved, gs):
+    x_MI, ws, sizes_E = saved
+    dx_MI, dws = None, []
+    for w_EIO, split, g_MO in zip(ws, splits, gs, strict=True):
+        g_MO = g_MO.astype(x_MI.dtype)
+        is_turned, parts = _is_turned(split), _collect(w_EIO, x_MI.dtype, split)
+        dx_MI = _multiply(g_MO, parts, sizes_E, 1 if is_turned else 2, kernel, dx_MI)
+        pair = (g_MO, x_MI) if is_turned else (x_MI, g_MO)
+        dtype = _accumulate(x_MI, g_MO) if split is None else jnp.dtype(split.sum_dtype)
+        dw = _grad_in_parts(*pair, sizes_E, parts, dtype, kernel)
+        if split is not None:
+            dw = scatter_sum(dw, split._replace(dim=0))
+        dw = jnp.swapaxes(dw[0], 1, 2) if is_turned else dw[0]
+        dws.append(dw.astype(w_EIO.dtype))
+    return dx_MI, tuple(dws), None
 
 
 _grouped.defvjp(_grouped_fwd, _grouped_bwd)
@@ -200,23 +216,24 @@ _grouped.defvjp(_grouped_fwd, _grouped_bwd)
 
 def grouped(
     x_MI: jax.Array,
-    w_EIO: jax.Array,
+    ws: dict[str, jax.Array],
     sizes_E: jax.Array,
-    split: Split | None = None,
-    *,
+    splits: dict[str, Split | None] | None = None,
     kernel: Kernel | None = None,
-    name: str = "dense",
-) -> jax.Array:
-    """x_MI @ w_EIO[group of the row] -> [M, O] in x's dtype, accumulated in float32.
+) -> dict[str, jax.Array]:
+    """x_MI @ w_EIO[group of the row] -> [M, O] in x's dtype, accumulated in float32, for each w.
 
-    As with `dense`, pass w as it is stored (float32): its gradient comes back in float32, never rounded.
+    As with `dense_each`, pass weights as they are stored (float32): their gradients come back in float32, never
+    rounded; and what shares x goes together, so that x's gradient is added up where it is made.
 
     Args:
       x_MI: rows, those of group 0 first. Rows beyond the last group may come back as anything, also in the gradient.
+      ws: by what `model.remat` calls the results.
       sizes_E: rows of each group, int32; any of them may be 0.
-      split: where each device of a shard_map holds a part of the weights: gathered here, in the compute dtype, and
+      splits: by weight, where each device of a shard_map holds a part of it: gathered here, in the compute dtype, and
         the gradient summed and scattered again.
       kernel: the TPU whose kernels run this, where they take the shapes; None: what XLA makes of it.
-      name: as of `dense`.
     """
-    return checkpoint_name(_grouped(x_MI, w_EIO, sizes_E, split, kernel), name)
+    of = tuple((splits or {}).get(name) for name in ws)
+    ys = _grouped(x_MI, tuple(ws.values()), sizes_E, of, kernel)
+    return {name: checkpoint_name(y, name) for name, y in zip(ws, ys, strict=True)}

@@ -122,7 +122,7 @@ def pick_rows(
         # A block of rows, or a group's weights, stays for the next visit only if it is there as a whole.
         rows = num_out * inner * (num_rows if num_in == 1 else visits * b.m)
         weights = R * C * (num_groups if num_in == 1 else visits)
-        needed = 2 * itemsize * (b.m * step_in + b.r * b.c + b.m * step_out) + 8 * b.m * step_out
+        needed = 2 * itemsize * (b.m * step_in + b.r * b.c + 2 * b.m * step_out) + 8 * b.m * step_out
         moved = itemsize * (rows + weights + num_rows * outer)
         computed = 2 * visits * b.m * R * C / FLOPS_PER_BYTE
         return max(moved, computed) + STEP_BYTES * visits * num_out * num_in, needed
@@ -211,14 +211,18 @@ def _multiply_kernel(
     num,
     a_ref,
     w_ref,
-    y_ref,
-    *scratch,
+    *rest,
     b: Blocks,
     r: int,
     num_in: int,
     by_rows: bool,
+    adds: bool,
 ):
-    """by_rows: the rows of the weights are those of the result; they contract their columns."""
+    """rest: what is added to, if anything is, the result, and what adds up over several steps.
+
+    by_rows: the rows of the weights are those of the result; they contract their columns.
+    """
+    onto_ref, (y_ref, *scratch) = (rest[0], rest[1:]) if adds else (None, rest)
     v, k = pl.program_id(1), pl.program_id(2)
     row = block[v] * b.m
     # Rows behind the group's may hold anything: they are those of groups that come later, or nobody's.
@@ -230,6 +234,9 @@ def _multiply_kernel(
         at = (slice(None), _at(i, piece))
 
         def write(total):
+            if onto_ref is not None:
+                total += onto_ref[at].astype(jnp.float32)
+
             @pl.when(is_first)
             def _():
                 y_ref[at] = total.astype(y_ref.dtype)
@@ -268,11 +275,18 @@ def _multiply_kernel(
 
 
 def multiply(
-    a_MI: jax.Array, w_SErC: jax.Array, sizes_E: jax.Array, kernel: Kernel, *, contract_columns: bool
+    a_MI: jax.Array,
+    w_SErC: jax.Array,
+    sizes_E: jax.Array,
+    kernel: Kernel,
+    *,
+    contract_columns: bool,
+    onto: jax.Array | None = None,
 ) -> jax.Array:
     """Each row times its group's matrix [R, C] -> [M, C]; or, contracting C, times its transpose -> [M, R].
 
-    In a's dtype, accumulated in float32. Rows beyond the last group come back as anything.
+    In a's dtype, accumulated in float32, with `onto` of the same shape added, whose memory it takes. Rows beyond the
+    last group come back as anything.
     """
     S, E, r, C = w_SErC.shape
     M, R = a_MI.shape[0], S * r
@@ -295,16 +309,22 @@ def multiply(
     def of_y(o, v, k, group, block, start, stop, num):
         return block[v], o
 
+    inputs = [(a_MI, pl.BlockSpec((b.m, inner), of_a)), (w_SErC, _weights_spec(r, b, of_w))]
+    if onto is not None:
+        inputs.append((onto, pl.BlockSpec((b.m, outer), of_y)))
+    arrays, specs = zip(*inputs, strict=True)
+    how: dict[str, Any] = {"by_rows": contract_columns, "adds": onto is not None}
     return pl.pallas_call(
-        functools.partial(_multiply_kernel, b=b, r=r, num_in=num_in, by_rows=contract_columns),
+        functools.partial(_multiply_kernel, b=b, r=r, num_in=num_in, **how),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=5,
             grid=(num_out, most_visits(M, b.m, E), num_in),
-            in_specs=[pl.BlockSpec((b.m, inner), of_a), _weights_spec(r, b, of_w)],
+            in_specs=specs,
             out_specs=pl.BlockSpec((b.m, outer), of_y),
             scratch_shapes=[pltpu.VMEM((b.m, outer), jnp.float32)] * (num_in > 1),
         ),
         out_shape=jax.ShapeDtypeStruct((M, num_out * outer), a_MI.dtype),
+        input_output_aliases={} if onto is None else {5 + len(arrays) - 1: 0},
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=limit_bytes(needed, kernel.vmem_bytes),
@@ -312,11 +332,13 @@ def multiply(
         cost_estimate=pl.CostEstimate(
             flops=round(2 * M * kernel.rows_here * R * C),
             transcendentals=0,
-            bytes_accessed=w_SErC.nbytes + round(M * kernel.rows_here * (R + C) * a_MI.dtype.itemsize),
+            bytes_accessed=w_SErC.nbytes
+            + round(M * kernel.rows_here * (R + C) * a_MI.dtype.itemsize)
+            + (0 if onto is None else round(onto.nbytes * kernel.rows_here)),
         ),
         interpret=kernel.interpret,
         name="grouped_multiply",
-    )(*visit(sizes_E, M, b.m), a_MI, w_SErC)
+    )(*visit(sizes_E, M, b.m), *arrays)
 
 
 def _weight_grad_kernel(group, block, start, stop, num, a_ref, b_ref, w_ref, total_ref, *, b: Blocks):

@@ -143,7 +143,7 @@ def only(is_here_M1: jax.Array, x_MD: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)
-def hidden(activation: str, up_MF: jax.Array, gate_MF: jax.Array | None, share_M: jax.Array) -> jax.Array:
+def hidden(activation: str, share_M: jax.Array, up_MF: jax.Array, gate_MF: jax.Array | None) -> jax.Array:
     """What goes into the experts' last product, times the share of its result. Keeps just its arguments.
 
     The share is as good here as behind the product, and here its gradient does not need the product's result: so that
@@ -172,7 +172,6 @@ def mix(
       splits: by weight, as of `grouped`.
       kernel: as of `grouped`.
     """
-    splits = splits or {}
     E, k = weights["up"].shape[0], experts_XJ.shape[-1]
     group_M = experts_XJ.reshape(-1) - first
     is_here_M = (group_M >= 0) & (group_M < E)
@@ -186,13 +185,14 @@ def mix(
         functools.partial(only, is_here_M[order_M][:, None]) if config.num_experts != E else lambda x_MD: x_MD
     )
 
-    def product(x_MI: jax.Array, name: str) -> jax.Array:
-        return keep(grouped(x_MI, weights[name], sizes_E, splits.get(name), kernel=kernel, name=name))
+    def products(x_MI: jax.Array, *names: str) -> dict[str, jax.Array]:
+        ys = grouped(x_MI, {name: weights[name] for name in names}, sizes_E, splits, kernel)
+        return {name: keep(y_MX) for name, y_MX in ys.items()}
 
     x_MD, share_M = keep(send(x_XD, order_M, back_M, k)), send(shares_XJ.reshape(-1), order_M, back_M, 1)
-    gate_MF = product(x_MD, "gate") if config.gated else None
-    h_MF = keep(hidden(config.activation, product(x_MD, "up"), gate_MF, share_M))
-    return bring_back(product(h_MF, "down"), order_M, back_M, k)
+    into = products(x_MD, *(("up", "gate") if config.gated else ("up",)))
+    h_MF = keep(hidden(config.activation, share_M, into["up"], into.get("gate")))
+    return bring_back(products(h_MF, "down")["down"], order_M, back_M, k)
 
 
 def mix_rows(config: ModelConfig, x_BTD, experts_BTJ, shares_BTJ, weights, **where) -> jax.Array:

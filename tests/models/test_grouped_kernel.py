@@ -70,6 +70,8 @@ def test_they_are_the_products_of_each_group(sizes_E, parts, rows_of_part, kerne
     assert_close(y[:num], grouped._rows(a, w_ERC, sizes_E)[:num], 3e-6)
     y = multiply(b, w, sizes_E, kernel, contract_columns=True)
     assert_close(y[:num], grouped._rows_back(b, w_ERC, sizes_E)[:num], 3e-6)
+    both = multiply(b, w, sizes_E, kernel, contract_columns=True, onto=a)
+    assert_close(both[:num], y[:num] + a[:num], 3e-6)
     dw = weight_grad(a, b, sizes_E, parts, jnp.float32, kernel)
     assert dw.shape == w.shape
     masked = (jnp.where(jnp.arange(512)[:, None] < num, x, 0) for x in (a, b))
@@ -171,7 +173,11 @@ def test_parts_of_devices_are_used_as_they_arrive(dim):
     spec = PartitionSpec(None, *(["fsdp", None] if dim == 1 else [None, "fsdp"]))
 
     def run(x, w, mix, split, kernel):
-        y, pull = jax.vjp(lambda x, w: grouped.grouped(x, w, sizes_E, split, kernel=kernel), x, w)
+        def twice(x, w):
+            ys = grouped.grouped(x, {"a": w, "b": 2 * w}, sizes_E, {"a": split, "b": split}, kernel)
+            return ys["a"] + 3 * ys["b"]
+
+        y, pull = jax.vjp(twice, x, w)
         return y, *pull(mix)
 
     def on_devices(kernel):
