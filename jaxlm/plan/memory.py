@@ -44,8 +44,8 @@ to 11 %. With dense attention (jax 0.10.2, libtpu 0.0.42.1, 2026-11-24) within 1
 | Gemma 3 270M (262,144 ids), fsdp 8, 32 x 2048, full                   | 3.09         | +6%      |
 | Llama 3 8B, fsdp 64, 64 x 4096, full                                  | 7.99         | -5%      |
 
-Of mixtures of experts (8 layers, width 1024, 8 experts of 2048, 2 a token, bfloat16; 2026-11-25): within 7 % on one
-chip, on fsdp 8, expert 8, and fsdp 4 x expert 2, with each `model.remat`.
+Of mixtures of experts, with their kernels (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27): Mixtral 8x7B and Qwen3 30B-A3B on
+64 v5p within 2 %, Qwen3 on fsdp 16 x expert 4 with nothing kept -2 %, Mixtral on 256 v6e with nothing kept +11 %.
 
 tests/plan/test_memory_tpu.py compiles some of them anew wherever libtpu is installed.
 """
@@ -91,7 +91,7 @@ GAPS, KERNEL_GAPS = 0.06, 0.01
 """Of XLA:TPU's temporaries: mean share that lies between buffers (0 to 18 %); the second with attention's kernels,
 where no tables come and go."""
 
-WHOLE_BLOCKS = 1.5
+WHOLE_BLOCKS, WHOLE_EXPERT_BLOCKS = 1.5, 1.0
 """Of weights that are split over fsdp, how many blocks XLA:TPU holds whole, in the compute dtype."""
 
 
@@ -334,7 +334,8 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
         head += FLOAT32 * (parts.whole_table + (parts.table if parts.is_gathered else 0))
     shared = parts.shared._replace(activations=round(kept))
     kernels = model.attention not in ("dense", "chunked")
-    held = copy + padded + (round(WHOLE_BLOCKS * item * parts.whole_block) if parts.is_gathered else 0)
+    whole_blocks = WHOLE_BLOCKS if model.num_experts is None else WHOLE_EXPERT_BLOCKS
+    held = copy + padded + (round(whole_blocks * item * parts.whole_block) if parts.is_gathered else 0)
     if kernels and parts.is_gathered and parts.trains_head and parts.num_tables > 1:
         # The gradient of a head of its own is whole until the end; that of a tied one is collected before the blocks'.
         held += FLOAT32 * parts.whole_table

@@ -40,7 +40,7 @@ EXCHANGE_PASSES = 1
 """Each time that the stream is gathered or scattered along `tensor`, over what comes from others, a mean: what is
 scattered is copied piece by piece, what is gathered is not."""
 
-EXPERT_PASSES, SENT_PASSES = 11, 19
+EXPERT_PASSES, SENT_PASSES = 11, 14
 """Of experts, over their inner width and over the stream, of every token once for each expert that it meets:
 activations stand alone, rows are sorted and sorted back."""
 
