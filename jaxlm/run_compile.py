@@ -220,19 +220,25 @@ def lower_step(cfg: RunConfig, devices: Sequence[Any]) -> LoweredStep:
     return LoweredStep(
         lowered,
         pieces,
-        kernels_of(cfg, devices[0], pieces.sizes["tensor"]),
+        kernels_of(cfg, devices[0], pieces.sizes),
         {name: device_bytes(tree) for name, tree in parts.items()},
         time.perf_counter() - started,
     )
 
 
-def kernels_of(cfg: RunConfig, device: Any, num_parts: int) -> dict[str, str]:
-    """What each `auto` stands for on this device. num_parts: devices that the heads are split over."""
+def kernels_of(cfg: RunConfig, device: Any, mesh: dict[str, int]) -> dict[str, str]:
+    """What each `auto` stands for on such a device of this mesh (axis -> devices), and what runs experts."""
     from jaxlm.models.attention import pick_attention, picked_blocks
+    from jaxlm.models.moe import picked_products
+    from jaxlm.plan.step_products import device_tokens
 
-    kernel = pick_attention(cfg.model, device.platform, num_parts)
-    blocks = picked_blocks(cfg.model, kernel, cfg.data.seq_len, device.device_kind, num_parts)
-    return {"attention": kernel} | ({} if blocks is None else {"attention blocks": blocks})
+    kernel = pick_attention(cfg.model, device.platform, mesh["tensor"])
+    blocks = picked_blocks(cfg.model, kernel, cfg.data.seq_len, device.device_kind, mesh["tensor"])
+    found = {"attention": kernel} | ({} if blocks is None else {"attention blocks": blocks})
+    if cfg.model.num_experts is not None:
+        tokens = round(device_tokens(cfg, mesh)) // cfg.train.num_microbatches
+        found["experts"] = picked_products(cfg.model, mesh, tokens, device.platform)
+    return found
 
 
 def device_bytes(tree: PyTree) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+import types
 
 import jax
 import numpy as np
@@ -145,6 +146,25 @@ def test_auto_is_what_the_platform_of_the_devices_has(folder):
 
     assert program("auto") == program("chunked")
     assert program("auto")[0] != program("dense")[0]
+
+
+@pytest.mark.parametrize(
+    ("platform", "seq_len", "said"),
+    [
+        ("cpu", 1024, "blocks"),
+        ("gpu", 1024, "ragged_dot"),
+        ("tpu", 1024, "grouped"),
+        ("tpu", 100, "ragged_dot"),
+    ],
+)
+def test_it_says_what_runs_the_products_of_experts(platform, seq_len, said):
+    flags = [f"--config.data.seq_len={seq_len}", "--config.data.global_batch_size=8", "--config.mesh.fsdp=8"]
+    cfg = run.resolve(run.parse(["--config=pretrain_size:qwen3-30b-a3b", *flags]))
+    device = types.SimpleNamespace(platform=platform, device_kind="TPU v5")
+    mesh = run.resolve_mesh(cfg, 8)
+    assert run_compile.kernels_of(cfg, device, mesh)["experts"] == said
+    dense = run.resolve(run.parse(["--config=pretrain_size:qwen3-8b", *flags]))
+    assert "experts" not in run_compile.kernels_of(dense, device, mesh)
 
 
 def test_bytes_of_the_arguments_are_those_of_the_compiler(folder):

@@ -17,12 +17,22 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.collective import Split, scatter_sum
-from jaxlm.models.grouped_kernel import Kernel, multiply, supports, weight_grad
 
 LARGEST_BLOCK = 128
 """Rows of a block on CPUs: each copies its group's weights, which many rows have to make up for."""
 SMALLEST_BLOCK = 4
 """Fewer rows cost the same: reading the weights takes longer than the product."""
+
+
+class Kernel(NamedTuple):
+    """The TPU whose kernels run these products."""
+
+    vmem_bytes: int
+    """Vector memory of a core."""
+    rows_here: float = 1.0
+    """Share of the rows that belong to a group, where all groups get as many: what the compiler is told to expect."""
+    interpret: bool = False
+    """On a CPU, for tests."""
 
 
 class Blocks(NamedTuple):
@@ -156,8 +166,14 @@ def _multiply(
     onto: jax.Array | None = None,
 ) -> jax.Array:
     """Rows of a times their group's weights, of which it contracts the rows (1) or the columns (2), plus `onto`."""
-    if kernel is not None and supports(a.shape[0], w_SErC):
-        return multiply(a, w_SErC, sizes_E, kernel, contract_columns=contract == 2, onto=onto)
+    if kernel is not None:
+        from jaxlm.models.grouped_kernel import (
+            multiply,
+            supports,
+        )  # Pallas: a tenth of a second, on TPUs only
+
+        if supports(a.shape[0], w_SErC):
+            return multiply(a, w_SErC, sizes_E, kernel, contract_columns=contract == 2, onto=onto)
     w_ERC = jnp.moveaxis(w_SErC, 0, 1).reshape(w_SErC.shape[1], -1, w_SErC.shape[3])
     cpu, default = (_rows_cpu, _rows) if contract == 1 else (_rows_back_cpu, _rows_back)
     y = lax.platform_dependent(a, w_ERC, sizes_E, cpu=cpu, default=default)
@@ -169,8 +185,11 @@ def _grad_in_parts(
 ) -> jax.Array:
     """Sum over the rows of each group of a (outer) b, in the parts of the weights; dtype: if a kernel writes it."""
     S, E, r, C = like_SErC.shape
-    if kernel is not None and supports(a_MR.shape[0], like_SErC):
-        return weight_grad(a_MR, b_MC, sizes_E, S, dtype, kernel)
+    if kernel is not None:
+        from jaxlm.models.grouped_kernel import supports, weight_grad
+
+        if supports(a_MR.shape[0], like_SErC):
+            return weight_grad(a_MR, b_MC, sizes_E, S, dtype, kernel)
     dw_ERC = lax.platform_dependent(a_MR, b_MC, sizes_E, cpu=_weight_grad_cpu, default=_weight_grad)
     return jnp.moveaxis(dw_ERC.reshape(E, S, r, C), 1, 0)
 

@@ -20,6 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxlm.models.grouped import Kernel
 from jaxlm.models.vector_memory import limit_bytes
 
 LANES = 128
@@ -31,17 +32,6 @@ FLOPS_PER_BYTE = 300
 """Of a chip with as much arithmetic as bandwidth: between the 166 of a v5p and the 560 of a v6e."""
 STEP_BYTES = 350_000
 """What could be read while a step of a kernel begins: a third of a microsecond."""
-
-
-class Kernel(NamedTuple):
-    """Where these products run."""
-
-    vmem_bytes: int
-    """Vector memory of a core."""
-    rows_here: float = 1.0
-    """Share of the rows that belong to a group, where all groups get as many: what the compiler is told to expect."""
-    interpret: bool = False
-    """On a CPU, for tests."""
 
 
 class Blocks(NamedTuple):
@@ -87,7 +77,7 @@ def most_visits(num_rows: int, block_rows: int, num_groups: int) -> int:
     return num_rows // block_rows + num_groups - 1
 
 
-def supports(num_rows: int, weights: jax.Array) -> bool:
+def supports(num_rows: int, weights: jax.Array | jax.ShapeDtypeStruct) -> bool:
     """Whether the kernels take so many rows and weights of [S, E, r, C]: their blocks have to be tiles of memory."""
     S, _, r, C = weights.shape
     tile = 8 * 4 // weights.dtype.itemsize

@@ -8,6 +8,7 @@ al. 2022, ST-MoE, arXiv:2202.08906, section 3.2.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,8 +20,7 @@ from jax.sharding import PartitionSpec
 
 from jaxlm.collective import Split
 from jaxlm.models.config import ModelConfig
-from jaxlm.models.grouped import grouped
-from jaxlm.models.grouped_kernel import Kernel
+from jaxlm.models.grouped import Kernel, grouped
 from jaxlm.models.layers import Constrain, Spread, nonlinearity, normal, residual_stddev, weight
 from jaxlm.models.vector_memory import bytes_of_core
 
@@ -236,6 +236,23 @@ def mix_on_mesh(config: ModelConfig, spread: Spread, x_BTD, experts_BTJ, shares_
         local, mesh=spread.mesh, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False
     )
     return run(x_BTD, experts_BTJ, shares_BTJ, weights)
+
+
+def picked_products(config: ModelConfig, mesh: Mapping[str, int], num_tokens: int, platform: str) -> str:
+    """What runs the products of experts on a mesh: `grouped` (kernels of ours), `ragged_dot` or `blocks`.
+
+    Args:
+      mesh: axis -> devices.
+      num_tokens: of one device and microbatch.
+    """
+    if platform != "tpu":
+        return "blocks" if platform == "cpu" else "ragged_dot"
+    from jaxlm.models.grouped_kernel import supports
+
+    S, E = mesh["fsdp"], (config.num_experts or 0) // mesh["expert"]
+    shape = (S, E, config.embed_dim // S, config.mlp_width // mesh["tensor"])
+    num_rows = num_tokens * config.num_experts_per_token * mesh["expert"]
+    return "grouped" if supports(num_rows, jax.ShapeDtypeStruct(shape, config.dtype)) else "ragged_dot"
 
 
 class MoE(nn.Module):

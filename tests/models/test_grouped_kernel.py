@@ -14,8 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxlm.collective import Split
 from jaxlm.models import grouped, moe, sizes
 from jaxlm.models.config import ModelConfig
+from jaxlm.models.grouped import Kernel
 from jaxlm.models.grouped_kernel import (
-    Kernel,
     most_visits,
     multiply,
     pick_rows,
