@@ -219,6 +219,7 @@ def test_two_processes_roll_back_as_one_does(config, tmp_path):
     assert "rollback" in {name for name, _ in told[0]}
 
 
+@pytest.mark.slow  # what the supervisor itself does is in launch/test_supervisor.py
 def test_a_supervisor_starts_a_run_again_whose_process_was_killed_and_it_ends_the_same(two, config, tmp_path):
     """`jaxlm launch --on=local:2`, which runs on every machine of a pod as well."""
     workdir = tmp_path / "run"

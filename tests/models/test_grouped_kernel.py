@@ -59,8 +59,11 @@ def assert_close(found, expected, tolerance):
     )
 
 
-@pytest.mark.parametrize("kernel", [ROOMY, NARROW], ids=["roomy", "narrow"])
-@pytest.mark.parametrize(("parts", "rows_of_part"), [(1, 256), (2, 128), (16, 16), (2, 192)])
+@pytest.mark.parametrize(
+    ("kernel", "parts", "rows_of_part"),
+    [(ROOMY, 16, 16), (ROOMY, 2, 192), (ROOMY, 1, 512), (NARROW, 2, 192), (NARROW, 1, 256)],
+    ids=["roomy-16-parts", "roomy-2-parts", "roomy-whole", "narrow-2-parts", "narrow-whole"],
+)
 @pytest.mark.parametrize("sizes_E", GROUPS, ids=str)
 def test_they_are_the_products_of_each_group(sizes_E, parts, rows_of_part, kernel):
     a, b, w, sizes_E = make(sizes_E, parts, rows_of_part, 384)
