@@ -9,7 +9,7 @@ than there are rows, and weights of groups without rows are not even read. On tw
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +157,13 @@ def _is_turned(split: Split | None) -> bool:
     return split is not None and split.dim == 2
 
 
+def _kernels(num_rows: int, w_SErC: jax.Array) -> Any:
+    """The module of the kernels, where they take these shapes. Pallas: a tenth of a second, on TPUs only."""
+    from jaxlm.models import grouped_kernel
+
+    return grouped_kernel if grouped_kernel.supports(num_rows, w_SErC) else None
+
+
 def _multiply(
     a: jax.Array,
     w_SErC: jax.Array,
@@ -166,14 +173,8 @@ def _multiply(
     onto: jax.Array | None = None,
 ) -> jax.Array:
     """Rows of a times their group's weights, of which it contracts the rows (1) or the columns (2), plus `onto`."""
-    if kernel is not None:
-        from jaxlm.models.grouped_kernel import (
-            multiply,
-            supports,
-        )  # Pallas: a tenth of a second, on TPUs only
-
-        if supports(a.shape[0], w_SErC):
-            return multiply(a, w_SErC, sizes_E, kernel, contract_columns=contract == 2, onto=onto)
+    if kernel is not None and (kernels := _kernels(a.shape[0], w_SErC)) is not None:
+        return kernels.multiply(a, w_SErC, sizes_E, kernel, contract_columns=contract == 2, onto=onto)
     w_ERC = jnp.moveaxis(w_SErC, 0, 1).reshape(w_SErC.shape[1], -1, w_SErC.shape[3])
     cpu, default = (_rows_cpu, _rows) if contract == 1 else (_rows_back_cpu, _rows_back)
     y = lax.platform_dependent(a, w_ERC, sizes_E, cpu=cpu, default=default)
@@ -185,11 +186,8 @@ def _grad_in_parts(
 ) -> jax.Array:
     """Sum over the rows of each group of a (outer) b, in the parts of the weights; dtype: if a kernel writes it."""
     S, E, r, C = like_SErC.shape
-    if kernel is not None:
-        from jaxlm.models.grouped_kernel import supports, weight_grad
-
-        if supports(a_MR.shape[0], like_SErC):
-            return weight_grad(a_MR, b_MC, sizes_E, S, dtype, kernel)
+    if kernel is not None and (kernels := _kernels(a_MR.shape[0], like_SErC)) is not None:
+        return kernels.weight_grad(a_MR, b_MC, sizes_E, S, dtype, kernel)
     dw_ERC = lax.platform_dependent(a_MR, b_MC, sizes_E, cpu=_weight_grad_cpu, default=_weight_grad)
     return jnp.moveaxis(dw_ERC.reshape(E, S, r, C), 1, 0)
 

@@ -144,6 +144,16 @@ def _best(blocks: Iterator[Blocks], rate: Callable[[Blocks], tuple[float, int]],
     return best, needed
 
 
+def _cost(
+    kernel: Kernel, num_rows: int, R: int, C: int, row_bytes: int, weight_bytes: int
+) -> pl.CostEstimate:
+    """Of one product, for the rows that belong to a group here. row_bytes: read and written for each."""
+    num = num_rows * kernel.rows_here
+    return pl.CostEstimate(
+        flops=round(2 * num * R * C), transcendentals=0, bytes_accessed=weight_bytes + round(num * row_bytes)
+    )
+
+
 def _weights_spec(r: int, b: Blocks, where: Callable) -> pl.BlockSpec:
     """A block of [S, E, r, C]: whole parts, or a piece of one. where(*ids) -> (block of R, group, block of C)."""
     if b.r >= r:
@@ -303,6 +313,7 @@ def multiply(
     if onto is not None:
         inputs.append((onto, pl.BlockSpec((b.m, outer), of_y)))
     arrays, specs = zip(*inputs, strict=True)
+    row_bytes = (R + C + (0 if onto is None else num_out * outer)) * a_MI.dtype.itemsize
     how: dict[str, Any] = {"by_rows": contract_columns, "adds": onto is not None}
     return pl.pallas_call(
         functools.partial(_multiply_kernel, b=b, r=r, num_in=num_in, **how),
@@ -319,13 +330,7 @@ def multiply(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=limit_bytes(needed, kernel.vmem_bytes),
         ),
-        cost_estimate=pl.CostEstimate(
-            flops=round(2 * M * kernel.rows_here * R * C),
-            transcendentals=0,
-            bytes_accessed=w_SErC.nbytes
-            + round(M * kernel.rows_here * (R + C) * a_MI.dtype.itemsize)
-            + (0 if onto is None else round(onto.nbytes * kernel.rows_here)),
-        ),
+        cost_estimate=_cost(kernel, M, R, C, row_bytes, w_SErC.nbytes),
         interpret=kernel.interpret,
         name="grouped_multiply",
     )(*visit(sizes_E, M, b.m), *arrays)
@@ -405,12 +410,7 @@ def weight_grad(
             dimension_semantics=("parallel", "parallel", "arbitrary"),
             vmem_limit_bytes=limit_bytes(needed, kernel.vmem_bytes),
         ),
-        cost_estimate=pl.CostEstimate(
-            flops=round(2 * M * kernel.rows_here * R * C),
-            transcendentals=0,
-            bytes_accessed=E * R * C * dtype.itemsize
-            + round(M * kernel.rows_here * (R + C) * a_MR.dtype.itemsize),
-        ),
+        cost_estimate=_cost(kernel, M, R, C, (R + C) * a_MR.dtype.itemsize, E * R * C * dtype.itemsize),
         interpret=kernel.interpret,
         name="grouped_weight_grad",
     )(*visit(sizes_E, M, b.m), a_MR, b_MC)

@@ -150,7 +150,7 @@ def test_blocks_fit_the_vector_memory_of_every_chip(size, chip, parts):
     for columns in (False, True):
         b, needed = pick_rows(M, E, R, R // parts, C, 2, vmem, columns)
         assert needed <= vmem // 2
-        assert 0 in {M % b.m, R % b.r, C % b.c}
+        assert {M % b.m, R % b.r, C % b.c} == {0}
         assert 2 * (b.m * b.r + b.r * b.c + b.m * b.c) * 2 <= needed
     b, needed = pick_weights(M, E, R, R // parts, C, 2, 4, vmem)
     assert 2 * (b.m * (b.r + b.c)) * 2 + 3 * 4 * b.r * b.c <= needed <= vmem // 2
