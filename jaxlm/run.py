@@ -265,6 +265,21 @@ def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
     return Run(cfg, folder, data, rows, plan, build_pieces(cfg, weights))
 
 
+def kernels_of(cfg: RunConfig, device: Any, mesh: dict[str, int]) -> dict[str, str]:
+    """What each `auto` stands for on such a device of this mesh (axis -> devices), and what runs experts."""
+    from jaxlm.models.attention import pick_attention, picked_blocks
+    from jaxlm.models.moe import picked_products
+    from jaxlm.plan.step_products import device_tokens
+
+    kernel = pick_attention(cfg.model, device.platform, mesh["tensor"])
+    blocks = picked_blocks(cfg.model, kernel, cfg.data.seq_len, device.device_kind, mesh["tensor"])
+    found = {"attention": kernel} | ({} if blocks is None else {"attention blocks": blocks})
+    if cfg.model.num_experts is not None:
+        tokens = round(device_tokens(cfg, mesh)) // cfg.train.num_microbatches
+        found["experts"] = picked_products(cfg.model, mesh, tokens, device.platform)
+    return found
+
+
 def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
     """What was decided, for the first screen."""
     from jaxlm.models.attention import describe_attention
@@ -289,6 +304,11 @@ def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
         "steps": f"{first_step:,} to {num_steps:,}; {plan['num_positions']:,} tokens in all{at_most}",
         "predicted": f"{plan['flops']:.3g} FLOPs, {plan['device_bytes'] / 2**30:.2f} GiB a device",
     }
+    if products := kernels_of(cfg, mesh.devices.flat[0], sizes).get("experts"):
+        model = cfg.model
+        facts["experts"] = (
+            f"{model.num_experts_per_token} of {model.num_experts} for each token, products: {products}"
+        )
     if cfg.tune.train != "all":
         num_trained = sum(w.num_params for w in trained_weights(weights(cfg.model, T), cfg.tune))
         base = f", on a base in {cfg.tune.quantize}" if cfg.tune.quantize else ""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlm.plan.compiled import DeviceMemory
 from jaxlm.plan.topology import Topology
-from jaxlm.run import Pieces, abstract_state, build_pieces
+from jaxlm.run import Pieces, abstract_state, build_pieces, kernels_of
 from jaxlm.types import Batch, PyTree, UserError
 
 if TYPE_CHECKING:
@@ -224,21 +224,6 @@ def lower_step(cfg: RunConfig, devices: Sequence[Any]) -> LoweredStep:
         {name: device_bytes(tree) for name, tree in parts.items()},
         time.perf_counter() - started,
     )
-
-
-def kernels_of(cfg: RunConfig, device: Any, mesh: dict[str, int]) -> dict[str, str]:
-    """What each `auto` stands for on such a device of this mesh (axis -> devices), and what runs experts."""
-    from jaxlm.models.attention import pick_attention, picked_blocks
-    from jaxlm.models.moe import picked_products
-    from jaxlm.plan.step_products import device_tokens
-
-    kernel = pick_attention(cfg.model, device.platform, mesh["tensor"])
-    blocks = picked_blocks(cfg.model, kernel, cfg.data.seq_len, device.device_kind, mesh["tensor"])
-    found = {"attention": kernel} | ({} if blocks is None else {"attention blocks": blocks})
-    if cfg.model.num_experts is not None:
-        tokens = round(device_tokens(cfg, mesh)) // cfg.train.num_microbatches
-        found["experts"] = picked_products(cfg.model, mesh, tokens, device.platform)
-    return found
 
 
 def device_bytes(tree: PyTree) -> int:

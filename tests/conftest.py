@@ -46,6 +46,25 @@ def _no_network():
 
 
 @pytest.fixture
+def tpu_compiler(monkeypatch):
+    """Lets the compiler of TPUs, where it is installed, run without a TPU, and beside another one."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
+@pytest.fixture
+def tpu_devices(tpu_compiler):
+    """tpu_devices("v5e:2x2") -> devices that programs can be compiled for."""
+    from jax.experimental import topologies
+
+    def devices(topology, **how):
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **how).devices
+
+    return devices
+
+
+@pytest.fixture
 def jaxlm(capsys):
     """jaxlm("generate", "--prompt=a") -> (exit code, stdout, stderr)."""
     from jaxlm.cli import main as cli

@@ -58,12 +58,8 @@ def config(name, remat, scan_layers, mesh):
     ],
     ids=["scan-v5e", "unrolled-v6e", "experts-v6e"],
 )  # fmt: skip
-def test_it_lies_in_the_memory_of_the_host_of_tpus(
-    monkeypatch, on, name, remat, scan_layers, mesh, token_bytes
-):
-    pytest.importorskip("libtpu")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+@pytest.mark.usefixtures("tpu_compiler")
+def test_it_lies_in_the_memory_of_the_host_of_tpus(on, name, remat, scan_layers, mesh, token_bytes):
     step = run_compile.lower_step(
         config(name, remat, scan_layers, {"data": 1} | mesh), run_compile.devices_of(topology.parse(on))
     )

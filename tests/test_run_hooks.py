@@ -98,6 +98,15 @@ def test_the_first_screen_says_which_attention_auto_is(monkeypatch):
     assert said == "splash (auto; not flash: 96 channels a head, 12 and 12 heads)"
 
 
+def test_the_first_screen_says_what_runs_the_products_of_experts(monkeypatch):
+    assert "experts" not in run.start_facts(run_on(V5E, 4), 0, "1")
+    monkeypatch.setattr(f"{__name__}.MODEL", sizes.size("mixtral-8x7b"))
+    for device_kind, products in ("cpu", "blocks"), (V5E, "grouped"):
+        made = run_on(device_kind, 4)
+        made.pieces.sizes["expert"] = 1
+        assert run.start_facts(made, 0, "1")["experts"] == f"2 of 8 for each token, products: {products}"
+
+
 @pytest.mark.parametrize(
     ("device_kind", "num_cores", "num_chips"),
     [(V5E, 1, 8), ("TPU v4", 2, 8), ("TPU v4", 1, 4), ("TPU7x", 1, 4), ("TPU7x", None, 4), ("cpu", None, 8)],

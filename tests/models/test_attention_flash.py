@@ -263,14 +263,8 @@ def test_vector_memory_holds_as_many_keys_as_fit(kind, T, chunks):
     assert tuple(pick_tiling(x, 8, blocks, back=back, **how).chunk for back in (False, True)) == chunks
 
 
-def test_compiled_for_a_tpu_nothing_is_copied_around_the_kernels(monkeypatch):
-    pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    device = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
-    place = jax.sharding.SingleDeviceSharding(device)
+def test_compiled_for_a_tpu_nothing_is_copied_around_the_kernels(tpu_devices):
+    place = jax.sharding.SingleDeviceSharding(tpu_devices("v5e:2x2")[0])
     wide, narrow = (jax.ShapeDtypeStruct((2, 512, 4 * 128), jnp.bfloat16, sharding=place) for _ in range(2))
 
     def run(q, k, v, do):

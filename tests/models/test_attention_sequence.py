@@ -173,14 +173,8 @@ def test_heads_that_flash_cannot_cut_out_are_refused_where_rows_are_cut():
 
 
 @pytest.mark.parametrize("method", ["gather", "ring"])
-def test_it_compiles_for_tpus_with_two_kernels_a_step_of_the_ring(monkeypatch, method):
-    pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-    spread = make_spread(make_mesh({"sequence": 4}, devices), sequence_attention=method)
+def test_it_compiles_for_tpus_with_two_kernels_a_step_of_the_ring(tpu_devices, method):
+    spread = make_spread(make_mesh({"sequence": 4}, tpu_devices("v5e:2x2")), sequence_attention=method)
     place = NamedSharding(spread.mesh, PartitionSpec(None, "sequence"))
     x = jax.ShapeDtypeStruct((1, 2048, 2, 128), jnp.bfloat16, sharding=place)
     begins = jax.ShapeDtypeStruct((1, 2048), jnp.int32, sharding=place)

@@ -231,13 +231,8 @@ def test_experts_of_other_devices_leave_no_trace(first):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
-def test_compiled_for_a_tpu_the_weights_of_experts_are_copied_nowhere(monkeypatch, topology, dtype):
-    pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+def test_compiled_for_a_tpu_the_weights_of_experts_are_copied_nowhere(tpu_devices, topology, dtype):
+    device = tpu_devices(topology)[0]
     place = jax.sharding.SingleDeviceSharding(device)
     kernel = Kernel(VMEM_BYTES[device.device_kind])
     M, S, E, r, C = 4096, 16, 8, 64, 1408

@@ -19,14 +19,8 @@ from jaxlm.plan import memory, topology
 from jaxlm.runconfig import RunConfig
 from jaxlm.train.config import TrainConfig
 
-pytest.importorskip("libtpu")
+pytestmark = pytest.mark.usefixtures("tpu_compiler")
 ONE, FSDP = {"data": 1, "fsdp": 1, "tensor": 1}, {"data": 1, "fsdp": 8, "tensor": 1}
-
-
-@pytest.fixture(autouse=True)
-def _no_metadata_server(monkeypatch):
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 
 def compiled_bytes(cfg, on, num_devices):

@@ -17,13 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxlm.plan.hardware import CHIPS
 from jaxlm.plan.step_cost import read_step, step_time
 
-pytest.importorskip("libtpu")
-
-
-@pytest.fixture(autouse=True)
-def _no_metadata_server(monkeypatch):
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+pytestmark = pytest.mark.usefixtures("tpu_compiler")
 
 
 def mesh_of(topology, num_devices, num_slices=1):
