@@ -9,7 +9,7 @@
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v5e-256 (16 GB a chip), fsdp 256.
-Predicted: 8.75 s a step in the compiler's cycles, MFU 69%, 9.2 of 15.8 GiB
+Predicted: 8.75 s a step in the compiler's cycles, MFU 69%, 8.7 of 15.8 GiB
 (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """

@@ -9,7 +9,7 @@
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v5p-128: 64 chips of 95 GB, 4 x 4 x 4, fsdp 16 x tensor 4.
-Predicted: 6.36 s a step in the compiler's cycles, MFU 81%, 90.4 of 95.7 GiB
+Predicted: 6.32 s a step in the compiler's cycles, MFU 81%, 91.4 of 95.7 GiB
 (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """

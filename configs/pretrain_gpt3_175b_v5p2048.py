@@ -8,7 +8,7 @@ arXiv:2005.14165, table 2.1 and appendix B: 300B tokens in batches of 4M here (3
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v5p-4096: 2,048 chips of 95 GB, 8 x 16 x 16, fsdp 256 x tensor 8.
-Predicted: 6.20 s a step in the compiler's cycles, MFU 76%, 49.1 of 95.7 GiB
+Predicted: 6.20 s a step in the compiler's cycles, MFU 76%, 48.7 of 95.7 GiB
 (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """

@@ -8,7 +8,7 @@ arXiv:2005.14165, table 2.1 and appendix B: 300B tokens in batches of 2M here (3
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: two slices of TPU v6e-256 (32 GB a chip), data 2 x fsdp 256.
-Predicted: 8.33 s a step in the compiler's cycles, MFU 57%, 25.9 of 31.2 GiB
+Predicted: 8.33 s a step in the compiler's cycles, MFU 57%, 25.5 of 31.2 GiB
 (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """

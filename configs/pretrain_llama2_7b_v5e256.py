@@ -9,7 +9,7 @@ Table 1 and section 2.2 of arXiv:2307.09288: 2T tokens, 4M a step, context 4096,
 public: the sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v5e-256 (16 GB a chip), fsdp 256.
-Predicted: 5.42 s a step in the compiler's cycles, MFU 66%, 11.5 of 15.8 GiB
+Predicted: 5.42 s a step in the compiler's cycles, MFU 66%, 11.0 of 15.8 GiB
 (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """

@@ -8,7 +8,7 @@ The recipe of arXiv:2307.09288 (table 1, section 2.2) with a quarter of its batc
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v5p-128: 64 chips of 95 GB, 4 x 4 x 4, fsdp 64.
-Predicted: 2.10 s a step in the compiler's cycles, MFU 73%, 42.8 of 95.7 GiB
+Predicted: 2.10 s a step in the compiler's cycles, MFU 73%, 42.2 of 95.7 GiB
 (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """

@@ -10,7 +10,7 @@ The sources are those of `pretrain_size`, placeholders to point elsewhere; where
 with many, and attention has little to do.
 
 Hardware: TPU v5p-128: 64 chips of 95 GB, 4 x 4 x 4, fsdp 8 x sequence 8.
-Predicted: 10.91 s a step in the compiler's cycles, MFU 48%, 62.5 of 95.7 GiB
+Predicted: 10.92 s a step in the compiler's cycles, MFU 48%, 60.8 of 95.7 GiB
 (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """

@@ -9,7 +9,7 @@
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v6e-256 (32 GB a chip), fsdp 256.
-Predicted: 3.22 s a step in the compiler's cycles, MFU 57%, 24.5 of 31.2 GiB
+Predicted: 3.22 s a step in the compiler's cycles, MFU 57%, 23.4 of 31.2 GiB
 (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """

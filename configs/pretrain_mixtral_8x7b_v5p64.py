@@ -8,7 +8,7 @@ The model of arXiv:2401.04088 (its training is not published): 1M tokens a step,
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v5p-128: 64 chips of 95 GB, 4 x 4 x 4, fsdp 64.
-Predicted: 6.30 s a step in the compiler's cycles, MFU 45%, 83.1 of 95.7 GiB
+Predicted: 6.30 s a step in the compiler's cycles, MFU 45%, 82.6 of 95.7 GiB
 (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """

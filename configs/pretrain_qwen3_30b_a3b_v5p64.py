@@ -8,7 +8,7 @@ The model of arXiv:2505.09388 (its batch is not published): 1M tokens a step, co
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v5p-128: 64 chips of 95 GB, 4 x 4 x 4, fsdp 64.
-Predicted: 2.19 s a step in the compiler's cycles, MFU 38%, 47.3 of 95.7 GiB
+Predicted: 2.19 s a step in the compiler's cycles, MFU 38%, 46.2 of 95.7 GiB
 (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
 Result: not run yet.
 """

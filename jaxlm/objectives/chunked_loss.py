@@ -77,7 +77,11 @@ def _on_devices(
         if grads is None:
             return sums
         d_params = jax.tree.map(lambda d, w: place.collect_grad(d).astype(w.dtype), grads[0], head_params)
-        return sums, (d_params, grads[1])
+        if place.split is None:
+            return sums, (d_params, grads[1])
+        # Scattered before the blocks' backward pass: else what each device says of the whole table waits until its
+        # end, in float32, to be sent together with what the lookup says, or just late.
+        return sums, jax.lax.optimization_barrier((d_params, grads[1]))
 
     rows, spec = place.batch_spec, place.weight_spec
     out = (PartitionSpec(), (spec, rows)) if with_grads else PartitionSpec()

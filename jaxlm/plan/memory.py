@@ -6,7 +6,7 @@ is alive, and `predict` returns the largest one:
 - `blocks`: the first block of the backward pass (of a loop, its first turn). Alive: the state, gradients, what every
   block keeps, and one block's own intermediates. `loose blocks`: the same of those that a loop leaves over.
 - `loss`: one chunk's logits and the gradient of the head, with what every block keeps; no block is at work.
-- `embedding gradient`: of both tables whole, on their way to the devices that hold them; no block is at work.
+- `embedding gradient`: of the table of the lookup, whole, on its way to the devices that hold it; no block is at work.
 - `update`, of Muon on several TPUs: it works on matrices that are whole, on those of all layers at once.
 
 | part        | bytes on one device                                                                     |
@@ -19,7 +19,7 @@ is alive, and `predict` returns the largest one:
 |             | `model.remat` keeps of a block; the last hidden state, its gradient;                    |
 |             | of experts, k times the MLP, for the tokens of all devices along the expert axis        |
 | workspace   | the block at work; weights gathered over fsdp, and copies of them; gaps                 |
-| logits      | train.loss_chunk_tokens x V / tensor in float32                                         |
+| logits      | train.loss_chunk_tokens x V / tensor in float32; twice on CPUs                          |
 | batch       | five int32 or float32 arrays of whole rows, twice (the next batch is on its way)        |
 
 The rest was read off what the compilers allot, and differs: `cpu_moments` for XLA:CPU, `tpu_moments` for XLA:TPU,
@@ -29,7 +29,7 @@ XLA:CPU (jax 0.10.2), within 12 % in tests/plan/test_memory_compiled.py (bfloat1
 counted: a second copy of the optimizer's moments (0 to 9 % of the total; they are overwritten in place only with
 `xla_cpu_copy_insertion_use_region_analysis`), and what an optimizer's update needs beside the gradients.
 
-XLA:TPU with attention's kernels: within 6 % on 14 configs of pods (jax 0.11.1, libtpu 0.0.46.3, 2026-11-26), within
+XLA:TPU with attention's kernels: within 7 % on 17 configs of pods (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27), within
 10 % as tests/plan/test_pods_compiled.py holds it to. Compiled is what has to fit: arguments and the one block of
 temporaries of the buffer assignment. `memory_analysis()` does not say it: its temp_size_in_bytes is 0.5 to 3 GiB above
 (a step of "18.0 GiB" compiles for a chip with 15.75), its peak_memory_in_bytes leaves out the gaps between buffers, 0
@@ -83,9 +83,6 @@ PARAM_AXES: dict[str, str | None] = {
 
 ADAFACTOR_MIN_DIM = 128
 """optax.adafactor factors a weight's second moments where its two largest dims both reach this."""
-
-NUM_TABLE_GRADS = 2
-"""Gradients of the vocabulary's size: of the lookup and of the head; a tied table adds them up at the end."""
 
 GAPS, KERNEL_GAPS = 0.06, 0.01
 """Of XLA:TPU's temporaries: mean share that lies between buffers (0 to 18 %); the second with attention's kernels,
@@ -288,28 +285,39 @@ def cpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     model, tokens = parts.model, parts.tokens
     dense = model.attention == "dense"
     block = cpu_block(model, widths(model, parts.seq_len, parts.mesh, dense=dense), dense=dense)
-    gathered = 0
-    if parts.is_gathered:
-        # This block's weights and the next one's; a table and, at the loss, its gradient before it is scattered.
-        gathered = 2 * FLOAT32 * parts.whole_block + FLOAT32 * parts.whole_table
-    elif parts.num_tables < NUM_TABLE_GRADS and parts.trains_tables:
-        gathered = FLOAT32 * parts.table
     copy = round(parts.block_bytes * parts.blocks)
     num_copies = 2 if is_scanned(model) and len(model.layer_pattern) > 1 else 1
     hidden = 2 * model.embed_dim * FLOAT32  # after the last block, and its gradient
     shared = parts.shared._replace(activations=round(tokens * (parts.num_kept * block.kept + hidden)))
+    at_blocks = num_copies * copy + FLOAT32 * parts.table * (parts.num_tables == 1 and parts.trains_tables)
+    if parts.is_gathered:  # this block's weights and the next one's, and a table
+        at_blocks = num_copies * copy + FLOAT32 * (2 * parts.whole_block + parts.whole_table)
     return {
-        "blocks": shared._replace(workspace=round(tokens * block.at_work) + gathered + num_copies * copy),
-        "loss": shared._replace(workspace=gathered + copy, logits=FLOAT32 * parts.logits),
+        "blocks": shared._replace(workspace=round(tokens * block.at_work) + at_blocks),
+        "loss": shared._replace(
+            gradients=shared.gradients // 2 if parts.is_first_of_several else shared.gradients,
+            workspace=copy + cpu_tables_at_loss(parts),
+            logits=2 * FLOAT32 * parts.logits,
+        ),
     }
+
+
+def cpu_tables_at_loss(parts: Parts) -> int:
+    """Of the vocabulary's size, beside weights and gradients as they outlive the loss: the whole head where it is
+    split, the gradient that one chunk adds, and that to which it is added."""
+    if parts.is_gathered:
+        return FLOAT32 * parts.whole_table * (3 if parts.trains_head else 1)
+    if parts.num_tables == 1:
+        return FLOAT32 * parts.table if parts.trains_tables else 0
+    return 2 * FLOAT32 * parts.table if parts.trains_head else 0
 
 
 def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     """As XLA:TPU has it; see also `tpu_block`.
 
     The blocks' weights are converted to the compute dtype once, before the loop. At `loss` there are no gradients of
-    blocks yet, but the head's: whole, before they are scattered, and added up. A tied table whose shard is not a
-    multiple of 128 lanes wide is copied for the update, and so are its moments.
+    blocks yet, but the head's: whole, before it is scattered, which it is before theirs come. A tied table whose shard
+    is not a multiple of 128 lanes wide is copied for the update, and so are its moments.
     """
     model, tokens = parts.model, parts.tokens
     fsdp = parts.mesh.get("fsdp", 1)
@@ -336,9 +344,6 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     kernels = model.attention not in ("dense", "chunked")
     whole_blocks = WHOLE_BLOCKS if model.num_experts is None else WHOLE_EXPERT_BLOCKS
     held = copy + padded + (round(whole_blocks * item * parts.whole_block) if parts.is_gathered else 0)
-    if kernels and parts.is_gathered and parts.trains_head and parts.num_tables > 1:
-        # The gradient of a head of its own is whole until the end; that of a tied one is collected before the blocks'.
-        held += FLOAT32 * parts.whole_table
     found = {}
     if num_loose < L:
         # What the loop leaves over comes last, so it is gone when the backward pass comes to the loop.
@@ -358,6 +363,12 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
             logits=FLOAT32 * parts.logits,
         ),
     }
+    if parts.trains_head and parts.is_gathered:
+        found["head gradient"] = shared._replace(
+            gradients=running + table_grad,
+            activations=round(kept + tokens * 2 * model.embed_dim * item),
+            workspace=copy + padded + FLOAT32 * parts.whole_table + sent_table(parts),
+        )
     if kernels and parts.trains_tables and parts.is_gathered:
         found["embedding gradient"] = parts.shared._replace(
             gradients=parts.shared.gradients - FLOAT32 * parts.num_tables * parts.table,
@@ -375,10 +386,18 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     }
 
 
+def sent_table(parts: Parts) -> int:
+    """The head's gradient as it is sent: turned, so that devices' parts come first, and converted before."""
+    copies = 1 if parts.reduce_item == FLOAT32 else 2
+    return copies * parts.reduce_item * parts.whole_table
+
+
 def tables_at_the_end(parts: Parts) -> int:
-    """Of gradients of the vocabulary's size: whole in float32, one of them turned for the sum over the devices, and
-    weights and moments laid out like them for the update."""
-    whole = (FLOAT32 * parts.num_tables + parts.reduce_item) * parts.whole_table
+    """The gradient of the lookup: whole in float32, and turned for the sum over the devices, for one in float32 also cut
+    up anew; of two tables, weights and moments laid out like it for the update."""
+    copies = 2 if parts.reduce_item == FLOAT32 else 1
+    # Along `tensor` it is that of the whole vocabulary.
+    whole = (FLOAT32 + copies * parts.reduce_item) * parts.whole_table * parts.mesh.get("tensor", 1)
     if parts.num_tables == 1:
         return whole
     return whole + FLOAT32 * parts.num_tables * (1 + parts.table_moments) * parts.table

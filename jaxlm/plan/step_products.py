@@ -110,7 +110,8 @@ def products(run: Any, mesh: dict[str, int]) -> Products:
             dense = dense.plus(times(product(tokens, *dims(w, mesh), item), num))
     if run.tune.train == "lora":
         for w in adapters(table, run.tune):  # two for each matrix: into the rank, and out of it
-            num = model.num_layers * (3 + (model.remat != "none"))
+            is_needed = w.axes[-1] == "rank" or is_computed_again(model, w.name)
+            num = model.num_layers * (3 + (model.remat != "none" and is_needed))
             dense = dense.plus(times(product(tokens, *dims(w, mesh), item), num))
     return Products(dense.plus(head(run, mesh, tokens, item)), attention(run, mesh, tokens), experts)
 

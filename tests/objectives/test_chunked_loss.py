@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from jaxlm.objectives.chunked_loss import chunked_loss, num_chunks
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.sharding import make_spread
 
 B, T, D, V = 3, 12, 8, 20
 
@@ -60,3 +62,17 @@ def test_chunks_divide_the_length_and_fit():
     assert num_chunks(12, 3, 9) == 4
     assert num_chunks(7, 1, 3) == 7
     assert num_chunks(8, 4, 1000) == 1
+
+
+@pytest.mark.parametrize(("axis", "is_first"), [("fsdp", True), ("data", False)])
+def test_a_split_heads_gradient_is_scattered_before_that_of_the_states_goes_on(axis, is_first):
+    """Else it is whole on every device until the blocks' backward pass ends. One that all hold is summed when it may."""
+    place = make_spread(make_mesh({axis: 8})).ends()
+    rows = jax.ShapeDtypeStruct((8, T), jnp.int32)
+
+    def loss(table, x, targets, weights):
+        return chunked_loss(head, {"table": table}, x, targets, weights, 4, 0.0, place)[0]
+
+    arrays = jax.ShapeDtypeStruct((V, D), jnp.float32), jax.ShapeDtypeStruct((8, T, D), jnp.float32)
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*arrays, rows, rows)
+    assert ("optimization_barrier" in lowered.as_text()) == is_first

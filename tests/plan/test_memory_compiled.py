@@ -32,7 +32,7 @@ QWEN: dict[str, Any] = dict(activation="swiglu", norm="rmsnorm", qk_norm=True, n
 MOE: dict[str, Any] = LLAMA | dict(num_experts=8, num_experts_per_token=2, mlp_dim=512)
 
 SLOW = pytest.mark.slow
-"""All but three, which have three models, meshes and kinds of remat."""
+"""All but four, which have four models, three meshes, and what decides: blocks, or the vocabulary."""
 
 WITHIN_A_TENTH = (
     "llama-none-replicated", "llama-attention-lion-replicated", "llama-dots-replicated", "gpt-full-4-parts-fsdp8",
@@ -42,6 +42,8 @@ WITHIN_A_TENTH = (
 
 WIDE = dict(embed_dim=512, num_layers=6, num_heads=8, vocab_size=8192)
 SLIM = dict(embed_dim=256, num_layers=8, num_heads=4, vocab_size=8192)
+LARGE_VOCABULARY = dict(vocab_size=65536)
+"""So large that logits and tables decide."""
 
 
 def make_config(
@@ -95,6 +97,15 @@ def compiled_bytes():
                      id="llama-full-unrolled-fsdp8", marks=SLOW),
         pytest.param(LLAMA | WIDE | {"remat": "save_dots"}, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
                      id="llama-dots-replicated", marks=SLOW),
+        pytest.param(LLAMA | SLIM | {"remat": "full"} | LARGE_VOCABULARY, {}, 4, 512, "adamw", {},
+                     id="llama-full-large-vocabulary-fsdp8"),
+        pytest.param(LLAMA | SLIM | LARGE_VOCABULARY | {"tie_embeddings": True}, {}, 4, 512, "adamw",
+                     {"loss_chunk_tokens": 256}, id="llama-none-large-vocabulary-tied-fsdp8", marks=SLOW),
+        pytest.param(LLAMA | SLIM | {"remat": "full"} | LARGE_VOCABULARY, {"data": 8, "fsdp": 1}, 4, 512, "adamw",
+                     {}, id="llama-full-large-vocabulary-replicated", marks=SLOW),
+        pytest.param(LLAMA | SLIM | {"remat": "full", "tie_embeddings": True} | LARGE_VOCABULARY,
+                     {"data": 8, "fsdp": 1}, 4, 512, "adamw", {},
+                     id="llama-full-large-vocabulary-tied-replicated", marks=SLOW),
         pytest.param(MOE | SLIM | {"remat": "full"}, {"fsdp": 4, "expert": 2}, 8, 512, "adamw", {},
                      id="moe-full-fsdp4-expert2"),
         pytest.param(MOE | SLIM, {"fsdp": 1, "expert": 8}, 8, 512, "adamw", {"num_microbatches": 2},

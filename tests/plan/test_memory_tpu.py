@@ -46,7 +46,7 @@ def compiled_bytes(cfg, on, num_devices):
 def test_the_estimate_is_what_the_compiler_allots(name, mesh, rows, seq_len, remat, parts):
     cfg = dataclasses.replace(
         RunConfig(),
-        model=dataclasses.replace(sizes.size(name), dtype="bfloat16", remat=remat, attention="dense"),
+        model=dataclasses.replace(sizes.size(name), dtype="bfloat16", remat=remat),
         data=DataConfig(seq_len=seq_len, global_batch_size=rows),
         mesh=MeshConfig(**mesh),
         train=TrainConfig(num_microbatches=parts),
