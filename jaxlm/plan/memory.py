@@ -393,8 +393,8 @@ def sent_table(parts: Parts) -> int:
 
 
 def tables_at_the_end(parts: Parts) -> int:
-    """The gradient of the lookup: whole in float32, and turned for the sum over the devices, for one in float32 also cut
-    up anew; of two tables, weights and moments laid out like it for the update."""
+    """The gradient of the lookup: whole in float32, and turned for the sum over the devices, for one in float32 also
+    cut up anew; of two tables, weights and moments laid out like it for the update."""
     copies = 2 if parts.reduce_item == FLOAT32 else 1
     # Along `tensor` it is that of the whole vocabulary.
     whole = (FLOAT32 + copies * parts.reduce_item) * parts.whole_table * parts.mesh.get("tensor", 1)

@@ -66,7 +66,7 @@ def test_chunks_divide_the_length_and_fit():
 
 @pytest.mark.parametrize(("axis", "is_first"), [("fsdp", True), ("data", False)])
 def test_a_split_heads_gradient_is_scattered_before_that_of_the_states_goes_on(axis, is_first):
-    """Else it is whole on every device until the blocks' backward pass ends. One that all hold is summed when it may."""
+    """Else it is whole on every device until the blocks' backward pass ends. One that all hold stays whole anyway."""
     place = make_spread(make_mesh({axis: 8})).ends()
     rows = jax.ShapeDtypeStruct((8, T), jnp.int32)
 
