@@ -20,6 +20,7 @@ from jaxlm.plan.memory import MemoryEstimate
 from jaxlm.plan.placement import MOST_TENSOR
 from jaxlm.plan.step_time import StepEstimate, predict_step
 from jaxlm.plan.topology import Topology, usual_shapes
+from jaxlm.plan.what_fits import stronger
 from jaxlm.types import UserError
 
 MODES = ("weak", "strong")
@@ -128,8 +129,8 @@ def with_rows(run: Any, rows: int) -> Any:
 
 
 def fitting(run: Any, chip: Chip, on: Topology, mesh: dict[str, int]) -> Way | None:
-    """The run on a mesh with what its config keeps, or, for want of memory, nothing kept, or more microbatches."""
-    for remat in dict.fromkeys((run.model.remat, "full")):
+    """The run on a mesh with what its config keeps, or, for want of memory, less, or nothing and more microbatches."""
+    for remat in (run.model.remat, *stronger(run.model)):
         other = dataclasses.replace(run, model=dataclasses.replace(run.model, remat=remat))
         tried = placement.microbatches(other, mesh)
         for num in tried if remat == "full" else tried[:1]:

@@ -99,7 +99,8 @@ def stronger(model: ModelConfig) -> list[str]:
     names = list(REMATS)
     if model.remat in REMATS:
         return names[names.index(model.remat) + 1 :]
-    return [name for name in names if set(REMATS[name] or KEPT) < set(model.kept)]
+    kept = {name: set(KEPT if found is None else found) for name, found in REMATS.items()}
+    return [name for name in names if kept[name] < set(model.kept)]
 
 
 def more_fsdp(run: Any, mesh: dict[str, int], num_slices: int) -> list[dict[str, int]]:

@@ -9,6 +9,7 @@ import pytest
 
 from jaxlm.data.config import DataConfig
 from jaxlm.models import sizes
+from jaxlm.models.config import ModelConfig
 from jaxlm.parallel.config import MeshConfig
 from jaxlm.plan import memory, placement, prices, topology
 from jaxlm.plan.compile_report import compile_report
@@ -16,7 +17,7 @@ from jaxlm.plan.compiled import DeviceMemory, Facts, Pricing
 from jaxlm.plan.hardware import CHIPS
 from jaxlm.plan.report import print_report, to_json
 from jaxlm.plan.step_cost import Collective, Links, StepCost, StepTime
-from jaxlm.plan.what_fits import changes, more_fsdp
+from jaxlm.plan.what_fits import changes, more_fsdp, stronger
 from jaxlm.runconfig import RunConfig
 from jaxlm.train.config import TrainConfig
 from jaxlm.types import UserError
@@ -218,3 +219,18 @@ def test_what_lies_on_the_host_is_shown_and_takes_nothing_of_the_device():
     assert "fits, left 6.91 GB 40.9%" in text
     assert json.loads(to_json(report))["memory"]["host_bytes"] == 3 * 10**9
     assert "on the host" not in text_of(compile_report(config(), facts(), PRICING))
+
+
+@pytest.mark.parametrize(
+    ("remat", "less"),
+    [
+        ("none", ["minimal", "save_dots", "save_attention", "full"]),
+        ("save_attention", ["full"]),
+        ("full", []),
+        ("q,k,v,attention", ["save_attention", "full"]),
+        ("attention", ["full"]),
+        ("q,gate", ["full"]),
+    ],
+)
+def test_what_keeps_less_than_a_policy_or_a_list_of_names(remat, less):
+    assert stronger(ModelConfig(remat=remat, activation="swiglu")) == less
