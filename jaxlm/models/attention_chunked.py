@@ -109,7 +109,8 @@ def _attend_bwd(rule: _Rule, saved, do_BKGTH):
     q_BKGTH, k_BKSH, v_BKSH, segments_BT, o_BKGTH, lse_BKGT1 = saved
     B, K, G, T, H = q_BKGTH.shape
     # The sum of p * dp over a row's keys is that of o * do over its channels: H of them instead of S.
-    delta_BKGT1 = jnp.sum(o_BKGTH * do_BKGTH, axis=-1, keepdims=True)
+    # As a product of vectors: XLA:CPU's reduction of 64 channels takes 40 times as long (jax 0.10.2).
+    delta_BKGT1 = jnp.einsum("BKGTH,BKGTH->BKGT", o_BKGTH, do_BKGTH)[..., None]
     dqs, dk_BKSH, dv_BKSH = [], jnp.zeros_like(k_BKSH), jnp.zeros_like(v_BKSH)
     for queries, keys in _chunks(T, rule):
         q_BKXH, do_BKXH = _rows(q_BKGTH, queries), _rows(do_BKGTH, queries)
