@@ -6,6 +6,7 @@ is alive, and `predict` returns the largest one:
 - `blocks`: the first block of the backward pass (of a loop, its first turn). Alive: the state, gradients, what every
   block keeps, and one block's own intermediates. `loose blocks`: the same of those that a loop leaves over.
 - `loss`: one chunk's logits and the gradient of the head, with what every block keeps; no block is at work.
+- `head gradient`, where it is split: whole, and as it is sent, before any block goes back.
 - `embedding gradient`: of the table of the lookup, whole, on its way to the devices that hold it; no block is at work.
 - `update`, of Muon on several TPUs: it works on matrices that are whole, on those of all layers at once.
 
