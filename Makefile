@@ -2,8 +2,8 @@
 
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
-# As many as cores, from 2 to 8: tests of several processes start more of them.
-TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 2 ? 2 : n > 8 ? 8 : n)))
+# One more than cores, from 3 to 8: tests of several processes and of commands wait for those that they start.
+TEST_PROCESSES ?= $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) + 1)); echo $$((n < 3 ? 3 : n > 8 ? 8 : n)))
 PYTEST = -m pytest -n $(TEST_PROCESSES) --dist=worksteal $(PYTEST_FLAGS)
 CHAOS_OUT ?= runs/chaos-$(shell date +%Y%m%d-%H%M%S)
 CHAOS_FLAGS ?= --faults=100 --seed=0
