@@ -265,19 +265,15 @@ def prepare(cfg: RunConfig, folder: epath.Path) -> Run:
     return Run(cfg, folder, data, rows, plan, build_pieces(cfg, weights))
 
 
-def kernels_of(cfg: RunConfig, device: Any, mesh: dict[str, int]) -> dict[str, str]:
-    """What each `auto` stands for on such a device of this mesh (axis -> devices), and what runs experts."""
-    from jaxlm.models.attention import pick_attention, picked_blocks
+def expert_products(cfg: RunConfig, device: Any, mesh: dict[str, int]) -> str | None:
+    """What multiplies the experts on such a device of this mesh (axis -> devices); None: the model has none."""
+    if cfg.model.num_experts is None:
+        return None
     from jaxlm.models.moe import picked_products
     from jaxlm.plan.step_products import device_tokens
 
-    kernel = pick_attention(cfg.model, device.platform, mesh["tensor"])
-    blocks = picked_blocks(cfg.model, kernel, cfg.data.seq_len, device.device_kind, mesh["tensor"])
-    found = {"attention": kernel} | ({} if blocks is None else {"attention blocks": blocks})
-    if cfg.model.num_experts is not None:
-        tokens = round(device_tokens(cfg, mesh)) // cfg.train.num_microbatches
-        found["experts"] = picked_products(cfg.model, mesh, tokens, device.platform)
-    return found
+    tokens = round(device_tokens(cfg, mesh)) // cfg.train.num_microbatches
+    return picked_products(cfg.model, mesh, tokens, device.platform)
 
 
 def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
@@ -304,7 +300,7 @@ def start_facts(run: Run, first_step: int, joined: str) -> dict[str, str]:
         "steps": f"{first_step:,} to {num_steps:,}; {plan['num_positions']:,} tokens in all{at_most}",
         "predicted": f"{plan['flops']:.3g} FLOPs, {plan['device_bytes'] / 2**30:.2f} GiB a device",
     }
-    if products := kernels_of(cfg, mesh.devices.flat[0], sizes).get("experts"):
+    if products := expert_products(cfg, mesh.devices.flat[0], sizes):
         model = cfg.model
         facts["experts"] = (
             f"{model.num_experts_per_token} of {model.num_experts} for each token, products: {products}"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlm.plan.compiled import DeviceMemory
 from jaxlm.plan.topology import Topology
-from jaxlm.run import Pieces, abstract_state, build_pieces, kernels_of
+from jaxlm.run import Pieces, abstract_state, build_pieces, expert_products
 from jaxlm.types import Batch, PyTree, UserError
 
 if TYPE_CHECKING:
@@ -224,6 +224,16 @@ def lower_step(cfg: RunConfig, devices: Sequence[Any]) -> LoweredStep:
         {name: device_bytes(tree) for name, tree in parts.items()},
         time.perf_counter() - started,
     )
+
+
+def kernels_of(cfg: RunConfig, device: Any, mesh: dict[str, int]) -> dict[str, str]:
+    """What each `auto` stands for on such a device of this mesh (axis -> devices), and what runs experts."""
+    from jaxlm.models.attention import pick_attention, picked_blocks
+
+    kernel = pick_attention(cfg.model, device.platform, mesh["tensor"])
+    blocks = picked_blocks(cfg.model, kernel, cfg.data.seq_len, device.device_kind, mesh["tensor"])
+    found = {"attention": kernel, "attention blocks": blocks, "experts": expert_products(cfg, device, mesh)}
+    return {name: said for name, said in found.items() if said is not None}
 
 
 def device_bytes(tree: PyTree) -> int:

@@ -56,12 +56,10 @@ def tpu_compiler(monkeypatch):
 @pytest.fixture
 def tpu_devices(tpu_compiler):
     """tpu_devices("v5e:2x2") -> devices that programs can be compiled for."""
-    from jax.experimental import topologies
+    from jaxlm import run_compile
+    from jaxlm.plan import topology
 
-    def devices(topology, **how):
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **how).devices
-
-    return devices
+    return lambda *named: run_compile.devices_of(topology.parse(*named))
 
 
 @pytest.fixture

@@ -290,27 +290,31 @@ def cpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     num_copies = 2 if is_scanned(model) and len(model.layer_pattern) > 1 else 1
     hidden = 2 * model.embed_dim * FLOAT32  # after the last block, and its gradient
     shared = parts.shared._replace(activations=round(tokens * (parts.num_kept * block.kept + hidden)))
-    at_blocks = num_copies * copy + FLOAT32 * parts.table * (parts.num_tables == 1 and parts.trains_tables)
-    if parts.is_gathered:  # this block's weights and the next one's, and a table
-        at_blocks = num_copies * copy + FLOAT32 * (2 * parts.whole_block + parts.whole_table)
+    at_blocks, at_loss = cpu_whole_weights(parts)
     return {
-        "blocks": shared._replace(workspace=round(tokens * block.at_work) + at_blocks),
+        "blocks": shared._replace(
+            workspace=round(tokens * block.at_work) + num_copies * copy + FLOAT32 * at_blocks
+        ),
         "loss": shared._replace(
             gradients=shared.gradients // 2 if parts.is_first_of_several else shared.gradients,
-            workspace=copy + cpu_tables_at_loss(parts),
+            workspace=copy + FLOAT32 * at_loss,
             logits=2 * FLOAT32 * parts.logits,
         ),
     }
 
 
-def cpu_tables_at_loss(parts: Parts) -> int:
-    """Of the vocabulary's size, beside weights and gradients as they outlive the loss: the whole head where it is
-    split, the gradient that one chunk adds, and that to which it is added."""
+def cpu_whole_weights(parts: Parts) -> tuple[int, int]:
+    """Elements of whole weights and of their gradients, beside those in `shared`: (at `blocks`, at `loss`).
+
+    Where weights are split: this block's, the next one's and a table; at the loss the head, the gradient that one chunk
+    adds, and that to which it is added. Else a tied table is there once more, of a head of its own both gradients.
+    """
     if parts.is_gathered:
-        return FLOAT32 * parts.whole_table * (3 if parts.trains_head else 1)
+        return 2 * parts.whole_block + parts.whole_table, parts.whole_table * (3 if parts.trains_head else 1)
     if parts.num_tables == 1:
-        return FLOAT32 * parts.table if parts.trains_tables else 0
-    return 2 * FLOAT32 * parts.table if parts.trains_head else 0
+        held = parts.table if parts.trains_tables else 0
+        return held, held
+    return 0, 2 * parts.table if parts.trains_head else 0
 
 
 def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
@@ -356,20 +360,13 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
         found["blocks" if num_loose == L else "loose blocks"] = shared._replace(
             workspace=held + round(tokens * at_work)
         )
-    found |= {
-        "loss": shared._replace(
-            gradients=running + table_grad,
-            activations=round(kept + tokens * 2 * model.embed_dim * item),
-            workspace=copy + padded + head,
-            logits=FLOAT32 * parts.logits,
-        ),
-    }
+    at_loss = shared._replace(
+        gradients=running + table_grad, activations=round(kept + tokens * 2 * model.embed_dim * item)
+    )
+    found["loss"] = at_loss._replace(workspace=copy + padded + head, logits=FLOAT32 * parts.logits)
     if parts.trains_head and parts.is_gathered:
-        found["head gradient"] = shared._replace(
-            gradients=running + table_grad,
-            activations=round(kept + tokens * 2 * model.embed_dim * item),
-            workspace=copy + padded + FLOAT32 * parts.whole_table + sent_table(parts),
-        )
+        # As it is sent: turned, in bfloat16 converted before, which is as much.
+        found["head gradient"] = at_loss._replace(workspace=copy + padded + 2 * FLOAT32 * parts.whole_table)
     if kernels and parts.trains_tables and parts.is_gathered:
         found["embedding gradient"] = parts.shared._replace(
             gradients=parts.shared.gradients - FLOAT32 * parts.num_tables * parts.table,
@@ -385,12 +382,6 @@ def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
         )
         for name, estimate in found.items()
     }
-
-
-def sent_table(parts: Parts) -> int:
-    """The head's gradient as it is sent: turned, so that devices' parts come first, and converted before."""
-    copies = 1 if parts.reduce_item == FLOAT32 else 2
-    return copies * parts.reduce_item * parts.whole_table
 
 
 def tables_at_the_end(parts: Parts) -> int:

@@ -256,9 +256,8 @@ def test_the_heads_gradient_is_whole_before_that_of_the_blocks_and_the_lookups_b
         return at(made, MESHES[1], moment).workspace
 
     own, tied = workspace("blocks"), workspace("blocks", tied=True)
-    assert own - tied == pytest.approx(
-        (gap - 1) * 4 * whole / 8, rel=1e-3
-    )  # another eighth of a gradient's gaps
+    gaps = (gap - 1) * 4 * whole / 8  # of another eighth of a gradient
+    assert own - tied == pytest.approx(gaps, rel=1e-3)
     # Sent as it is, but turned; or turned and, before that, converted.
     head, narrow = workspace("head gradient"), workspace("head gradient", "bfloat16")
     assert head == pytest.approx(narrow, rel=1e-6)

@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxlm import run_compile
 from jaxlm.plan.hardware import CHIPS
 from jaxlm.plan.step_cost import read_step, step_time
+from jaxlm.plan.topology import parse
 
 pytestmark = pytest.mark.usefixtures("tpu_compiler")
 
 
 def mesh_of(topology, num_devices, num_slices=1):
-    slices = {} if num_slices == 1 else {"num_slices": num_slices}
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **slices).devices
+    devices = run_compile.devices_of(parse(topology, num_slices))
     grid = np.array(devices[: num_devices * num_slices]).reshape(num_slices, num_devices)
     return Mesh(grid, ("data", "fsdp"))
 
