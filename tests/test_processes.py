@@ -92,6 +92,7 @@ def test_four_processes_continue_what_two_began(alone, four):  # pain 3
     assert_same_run(four[0], alone)
 
 
+@pytest.mark.slow
 def test_four_processes_share_the_weights_of_each_layer_as_one_does(config, alone, tmp_path):
     """Heads and MLPs of a layer are in two processes each, and so are the rows of its matrices."""
     finished(config, tmp_path / "run", 4, "--config.mesh.fsdp=2", "--config.mesh.tensor=2")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
+from slow import slow
 
 from jaxlm.models.attention import Rotation, attend_dense, rope, supports
 from jaxlm.models.attention_flash import Blocks, attend_flash, first_seen, pick_tiling
@@ -65,9 +66,11 @@ def dense_turned(q, k, v, *, rotation, **how):
     ("T", "N", "K", "H", "window", "softcap", "packed", "turned", "blocks"),
     [
         (128, 2, 2, 128, None, None, False, False, None),  # one block
-        (384, 4, 2, 128, None, None, True, False, SMALL),  # grouped; a length that 256 does not divide
+        slow(384, 4, 2, 128, None, None, True, False, SMALL),  # grouped; a length that 256 does not divide
         (1000, 2, 1, 128, None, None, True, True, UNEVEN),  # multi-query, padded
-        (256, 4, 4, 64, 50, None, False, False, SMALL),  # two heads a block of lanes; a window below a block
+        slow(
+            256, 4, 4, 64, 50, None, False, False, SMALL
+        ),  # two heads a block of lanes; a window below a block
         (256, 4, 2, 64, None, 3.0, True, True, SMALL),  # whose keys are in other lanes than their queries
         (512, 2, 1, 128, 200, 2.0, True, True, SMALL),  # all at once, a window above a block
         (
@@ -81,7 +84,7 @@ def dense_turned(q, k, v, *, rotation, **how):
             True,
             ONE_BLOCK_OF_KEYS,
         ),  # chunks of keys; three heads share a KV head
-        (384, 2, 2, 128, 200, None, False, False, ONE_BLOCK_OF_KEYS),
+        slow(384, 2, 2, 128, 200, None, False, False, ONE_BLOCK_OF_KEYS),
     ],
 )
 def test_values_and_gradients_are_those_of_dense_attention(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import slow
 
 from jaxlm.models import grouped, sizes
 from jaxlm.models.build import build, no_constraint
@@ -303,7 +304,7 @@ def gradient(**fields):
 
 
 @pytest.mark.parametrize(
-    ("remat", "scan_layers"), [("save_dots", True), ("save_attention", False), ("full", True)]
+    ("remat", "scan_layers"), [slow("save_dots", True), ("save_attention", False), ("full", True)]
 )
 def test_remat_changes_no_gradient(remat, scan_layers):
     pairs = zip(

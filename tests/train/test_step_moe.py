@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from optax.contrib import MuonDimensionNumbers
+from slow import slow
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
@@ -47,9 +48,9 @@ def expected():
 @pytest.mark.parametrize(
     ("sizes", "num_microbatches"),
     [
-        (tiny.ONE, 4),
+        slow(tiny.ONE, 4),
         ({"expert": 8}, 2),
-        ({"expert": 4, "tensor": 2}, 4),
+        slow({"expert": 4, "tensor": 2}, 4),
         ({"data": 2, "fsdp": 2, "expert": 2}, 1),
         ({"fsdp": 2, "expert": 2, "tensor": 2}, 4),
     ],

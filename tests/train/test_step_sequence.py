@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from slow import slow
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
@@ -54,14 +55,14 @@ def expected(name: str) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "method", "sizes", "num_microbatches"),
     [
-        pytest.param("gemma", "gather", {"sequence": 8}, 1, marks=pytest.mark.slow),
-        ("gemma", "ring", {"sequence": 4, "tensor": 2}, 2),
+        slow("gemma", "gather", {"sequence": 8}, 1),
+        slow("gemma", "ring", {"sequence": 4, "tensor": 2}, 2),
         ("gemma", "gather", {"fsdp": 2, "sequence": 2, "tensor": 2}, 1),
-        pytest.param("gemma", "ring", {"data": 2, "sequence": 2}, 1, marks=pytest.mark.slow),
+        slow("gemma", "ring", {"data": 2, "sequence": 2}, 1),
         ("learned", "ring", {"fsdp": 2, "sequence": 4}, 2),
-        pytest.param("experts", "gather", {"expert": 2, "sequence": 4}, 1, marks=pytest.mark.slow),
+        slow("experts", "gather", {"expert": 2, "sequence": 4}, 1),
         ("experts", "ring", {"fsdp": 2, "expert": 2, "sequence": 2}, 2),
-        ("lora", "ring", {"fsdp": 4, "sequence": 2}, 1),
+        slow("lora", "ring", {"fsdp": 4, "sequence": 2}, 1),
     ],
 )
 def test_a_cut_length_does_not_change_training(name, method, sizes, num_microbatches):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from slow import slow
 
 from jaxlm.parallel.sharding import place_batch
 from jaxlm.train.config import TuneConfig
@@ -25,8 +26,8 @@ def on_one_device(tuning):
 
 @pytest.mark.parametrize(
     ("tuning", "sizes", "num_microbatches"),
-    [(LORA, MESHES[0], 1), (LORA, MESHES[1], 1), (LAST, MESHES[1], 1), (LAST, tiny.ONE, 2), (INT8, MESHES[1], 2),
-     (NF4, MESHES[0], 1)],
+    [slow(LORA, MESHES[0], 1), (LORA, MESHES[1], 1), (LAST, MESHES[1], 1), slow(LAST, tiny.ONE, 2),
+     (INT8, MESHES[1], 2), slow(NF4, MESHES[0], 1)],
 )  # fmt: skip
 def test_mesh_and_accumulation_do_not_change_training(tuning, sizes, num_microbatches):
     found = tiny.losses(5, sizes=sizes, num_microbatches=num_microbatches, tuning=tuning)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from loud_weights import loud_weights
+from slow import all_but, slow
 
 from jaxlm.models import sizes
 from jaxlm.models.build import build, is_axes
@@ -76,7 +77,7 @@ def assert_close(actual, expected, rtol):
 
 
 @pytest.mark.parametrize("train", ["all", "last_blocks", "lora"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", all_but(("tiny-gemma3", "tiny-mixtral"), FAMILIES))
 def test_the_parts_are_the_model(train, name):
     lm, params, _ = make(name)
     which = tuning(train, name)
@@ -135,8 +136,8 @@ def test_adapters_begin_as_those_of_peft():
 
 @pytest.mark.parametrize(
     ("name", "remat", "scan"),
-    [("tiny-llama", "none", True), ("tiny-llama", "full", False), ("tiny-gemma3", "none", False),
-     ("tiny-gemma3", "save_dots", True), ("tiny-mixtral", "none", True), ("tiny-mixtral", "save_dots", False)],
+    [slow("tiny-llama", "none", True), ("tiny-llama", "full", False), slow("tiny-gemma3", "none", False),
+     ("tiny-gemma3", "save_dots", True), ("tiny-mixtral", "none", True), slow("tiny-mixtral", "save_dots", False)],
 )  # fmt: skip
 def test_gradients_of_the_last_blocks_are_those_of_the_whole_model(name, remat, scan):
     lm, params, loss = make(name, remat=remat, scan_layers=scan)
@@ -148,7 +149,11 @@ def test_gradients_of_the_last_blocks_are_those_of_the_whole_model(name, remat, 
     assert_close(grads, expected, 3e-6)  # as compilers round float32 in another order
 
 
-@pytest.mark.parametrize(("name", "scan"), [(name, name != "tiny-qwen3") for name in FAMILIES])
+@pytest.mark.parametrize(
+    ("name", "scan"),
+    [slow("tiny-gpt", True), slow("tiny-llama", True), ("tiny-qwen3", False), ("tiny-gemma3", True),
+     slow("tiny-mixtral", True)],
+)  # fmt: skip
 def test_gradients_of_adapters_are_those_through_the_merged_weights(name, scan):
     lm, params, loss = make(name, scan_layers=scan)
     which = tuning("lora", name, lora_rank=3, lora_alpha=5.0)
@@ -224,7 +229,7 @@ def test_a_quantised_base_is_near_the_weights_in_less_memory(kind, bound):
     assert num_bytes < {"int8": 0.27, "nf4": 0.15}[kind] * before
 
 
-@pytest.mark.parametrize(("kind", "scan"), [("int8", True), ("nf4", False)])
+@pytest.mark.parametrize(("kind", "scan"), [slow("int8", True), ("nf4", False)])
 def test_adapters_on_a_quantised_base_learn_what_they_would_on_its_values(kind, scan):
     lm, params, loss = make("tiny-gemma3", scan_layers=scan)
     which, plain = tuning("lora", quantize=kind), tuning("lora")
