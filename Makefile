@@ -138,12 +138,12 @@ $(PARITY)/stamp: pyproject.toml | $(PARITY)/bin/python
 	@$(PARITY)/bin/python $(INSTALL) torch==2.13.0 --editable '.[parity]'
 	@touch $@
 
-# pip cannot look for the oldest; uv can.
+# pip cannot look for the oldest; uv can. Compiled at once: some of the oldest warn where that happens at an import.
 $(LOWEST)/stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing jaxlm and the oldest of what it allows into $(LOWEST) (once; a minute or two)"
 	@$(BIN)/python -m venv $(LOWEST)
 	@$(LOWEST)/bin/python $(INSTALL) uv
-	@$(LOWEST)/bin/python -m uv pip install --quiet --python $(LOWEST)/bin/python \
+	@$(LOWEST)/bin/python -m uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python \
 		--resolution=lowest-direct --editable '.[dev]'
 	@touch $@
 

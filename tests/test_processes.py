@@ -114,6 +114,7 @@ def test_one_process_continues_what_four_saved(config, alone, four, tmp_path):
     assert_same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_two_processes_continue_what_one_saved(config, alone, tmp_path):
     resumed(config, tmp_path / "run", alone, 4, 2)
     assert_same_run(tmp_path / "run", alone)

@@ -210,6 +210,7 @@ def test_a_process_that_hangs_in_a_step_is_named_and_ends_the_run_where_that_is_
     assert all("in <lambda>" in text for text in stacks)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_while_the_first_evaluates_is_named_too(config, tmp_path):
     """An evaluation has an hour until it is known; the other process is late long before."""
     warnings = hanging(config, tmp_path / "run", 3)

@@ -127,13 +127,10 @@ def test_the_estimate_is_what_the_compiler_allots(
     assert estimate.total == pytest.approx(compiled, rel=rel)
 
 
+@SLOW
 @pytest.mark.parametrize(
     "tune",
-    [
-        {"train": "lora"},
-        pytest.param({"train": "last_blocks", "num_blocks": 2}, marks=SLOW),
-        pytest.param({"train": "lora", "quantize": "int8"}, marks=SLOW),
-    ],
+    [{"train": "lora"}, {"train": "last_blocks", "num_blocks": 2}, {"train": "lora", "quantize": "int8"}],
 )
 def test_what_is_frozen_has_no_gradients_and_no_moments(compiled_bytes, tune):
     cfg = make_config(LLAMA | WIDE, {"data": 8, "fsdp": 1}, 4, 256, "adamw", {})

@@ -81,7 +81,7 @@ LORA = Tuning(TuneConfig(train="lora", lora_rank=2))
 @pytest.mark.parametrize(
     ("name", "sizes", "tuning"),
     [
-        ("dense", {"fsdp": 4, "tensor": 2}, EVERYTHING),
+        slow("dense", {"fsdp": 4, "tensor": 2}, EVERYTHING),
         ("dense", {"fsdp": 4, "tensor": 2}, LORA),
         ("dense", {"sequence": 2}, EVERYTHING),
         ("experts", {"data": 2, "expert": 4}, EVERYTHING),

@@ -165,7 +165,7 @@ def test_gradients_of_adapters_are_those_through_the_merged_weights(name, scan):
     assert not np.allclose(value, loss(params, batch())[0], rtol=1e-3)
 
 
-@pytest.mark.parametrize("train", ["lora", "last_blocks"])
+@pytest.mark.parametrize("train", ["lora", slow("last_blocks")])
 def test_decoding_with_parts_is_that_of_the_whole_weights(train):
     lm, params, _ = make("tiny-gemma3")
     which = tuning(train, "tiny-gemma3")
