@@ -24,7 +24,7 @@ def get_config():
     )
     cfg.model.tie_embeddings = False
     cfg.model.dtype = "bfloat16"
-    cfg.model.remat = "q,v,attention,o,gate,up"  # and k would be 5.5 GiB, for 0.7 % less time
+    cfg.model.remat = "q,v,attention,o,gate,up"  # with k: 4.3 GiB more, 1.2 % less time
     cfg.mesh.fsdp = 16
     cfg.mesh.tensor = 4
 
