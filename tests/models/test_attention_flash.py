@@ -68,9 +68,8 @@ def dense_turned(q, k, v, *, rotation, **how):
         (128, 2, 2, 128, None, None, False, False, None),  # one block
         slow(384, 4, 2, 128, None, None, True, False, SMALL),  # grouped; a length that 256 does not divide
         (1000, 2, 1, 128, None, None, True, True, UNEVEN),  # multi-query, padded
-        slow(
-            256, 4, 4, 64, 50, None, False, False, SMALL
-        ),  # two heads a block of lanes; a window below a block
+        # Two heads a block of lanes; a window below a block.
+        slow(256, 4, 4, 64, 50, None, False, False, SMALL),
         (256, 4, 2, 64, None, 3.0, True, True, SMALL),  # whose keys are in other lanes than their queries
         (512, 2, 1, 128, 200, 2.0, True, True, SMALL),  # all at once, a window above a block
         (
