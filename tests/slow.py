@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import pytest
 
 
-def slow(*values):
+def slow(*values, id=None):
     """One set of arguments of `pytest.mark.parametrize`, run by `make test-slow` only."""
-    return pytest.param(*values, marks=pytest.mark.slow)
+    return pytest.param(*values, marks=pytest.mark.slow, id=id)
 
 
 def all_but(quick: Iterable, values: Iterable) -> list:

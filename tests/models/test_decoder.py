@@ -17,7 +17,8 @@ from jaxlm.models.decoder import run_blocks
 from jaxlm.types import UserError
 
 TINY = sizes.TINY_SIZES
-VARIED = ("tiny-gpt", "tiny-llama", "tiny-gemma3", "tiny-mixtral")
+VARIED = ("tiny-gpt", "tiny-llama", "tiny-mixtral", "tiny-gemma2", "tiny-gemma3")
+"""Every norm, kind of position, mask, cap and kind of MLP; the others mix them anew."""
 KERNELS = ("dense", "chunked")
 B, T = 2, 160
 """More positions than one chunk of queries (128)."""

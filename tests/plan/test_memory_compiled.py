@@ -12,6 +12,7 @@ from typing import Any
 import compiled_memory
 import jax
 import pytest
+from slow import slow
 
 from jaxlm import run
 from jaxlm.data.config import DataConfig
@@ -30,9 +31,6 @@ GEMMA: dict[str, Any] = dict(
 QWEN: dict[str, Any] = dict(activation="swiglu", norm="rmsnorm", qk_norm=True, num_kv_heads=2, head_dim=64)
 
 MOE: dict[str, Any] = LLAMA | dict(num_experts=8, num_experts_per_token=2, mlp_dim=512)
-
-SLOW = pytest.mark.slow
-"""All but four, which have four models, three meshes, and what decides: blocks, or the vocabulary."""
 
 WITHIN_A_TENTH = (
     "llama-none-replicated", "llama-attention-lion-replicated", "llama-dots-replicated", "gpt-full-4-parts-fsdp8",
@@ -72,44 +70,45 @@ def compiled_bytes():
         yield lambda cfg: process.submit(compiled_memory.compiled_bytes, cfg).result()
 
 
+# Not slow are four models, on three meshes; and what decides: blocks, or the vocabulary.
 @pytest.mark.parametrize(
     ("model", "mesh", "rows", "seq_len", "optimizer", "train"),
     [
-        pytest.param(LLAMA | WIDE, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
-                     id="llama-none-replicated", marks=SLOW),
-        pytest.param(GPT | SLIM | {"scan_layers": False}, {}, 8, 512, "adamw", {},
-                     id="gpt-none-unrolled-fsdp8", marks=SLOW),
-        pytest.param(LLAMA | WIDE | {"remat": "save_attention"}, {"data": 8, "fsdp": 1}, 8, 512, "lion", {},
-                     id="llama-attention-lion-replicated", marks=SLOW),
-        pytest.param(LLAMA | WIDE | {"remat": "full", "attention": "dense"}, {"fsdp": 4, "tensor": 2}, 4, 1024,
-                     "adamw", {}, id="llama-full-dense-fsdp4-tensor2", marks=SLOW),
-        pytest.param(GPT | SLIM | {"remat": "full", "vocab_size": 50257}, {"data": 8, "fsdp": 1}, 8, 512, "adafactor",
-                     {"loss_chunk_tokens": 256}, id="gpt-full-vocabulary-adafactor-replicated", marks=SLOW),
-        pytest.param(LLAMA | SLIM, {}, 8, 512, "muon", {"num_microbatches": 2},
-                     id="llama-none-muon-2-parts-fsdp8", marks=SLOW),
+        slow(LLAMA | WIDE, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
+             id="llama-none-replicated"),
+        slow(GPT | SLIM | {"scan_layers": False}, {}, 8, 512, "adamw", {},
+             id="gpt-none-unrolled-fsdp8"),
+        slow(LLAMA | WIDE | {"remat": "save_attention"}, {"data": 8, "fsdp": 1}, 8, 512, "lion", {},
+             id="llama-attention-lion-replicated"),
+        slow(LLAMA | WIDE | {"remat": "full", "attention": "dense"}, {"fsdp": 4, "tensor": 2}, 4, 1024,
+             "adamw", {}, id="llama-full-dense-fsdp4-tensor2"),
+        slow(GPT | SLIM | {"remat": "full", "vocab_size": 50257}, {"data": 8, "fsdp": 1}, 8, 512, "adafactor",
+             {"loss_chunk_tokens": 256}, id="gpt-full-vocabulary-adafactor-replicated"),
+        slow(LLAMA | SLIM, {}, 8, 512, "muon", {"num_microbatches": 2},
+             id="llama-none-muon-2-parts-fsdp8"),
         pytest.param(GPT | WIDE | {"remat": "full"}, {}, 16, 256, "adamw", {"num_microbatches": 4},
                      id="gpt-full-4-parts-fsdp8"),
-        pytest.param(GEMMA | WIDE | {"remat": "full"}, {"fsdp": 4, "tensor": 2}, 8, 512, "adamw", {},
-                     id="gemma-full-fsdp4-tensor2", marks=SLOW),
+        slow(GEMMA | WIDE | {"remat": "full"}, {"fsdp": 4, "tensor": 2}, 8, 512, "adamw", {},
+             id="gemma-full-fsdp4-tensor2"),
         pytest.param(QWEN | SLIM, {"data": 2, "fsdp": 2, "tensor": 2}, 8, 512, "adamw", {},
                      id="qwen-none-data2-fsdp2-tensor2"),
-        pytest.param(LLAMA | SLIM | {"remat": "full", "scan_layers": False}, {}, 8, 512, "adamw", {},
-                     id="llama-full-unrolled-fsdp8", marks=SLOW),
-        pytest.param(LLAMA | WIDE | {"remat": "save_dots"}, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
-                     id="llama-dots-replicated", marks=SLOW),
+        slow(LLAMA | SLIM | {"remat": "full", "scan_layers": False}, {}, 8, 512, "adamw", {},
+             id="llama-full-unrolled-fsdp8"),
+        slow(LLAMA | WIDE | {"remat": "save_dots"}, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
+             id="llama-dots-replicated"),
         pytest.param(LLAMA | SLIM | {"remat": "full"} | LARGE_VOCABULARY, {}, 4, 512, "adamw", {},
                      id="llama-full-large-vocabulary-fsdp8"),
-        pytest.param(LLAMA | SLIM | LARGE_VOCABULARY | {"tie_embeddings": True}, {}, 4, 512, "adamw",
-                     {"loss_chunk_tokens": 256}, id="llama-none-large-vocabulary-tied-fsdp8", marks=SLOW),
-        pytest.param(LLAMA | SLIM | {"remat": "full"} | LARGE_VOCABULARY, {"data": 8, "fsdp": 1}, 4, 512, "adamw",
-                     {}, id="llama-full-large-vocabulary-replicated", marks=SLOW),
-        pytest.param(LLAMA | SLIM | {"remat": "full", "tie_embeddings": True} | LARGE_VOCABULARY,
-                     {"data": 8, "fsdp": 1}, 4, 512, "adamw", {},
-                     id="llama-full-large-vocabulary-tied-replicated", marks=SLOW),
+        slow(LLAMA | SLIM | LARGE_VOCABULARY | {"tie_embeddings": True}, {}, 4, 512, "adamw",
+             {"loss_chunk_tokens": 256}, id="llama-none-large-vocabulary-tied-fsdp8"),
+        slow(LLAMA | SLIM | {"remat": "full"} | LARGE_VOCABULARY, {"data": 8, "fsdp": 1}, 4, 512, "adamw",
+             {}, id="llama-full-large-vocabulary-replicated"),
+        slow(LLAMA | SLIM | {"remat": "full", "tie_embeddings": True} | LARGE_VOCABULARY,
+             {"data": 8, "fsdp": 1}, 4, 512, "adamw", {},
+             id="llama-full-large-vocabulary-tied-replicated"),
         pytest.param(MOE | SLIM | {"remat": "full"}, {"fsdp": 4, "expert": 2}, 8, 512, "adamw", {},
                      id="moe-full-fsdp4-expert2"),
-        pytest.param(MOE | SLIM, {"fsdp": 1, "expert": 8}, 8, 512, "adamw", {"num_microbatches": 2},
-                     id="moe-none-expert8-2-parts", marks=SLOW),
+        slow(MOE | SLIM, {"fsdp": 1, "expert": 8}, 8, 512, "adamw", {"num_microbatches": 2},
+             id="moe-none-expert8-2-parts"),
     ],
 )  # fmt: skip
 def test_the_estimate_is_what_the_compiler_allots(
@@ -127,7 +126,7 @@ def test_the_estimate_is_what_the_compiler_allots(
     assert estimate.total == pytest.approx(compiled, rel=rel)
 
 
-@SLOW
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tune",
     [{"train": "lora"}, {"train": "last_blocks", "num_blocks": 2}, {"train": "lora", "quantize": "int8"}],
@@ -142,7 +141,7 @@ def test_what_is_frozen_has_no_gradients_and_no_moments(compiled_bytes, tune):
     assert 0.9 < estimate.total / compiled < 1.2
 
 
-@SLOW
+@pytest.mark.slow
 def test_recomputing_in_bfloat16_is_estimated_on_the_safe_side(compiled_bytes):
     """XLA:CPU keeps some of the intermediates in bfloat16 and others in float32; all are counted as float32."""
     cfg = make_config(GPT | WIDE | {"dtype": "bfloat16", "remat": "full"}, {}, 8, 512, "adamw", {})
