@@ -4,7 +4,9 @@ VENV ?= .venv
 WORKDIR ?= runs/quickstart
 # One more than cores, from 3 to 8: tests of several processes and of commands wait for those that they start.
 TEST_PROCESSES ?= $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) + 1)); echo $$((n < 3 ? 3 : n > 8 ? 8 : n)))
-# Compiled where they are first imported: half of the time of installing was spent on modules that nothing imports.
+# Compiled where they are first imported: half of the time of installing was spent on modules that nothing imports. So
+# what is compiled has to be kept, also where the environment (as many containers do) tells Python not to.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL = -m pip install --quiet --disable-pip-version-check --no-compile
 PYTEST = -m pytest -n $(TEST_PROCESSES) --dist=worksteal $(PYTEST_FLAGS)
 CHAOS_OUT ?= runs/chaos-$(shell date +%Y%m%d-%H%M%S)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.models import attention_cudnn
+from jaxlm.models.angles import cos_sin
 from jaxlm.models.attention_chunked import attend_chunked
 from jaxlm.models.config import BLOCK_UNIT, ModelConfig
 from jaxlm.models.layers import (
@@ -71,7 +72,8 @@ def rotation(config: ModelConfig, positions_BT: jax.Array, *, local: bool) -> Ro
     """RoPE's angles at these positions, in float32: bfloat16 cannot tell position 256 from 257."""
     freqs, factor = rope_frequencies(config, local=local)
     angles = positions_BT.astype(jnp.float32)[:, :, None, None] * freqs[None, None, None, :]
-    return Rotation(jnp.cos(angles) * factor, jnp.sin(angles) * factor)
+    cos, sin = cos_sin(angles)
+    return Rotation(cos * factor, sin * factor)
 
 
 def rope(x_BTNH: jax.Array, turn: Rotation, *, by_product: bool = False) -> jax.Array:
