@@ -7,7 +7,8 @@ TEST_PROCESSES ?= $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) + 1)); echo $$((n 
 # Compiled where they are first imported: half of the time of installing was spent on modules that nothing imports. So
 # what is compiled has to be kept, also where the environment (as many containers do) tells Python not to.
 unexport PYTHONDONTWRITEBYTECODE
-INSTALL = -m pip install --quiet --disable-pip-version-check --no-compile
+# $(call install,ENVIRONMENT) packages. One pip, the newest, serves all environments.
+install = $(BIN)/python -m pip --quiet --disable-pip-version-check --python $(1)/bin/python install --no-compile
 PYTEST = -m pytest -n $(TEST_PROCESSES) --dist=worksteal $(PYTEST_FLAGS)
 CHAOS_OUT ?= runs/chaos-$(shell date +%Y%m%d-%H%M%S)
 CHAOS_FLAGS ?= --faults=100 --seed=0
@@ -130,50 +131,52 @@ $(VENV)/bin/python:
 		{ echo "PYTHON=$(PYTHON) is not a Python >= 3.11. Try: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "$(PYTHON) cannot make environments. On Debian: apt install python3-venv"; exit 1; }
+	@# The pip of Python 3.11 takes twice as long as today's. Where there is no newer one, it will do.
+	@$(call install,$(VENV)) --upgrade pip || echo "pip could not be renewed, and is used as it is."
 
 $(PARITY)/bin/python: | $(VENV)/bin/python
-	@$(BIN)/python -m venv $(PARITY)
+	@$(BIN)/python -m venv --without-pip $(PARITY)
 
 # torch by number: its newest release may bring gigabytes of CUDA along.
 $(PARITY)/stamp: pyproject.toml | $(PARITY)/bin/python
 	@echo "Installing torch, transformers and jaxlm into $(PARITY) (once; two or three minutes)"
-	@$(PARITY)/bin/python $(INSTALL) torch==2.13.0 --editable '.[parity]'
+	@$(call install,$(PARITY)) torch==2.13.0 --editable '.[parity]'
 	@touch $@
 
 # pip cannot look for the oldest; uv can. Compiled at once: some of the oldest warn where that happens at an import.
 $(LOWEST)/stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing jaxlm and the oldest of what it allows into $(LOWEST) (once; a minute or two)"
-	@$(BIN)/python -m venv $(LOWEST)
-	@$(LOWEST)/bin/python $(INSTALL) uv
+	@$(BIN)/python -m venv --without-pip $(LOWEST)
+	@$(call install,$(LOWEST)) uv
 	@$(LOWEST)/bin/python -m uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python \
 		--resolution=lowest-direct --editable '.[dev]'
 	@touch $@
 
 $(PODS)/stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing jaxlm and the compiler of TPUs into $(PODS) (once; a minute or two)"
-	@$(BIN)/python -m venv $(PODS)
-	@$(PODS)/bin/python $(INSTALL) --editable '.[tpu]'
+	@$(BIN)/python -m venv --without-pip $(PODS)
+	@$(call install,$(PODS)) --editable '.[tpu]'
 	@touch $@
 
 # Where it cannot be installed, the audit says so: no stamp, so that the next one tries again.
 $(AUDIT)/stamp: | $(VENV)/bin/python
 	@echo "Installing pip-audit into $(AUDIT) (once; half a minute)"
 	@$(BIN)/python -m venv $(AUDIT)
-	@if $(AUDIT)/bin/python $(INSTALL) 'pip-audit>=2.10'; \
+	@if $(call install,$(AUDIT)) 'pip-audit>=2.10'; \
 		then touch $@; else echo "pip-audit could not be installed"; fi
 
 $(RELEASE)/stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing the tools of a release into $(RELEASE) (once; half a minute)"
 	@$(BIN)/python -m venv $(RELEASE)
-	@$(RELEASE)/bin/python $(INSTALL) build twine hatchling hatch-vcs pyyaml
+	@$(call install,$(RELEASE)) build twine hatchling hatch-vcs pyyaml
 	@touch $@
 
 $(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing jaxlm and what it needs into $(VENV) (once; a minute or two)"
-	@$(BIN)/python $(INSTALL) --editable .
+	@$(call install,$(VENV)) --editable .
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing jaxlm and its development tools into $(VENV) (once; a minute or two)"
-	@$(BIN)/python $(INSTALL) --editable '.[dev]'
+	@$(call install,$(VENV)) --editable '.[dev]'
 	@touch $@ $(VENV)/run.stamp
