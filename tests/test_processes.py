@@ -142,6 +142,7 @@ def seen_by_the_second_only(folder):
     raise AssertionError("the first process reads everything")
 
 
+@pytest.mark.slow
 def test_damage_that_one_process_finds_is_avoided_by_all(config, alone, two, tmp_path):
     shutil.copytree(two[0], tmp_path / "run")
     seen_by_the_second_only(tmp_path / "run" / "checkpoints" / "6")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from real_processes import CONFIG, free_port, launch, start, wait_until, write_config
+from slow import slow
 
 import jaxlm
 from jaxlm.data.tokenizer_training import train_tokenizer
@@ -129,7 +130,7 @@ if ARE_LATE:
 """
 
 
-@pytest.mark.parametrize(("stopped", "are_late"), [(0, False), (0, True), (1, False), (2, False)])
+@pytest.mark.parametrize(("stopped", "are_late"), [(0, False), slow(0, True), (1, False), slow(2, False)])
 def test_a_process_that_is_stopped_is_named_by_those_that_wait(
     config, tmp_path, stopped, are_late
 ):  # pain 17

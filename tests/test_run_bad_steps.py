@@ -6,6 +6,7 @@ import re
 import signal
 
 import pytest
+from slow import slow
 from small_run import small, write_squares
 
 from jaxlm import run
@@ -144,7 +145,7 @@ BACK = dict(
 )
 
 
-@pytest.mark.parametrize("log_every", [1, 4])
+@pytest.mark.parametrize("log_every", [slow(1), 4])
 def test_rolls_back_behind_bad_steps_with_the_weights_from_before(text, tmp_path, monkeypatch, log_every):
     """However late they are noticed, the run goes on after the last of them, and reads what it would have read."""
     spoil(monkeypatch, 6, 7)
@@ -204,7 +205,7 @@ def test_a_signal_while_the_last_save_is_written_does_not_lose_it(text, tmp_path
     assert run.load_run(tmp_path / "run").step == 2
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("step", [slow(2), 4])
 def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(
     text, tmp_path, monkeypatch, step
 ):  # pain 21, 28

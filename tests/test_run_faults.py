@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from slow import slow
 
 from jaxlm.data import notices as noticing
 from jaxlm.data import shard_reader
@@ -137,7 +138,7 @@ exec "$@"
 """
 
 
-@pytest.mark.parametrize("state", ["full", "read-only"])
+@pytest.mark.parametrize("state", [slow("full"), "read-only"])
 def test_a_run_and_the_build_of_its_corpus_need_no_shared_memory(config, tmp_path, state):  # pain 20
     """In a namespace of its own, which needs no rights on most Linux systems."""
     if shutil.which("unshare") is None:

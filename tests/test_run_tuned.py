@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from slow import all_but
+from slow import all_but, slow
 from test_run import small, write_squares
 
 from jaxlm import run
@@ -68,7 +68,7 @@ def arrays_of(workdir, folder="checkpoints"):
     return checkpoints.read_meta(checkpoints.latest_step()).arrays
 
 
-@pytest.mark.parametrize("mode", all_but(("last_blocks", "int8"), MODES))
+@pytest.mark.parametrize("mode", all_but(("int8",), MODES))
 def test_what_is_frozen_is_saved_once_and_never_changes(mode, tuned, base):
     workdir = tuned(mode)
     assert [path.name for path in (workdir / "frozen").iterdir()] == ["0"]
@@ -139,7 +139,7 @@ def test_what_an_earlier_start_left_frozen_is_written_anew(tuned, tune, base, tm
     jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / "run"), params_of(tuned("lora")))
 
 
-@pytest.mark.parametrize("mode", ["lora", "int8"])
+@pytest.mark.parametrize("mode", ["lora", slow("int8")])
 def test_a_run_starts_from_all_weights_of_a_tuned_one(mode, tuned, tune, text, tmp_path):
     workdir = tmp_path / "run"
     run.train(

@@ -13,7 +13,7 @@ from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.types import UserError
 
 
-@pytest.mark.parametrize(("kind", "count"), [("model", 100), ("hf", 120)])
+@pytest.mark.parametrize(("kind", "count"), [("model", 40), ("hf", 120)])
 def test_damaged_tokenizers_are_read_or_refused_and_crash_nothing(kind, count, tmp_path):
     damaged_files_crash_nothing(kind, count, tmp_path, memory_mb=4000)
 

@@ -176,7 +176,7 @@ def test_many_rows_of_a_group_stay_for_its_weights():
     assert b.r == 4096
 
 
-@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("dim", [1, slow(2)])
 def test_parts_of_devices_are_used_as_they_arrive(dim):
     """Values and gradients on four devices that hold parts of the weights, against one that has them all."""
     E, num, (wide, narrow) = 3, 256, (256, 128)

@@ -304,7 +304,7 @@ def gradient(**fields):
 
 
 @pytest.mark.parametrize(
-    ("remat", "scan_layers"), [slow("save_dots", True), ("save_attention", False), ("full", True)]
+    ("remat", "scan_layers"), [slow("save_dots", True), slow("save_attention", False), ("full", True)]
 )
 def test_remat_changes_no_gradient(remat, scan_layers):
     pairs = zip(

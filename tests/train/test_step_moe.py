@@ -49,7 +49,7 @@ def expected():
     ("sizes", "num_microbatches"),
     [
         slow(tiny.ONE, 4),
-        ({"expert": 8}, 2),
+        slow({"expert": 8}, 2),
         slow({"expert": 4, "tensor": 2}, 4),
         ({"data": 2, "fsdp": 2, "expert": 2}, 1),
         ({"fsdp": 2, "expert": 2, "tensor": 2}, 4),
@@ -78,7 +78,7 @@ def test_evaluation_is_cross_entropy_alone():
     assert float(sums.loss / sums.weight) == pytest.approx(expected()[0][0], rel=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", [slow("adamw"), "muon"])
 def test_every_optimizer_learns_a_batch(optimizer):
     steps, mesh = tiny.make(optimizer=optimizer, model=MODEL)
     state, found = steps.init(jax.random.key(0)), []

@@ -61,7 +61,7 @@ def expected(name: str) -> np.ndarray:
         slow("gemma", "ring", {"data": 2, "sequence": 2}, 1),
         ("learned", "ring", {"fsdp": 2, "sequence": 4}, 2),
         slow("experts", "gather", {"expert": 2, "sequence": 4}, 1),
-        ("experts", "ring", {"fsdp": 2, "expert": 2, "sequence": 2}, 2),
+        slow("experts", "ring", {"fsdp": 2, "expert": 2, "sequence": 2}, 2),
         slow("lora", "ring", {"fsdp": 4, "sequence": 2}, 1),
     ],
 )

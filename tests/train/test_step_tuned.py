@@ -26,7 +26,7 @@ def on_one_device(tuning):
 
 @pytest.mark.parametrize(
     ("tuning", "sizes", "num_microbatches"),
-    [slow(LORA, MESHES[0], 1), (LORA, MESHES[1], 1), (LAST, MESHES[1], 1), slow(LAST, tiny.ONE, 2),
+    [slow(LORA, MESHES[0], 1), slow(LORA, MESHES[1], 1), (LAST, MESHES[1], 1), slow(LAST, tiny.ONE, 2),
      (INT8, MESHES[1], 2), slow(NF4, MESHES[0], 1)],
 )  # fmt: skip
 def test_mesh_and_accumulation_do_not_change_training(tuning, sizes, num_microbatches):
@@ -34,7 +34,7 @@ def test_mesh_and_accumulation_do_not_change_training(tuning, sizes, num_microba
     np.testing.assert_allclose(found, on_one_device(tuning), rtol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", slow("muon"), "adafactor"])
 def test_the_optimizer_holds_what_is_trained_and_nothing_else(optimizer):
     steps, mesh = tiny.make(tuning=LORA, optimizer=optimizer)
     state = steps.init(jax.random.key(0))

@@ -137,7 +137,7 @@ def test_adapters_begin_as_those_of_peft():
 @pytest.mark.parametrize(
     ("name", "remat", "scan"),
     [slow("tiny-llama", "none", True), ("tiny-llama", "full", False), slow("tiny-gemma3", "none", False),
-     ("tiny-gemma3", "save_dots", True), ("tiny-mixtral", "none", True), slow("tiny-mixtral", "save_dots", False)],
+     slow("tiny-gemma3", "save_dots", True), ("tiny-mixtral", "none", True), slow("tiny-mixtral", "save_dots", False)],
 )  # fmt: skip
 def test_gradients_of_the_last_blocks_are_those_of_the_whole_model(name, remat, scan):
     lm, params, loss = make(name, remat=remat, scan_layers=scan)
@@ -149,7 +149,7 @@ def test_gradients_of_the_last_blocks_are_those_of_the_whole_model(name, remat, 
     assert_close(grads, expected, 3e-6)  # as compilers round float32 in another order
 
 
-@pytest.mark.parametrize("name", all_but(("tiny-qwen3", "tiny-gemma3"), FAMILIES))
+@pytest.mark.parametrize("name", all_but(("tiny-gemma3",), FAMILIES))
 def test_gradients_of_adapters_are_those_through_the_merged_weights(name):
     lm, params, loss = make(name, scan_layers=name != "tiny-qwen3")
     which = tuning("lora", name, lora_rank=3, lora_alpha=5.0)
