@@ -23,6 +23,7 @@ def run(folder, text):
     tutorials.run(page(folder, text), folder / "here", tutorials.environment(folder))
 
 
+@pytest.mark.slow  # `make tutorials` runs this page too
 def test_the_pod_tutorial_does_what_it_says(tmp_path):
     (tmp_path / "here").mkdir()
     tutorials.run(tutorials.FOLDER / "pod.md", tmp_path / "here", tutorials.environment(tmp_path))
