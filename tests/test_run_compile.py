@@ -191,7 +191,15 @@ def test_a_mesh_that_does_not_fill_the_devices_is_refused(folder):
         run_compile.lower_step(cfg, jax.devices())
 
 
-def test_warnings_of_libraries_stay_off_the_terminal_unless_something_fails(capfd):
+def test_what_a_library_says_is_shown_to_those_who_asked_it(capfd, monkeypatch):
+    monkeypatch.setenv("TPU_STDERR_LOG_LEVEL", "0")
+    with run_compile.quiet_stderr():
+        os.write(2, b"emitting for fusion.1 time: 5.6 s\n")
+    assert capfd.readouterr().err == "emitting for fusion.1 time: 5.6 s\n"
+
+
+def test_warnings_of_libraries_stay_off_the_terminal_unless_something_fails(capfd, monkeypatch):
+    monkeypatch.delenv("TPU_STDERR_LOG_LEVEL", raising=False)
     with run_compile.quiet_stderr():
         os.write(2, b"no metadata server\n")
     assert capfd.readouterr().err == ""
