@@ -168,8 +168,8 @@ def devices_of(topology: Topology) -> list[Any]:
 def quiet_stderr() -> Iterator[None]:
     """Keeps what C++ code writes to stderr off the terminal, unless the block fails.
 
-    libtpu warns of a metadata server and host names that only a TPU machine has. Who sets TPU_STDERR_LOG_LEVEL, which is
-    libtpu's own, wants to read what it says, and does.
+    libtpu warns of a metadata server and host names that only a TPU machine has. Who sets its TPU_STDERR_LOG_LEVEL
+    wants to read what it says, and does.
     """
     if "TPU_STDERR_LOG_LEVEL" in os.environ:
         yield
