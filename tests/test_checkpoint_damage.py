@@ -305,7 +305,7 @@ def test_a_save_that_failed_is_deleted_though_its_threads_still_write(tmp_path, 
 
     def write():
         for number in range(3000):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / str(number)).write_text("x")
             writing.set()
