@@ -34,17 +34,12 @@ class LoaderSpeed(NamedTuple):
         """For people."""
         return [
             f"first batch  {self.first_batch_s:.4f} s",
-            f"loader       {_millions(self.tokens_per_s)} tokens/s, {self.batches_per_s:,.0f} "
-            f"batches/s over {self.num_batches:,}; {_millions(self.tokens_per_cpu_s)} tokens per CPU second",
-            f"limit        {_millions(self.limit_tokens_per_s)} tokens/s (np.take and copies of as "
+            f"loader       {self.tokens_per_s / 1e6:.3g} million tokens/s, {self.batches_per_s:,.0f} "
+            f"batches/s over {self.num_batches:,}; {self.tokens_per_cpu_s / 1e6:.3g} million tokens per CPU second",
+            f"limit        {self.limit_tokens_per_s / 1e6:.3g} million tokens/s (np.take and copies of as "
             f"many bytes, one thread)",
             f"ratio        {self.ratio:.2f} of the limit",
         ]
-
-
-def _millions(number: float) -> str:
-    """'12.3 million', '0.00123 million': a slow machine is not at zero."""
-    return f"{number / 1e6:.1f} million" if number >= 1e6 else f"{number / 1e6:.3g} million"
 
 
 def measure_loader(rows: Rows, num_batches: int) -> LoaderSpeed:

@@ -7,13 +7,14 @@ import small_tokenizers
 from hostile import VALUES, child, damaged_files_crash_nothing, fuzz, refused
 from hypothesis import given
 from hypothesis import strategies as st
+from slow import slow
 
 from jaxlm.data import hf_files
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.types import UserError
 
 
-@pytest.mark.parametrize(("kind", "count"), [("model", 40), ("hf", 120)])
+@pytest.mark.parametrize(("kind", "count"), [("model", 40), slow("model", 100), ("hf", 120)])
 def test_damaged_tokenizers_are_read_or_refused_and_crash_nothing(kind, count, tmp_path):
     damaged_files_crash_nothing(kind, count, tmp_path, memory_mb=4000)
 
