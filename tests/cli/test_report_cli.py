@@ -98,15 +98,18 @@ def test_a_config_of_another_version_is_shown_as_it_is(jaxlm, mine):
     assert json.loads(out)["runs"][0]["config"] == {"model.a_key_of_tomorrow": "3"}
 
 
-def _write(folder):
+def _write(folder, both_there):
     from jaxlm.cli.main import main
 
-    main(["report", str(folder)])
+    both_there.wait(60)
+    for _ in range(20):  # once, both would rarely be writing at the same moment
+        assert main(["report", str(folder)]) == 0
 
 
 def test_two_reports_at_once_leave_one_whole_page(mine):
-    context = multiprocessing.get_context("fork")
-    both = [context.Process(target=_write, args=(mine,)) for _ in range(2)]
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads of JAX may hang
+    both_there = context.Barrier(2)
+    both = [context.Process(target=_write, args=(mine, both_there)) for _ in range(2)]
     for one in both:
         one.start()
     for one in both:
