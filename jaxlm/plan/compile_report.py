@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxlm.plan import prices
-from jaxlm.plan.compiled import MEASURED, Facts, Pricing, Speed, estimates, facts_data, model_flops, speeds_of
+from jaxlm.plan.compiled import (
+    MEASURED,
+    Facts,
+    Pricing,
+    Speed,
+    estimates,
+    facts_data,
+    model_flops,
+    planned_flops,
+    speeds_of,
+)
 from jaxlm.plan.hardware import Chip
 from jaxlm.plan.memory import predict
 from jaxlm.plan.placement import limit_bytes
@@ -41,8 +51,9 @@ def compile_report(run: Any, facts: Facts, pricing: Pricing, notes: Sequence[str
     tables = [step_table(run, facts, found), memory_table(facts, predicted.total, limit)]
     if limit is not None and memory.total_bytes > limit:
         tables.append(changes_table(better, limit))
+    planned = planned_flops(run, facts)
     if facts.step is not None:
-        tables += [flops_table(facts, found, facts.step), collectives_table(facts, facts.step)]
+        tables += [flops_table(facts, found, facts.step, planned), collectives_table(facts, facts.step)]
     price = None
     if speeds and chip is not None and facts.time is not None:
         price = pricing.of(chip)
@@ -50,6 +61,7 @@ def compile_report(run: Any, facts: Facts, pricing: Pricing, notes: Sequence[str
     warnings = [] if limit is None or memory.total_bytes <= limit else [too_large(facts, limit)]
     if facts.step is not None:
         warnings += [f"the compiled program was not read whole: {one}." for one in facts.step.unknown]
+        warnings += recomputed(run, facts.step, planned)
     warnings += prices.warnings([price] if price else [], pricing.today)
     return Report(
         title=f"compile of {facts.name} for {facts.on.name}: {count(found.params.total)} parameters, "
@@ -57,7 +69,7 @@ def compile_report(run: Any, facts: Facts, pricing: Pricing, notes: Sequence[str
         tables=tables,
         warnings=warnings,
         notes=[*notes, *caveats(facts)],
-        data=facts_data(facts, found, predicted.total, limit, better, speeds, price),
+        data=facts_data(facts, found, predicted.total, limit, better, speeds, price, planned),
     )
 
 
@@ -145,13 +157,23 @@ def changes_table(better: Sequence[Change], limit: float) -> Table:
     return Table("what to change: one of these", ("flags to add", "predicted", "of it"), rows, notes=notes)
 
 
-def flops_table(facts: Facts, found: Budget, step: StepCost) -> Table:
-    """What a device computes in a step, and what of it the model needs."""
-    model = model_flops(facts, found)
-    rows = [
-        ("model", flops(model), "1.00"),
-        ("executed", flops(step.flops), f"{step.flops / model:.2f}"),
+def recomputed(run: Any, step: StepCost, planned: float | None) -> list[str]:
+    """The warning of a program that computes more than it was asked to."""
+    if planned is None or step.flops <= 1.01 * planned:
+        return []
+    return [
+        f"the program computes {percent(step.flops / planned - 1)} more than model.remat={run.model.remat!r} asks for: "
+        "the compiler does so where what is kept does not fit. Keeping less of a block may be faster."
     ]
+
+
+def flops_table(facts: Facts, found: Budget, step: StepCost, planned: float | None) -> Table:
+    """What a device computes in a step, what of it the model needs, and what it was asked to compute."""
+    model = model_flops(facts, found)
+    rows = [("model", flops(model), "1.00")]
+    if planned is not None:
+        rows.append(("with what model.remat repeats", flops(planned), f"{planned / model:.2f}"))
+    rows.append(("executed", flops(step.flops), f"{step.flops / model:.2f}"))
     if step.kernel_flops:
         rows.append(("of them in kernels", flops(step.kernel_flops), f"{step.kernel_flops / model:.2f}"))
     notes = [

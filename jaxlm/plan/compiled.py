@@ -11,6 +11,7 @@ from jaxlm.plan.hardware import Chip, product_flops_per_s
 from jaxlm.plan.prices import Price
 from jaxlm.plan.run_plan import Budget, numbers
 from jaxlm.plan.step_cost import StepCost, StepTime
+from jaxlm.plan.step_products import products
 from jaxlm.plan.topology import Topology
 from jaxlm.plan.what_fits import Change
 
@@ -98,6 +99,12 @@ def model_flops(facts: Facts, found: Budget) -> float:
     return found.per_token.total * found.tokens_per_step / facts.on.num_devices
 
 
+def planned_flops(run: Any, facts: Facts) -> float | None:
+    """Of one device and step, as `jaxlm plan` counts them: the model's, what `model.remat` repeats, blocks of attention
+    that no query sees. None for other devices than TPUs, whose attention cuts its table in another way."""
+    return None if facts.on.chip is None else products(run, facts.mesh).flops
+
+
 def speeds_of(run: Any, facts: Facts, found: Budget) -> list[Speed]:
     """All estimates that there are, the most trusted one last."""
     time, chip = facts.time, facts.on.chip
@@ -141,6 +148,7 @@ def facts_data(
     better: Sequence[Change],
     speeds: Sequence[Speed],
     price: Price | None,
+    planned: float | None,
 ) -> dict[str, Any]:
     """For --json."""
     memory, step, on = facts.memory, facts.step, facts.on
@@ -182,6 +190,7 @@ def facts_data(
             "collectives": [row._asdict() for row in step.collectives],
             "loops": [loop._asdict() for loop in step.loops],
             "model_flops": model,
+            "planned_flops": planned,
             "executed_share": step.flops / model,
         }
     if speeds and on.chip is not None:

@@ -15,8 +15,9 @@ from jaxlm.plan import memory, placement, prices, topology
 from jaxlm.plan.compile_report import compile_report
 from jaxlm.plan.compiled import DeviceMemory, Facts, Pricing
 from jaxlm.plan.hardware import CHIPS
-from jaxlm.plan.report import print_report, to_json
+from jaxlm.plan.report import flops, print_report, to_json
 from jaxlm.plan.step_cost import Collective, Links, StepCost, StepTime
+from jaxlm.plan.step_products import products
 from jaxlm.plan.what_fits import changes, more_fsdp, stronger
 from jaxlm.runconfig import RunConfig
 from jaxlm.train.config import TrainConfig
@@ -128,6 +129,27 @@ def test_two_slices_show_what_goes_between_them():
     text = text_of(report)
     assert "across slices" in text
     assert "What goes from slice to slice is counted, and not timed" in text
+
+
+def test_a_program_that_computes_more_than_it_was_asked_to_is_a_warning():
+    run = config(remat="full")
+    planned = products(run, MESH).flops
+    asked = compile_report(run, facts(step=STEP._replace(flops=planned)), PRICING)
+    assert asked.data["step"]["planned_flops"] == planned
+    assert asked.data["step"]["executed_share"] > 1.2
+    assert (
+        f"with what model.remat repeats {flops(planned)} {asked.data['step']['executed_share']:.2f}"
+        in text_of(asked)
+    )
+    more = compile_report(run, facts(step=STEP._replace(flops=1.07 * planned)), PRICING)
+    (warning,) = set(more.warnings) - set(asked.warnings)
+    assert "computes 7.0% more than model.remat='full' asks for" in warning
+
+
+def test_of_fake_devices_nothing_is_said_of_what_remat_repeats():
+    report = compile_report(config(), facts(on=topology.parse("cpu:8"), time=None), PRICING)
+    assert report.data["step"]["planned_flops"] is None
+    assert "model.remat repeats" not in text_of(report)
 
 
 def test_a_step_that_does_not_fit_says_what_to_change():
