@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from slow import slow
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))
 import tiny
@@ -73,7 +74,7 @@ def test_it_lies_in_the_memory_of_the_host_of_tpus(on, name, remat, scan_layers,
     assert any(on_host.search(line) for line in starts), "nothing is copied there"
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("scan_layers", [True, slow(False)])
 def test_a_cpu_trains_the_same_with_it(scan_layers):
     model = dataclasses.replace(tiny.MODEL, remat="q@host,input@host", scan_layers=scan_layers)
     found = tiny.losses(2, model=model, sizes={"fsdp": 2, "tensor": 2})

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from slow import all_but
+from slow import all_but, slow
 from small_checkpoints import load as load_checkpoint
 
 from jaxlm.checkpoint import named_arrays
@@ -47,7 +47,7 @@ def test_a_file_that_goes_in_and_out_again_is_the_same_file(name, tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == (GOLDEN / name / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("attention", ["dense", "chunked"])
+@pytest.mark.parametrize("attention", [slow("dense"), "chunked"])
 @pytest.mark.parametrize("name", all_but(VARIED, NAMES))
 def test_logits_of_a_padded_batch_are_those_of_transformers(name, attention):
     _, lm, params, expected = load(name, attention=attention)

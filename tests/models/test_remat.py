@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax._src.ad_checkpoint import saved_residuals
 from jax.ad_checkpoint import print_saved_residuals
+from slow import slow
 
 from jaxlm.models import sizes
 from jaxlm.models.build import build
@@ -105,10 +106,10 @@ def test_a_block_keeps_so_much_of_a_token(remat, floats):
 @pytest.mark.parametrize(
     ("remat", "floats"),
     [
-        ("full", D),
-        ("save_attention", D + NH),
+        slow("full", D),
+        slow("save_attention", D + NH),
         ("save_dots", D + NH + 2 * KH + D + E + NUM_CHOSEN * 2 * EXPERT_F),
-        ("minimal", D + NH + 2 * KH + D + E + NUM_CHOSEN * 2 * EXPERT_F + NH),
+        slow("minimal", D + NH + 2 * KH + D + E + NUM_CHOSEN * 2 * EXPERT_F + NH),
         ("none", 734),
     ],
 )

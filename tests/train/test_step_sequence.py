@@ -57,9 +57,10 @@ def expected(name: str) -> np.ndarray:
     [
         slow("gemma", "gather", {"sequence": 8}, 1),
         slow("gemma", "ring", {"sequence": 4, "tensor": 2}, 2),
-        ("gemma", "gather", {"fsdp": 2, "sequence": 2, "tensor": 2}, 1),
+        slow("gemma", "gather", {"fsdp": 2, "sequence": 2, "tensor": 2}, 1),
         slow("gemma", "ring", {"data": 2, "sequence": 2}, 1),
         ("learned", "ring", {"fsdp": 2, "sequence": 4}, 2),
+        ("learned", "gather", {"fsdp": 2, "sequence": 2, "tensor": 2}, 1),
         slow("experts", "gather", {"expert": 2, "sequence": 4}, 1),
         slow("experts", "ring", {"fsdp": 2, "expert": 2, "sequence": 2}, 2),
         slow("lora", "ring", {"fsdp": 4, "sequence": 2}, 1),
