@@ -125,10 +125,28 @@ def gather(w: jax.Array, dtype: jnp.dtype, split: Split | None) -> jax.Array:
     w = w.astype(dtype)
     if split is None:
         return w
-    if w.ndim == 2 and crosses_tiles(w.shape[split.dim], w.shape[1 - split.dim]):
-        parts = lax.all_gather(jnp.moveaxis(w, split.dim, 0), split.axis)
-        return jnp.moveaxis(joined(parts), 0, split.dim)
+    if w.ndim == 2 and split.dim == 1 and crosses_tiles(w.shape[1], w.shape[0]):
+        return gather_by_rows(w, split.axis)
     return lax.all_gather(w, split.axis, axis=split.dim, tiled=True)
+
+
+ROWS_AT_A_TIME = 8192
+
+
+def gather_by_rows(w_VR: jax.Array, axis: str) -> jax.Array:
+    """A table [V, D] of which each device holds [V, R], some thousand rows after the other; see `crosses_tiles`."""
+    V = w_VR.shape[0]
+    num = -(-V // ROWS_AT_A_TIME)
+    rows = -(-V // (8 * num)) * 8
+
+    def add(i: jax.Array, whole_VD: jax.Array) -> jax.Array:
+        first = jnp.minimum(i * rows, V - rows)  # the last ones come with some of those before them
+        some = lax.dynamic_slice_in_dim(w_VR, first, rows, 0)
+        return lax.dynamic_update_slice_in_dim(
+            whole_VD, lax.all_gather(some, axis, axis=1, tiled=True), first, 0
+        )
+
+    return lax.fori_loop(0, num, add, lax.empty((V, w_VR.shape[1] * lax.axis_size(axis)), w_VR.dtype))
 
 
 def scatter_sum(g: jax.Array, split: Split) -> jax.Array:
@@ -152,18 +170,6 @@ def pieces(x_RC: jax.Array, num: int) -> jax.Array:
     if not crosses_tiles(rows, C):
         return x_RC.reshape(num, rows, C)
     return jnp.stack([x_RC[i * rows : (i + 1) * rows] for i in range(num)])
-
-
-def joined(pieces_NRC: jax.Array) -> jax.Array:
-    """[N R, C]: pieces of a matrix, one below the other."""
-    N, R, C = pieces_NRC.shape
-    if not crosses_tiles(R, C):
-        return pieces_NRC.reshape(N * R, C)
-
-    def add(i: jax.Array, whole: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice_in_dim(whole, pieces_NRC[i], i * R, 0)
-
-    return lax.fori_loop(0, N, add, lax.empty((N * R, C), pieces_NRC.dtype))
 
 
 def crosses_tiles(rows: int, columns: int) -> bool:

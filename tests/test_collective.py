@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.collective import Cut, Place, Split, gather, joined, pieces, scatter_sum
+from jaxlm.collective import Cut, Place, Split, gather, pieces, scatter_sum
 from jaxlm.models.dense import dense, dense_each, lookup
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.sharding import make_spread
@@ -35,7 +35,6 @@ def test_a_scattered_sum_is_each_device_s_part_of_the_sum(phases, dim):
 def test_pieces_are_rows_that_follow_each_other(rows):
     x = jnp.arange(4 * rows * 2**15).reshape(4 * rows, 2**15)
     np.testing.assert_array_equal(pieces(x, 4), x.reshape(4, rows, 2**15))
-    np.testing.assert_array_equal(joined(pieces(x, 4)), x)
 
 
 def test_a_table_whose_parts_end_inside_of_tiles_is_soon_compiled_for_tpus(tpu_devices):
@@ -61,10 +60,10 @@ def test_sums_travel_in_the_dtype_that_was_asked_for():
     assert f("bfloat16")(x).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("num_columns", [8, 2**15])
+@pytest.mark.parametrize("num_columns", [8, 2**15, 2**15 + 12])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_a_gathered_weight_is_whole(dim, num_columns):
-    w = np.arange(16 * num_columns, dtype=np.float32).reshape(16, num_columns)
+    w = np.random.default_rng(0).normal(size=(16, num_columns)).astype(np.float32)
     w = w if dim == 0 else w.T
     split = Split("fsdp", dim)
     spec = P(*(None,) * dim, "fsdp")
