@@ -38,17 +38,19 @@ def test_pieces_are_rows_that_follow_each_other(rows):
 
 
 def test_a_table_whose_parts_end_inside_of_tiles_is_soon_compiled_for_tpus(tpu_devices):
-    """As of Gemma 3 27B on 256 chips: 21 channels on each. By the size of the program: of a reshape it is 17 MB."""
+    """As of Gemma 3 27B on 256 chips: 21 channels on each. By the program: 3.3 MB, and 7.3 with reshapes."""
     mesh = make_mesh({"fsdp": 256}, tpu_devices("v5e:16x16"))
     place = make_spread(mesh, "bfloat16").ends()
     held = jax.NamedSharding(mesh, place.weight_spec)
     tokens = jax.ShapeDtypeStruct((256, 8), jnp.int32, sharding=jax.NamedSharding(mesh, place.batch_spec))
     table = jax.ShapeDtypeStruct((65_536, 5376), jnp.float32, sharding=held)
-    grad = jax.grad(
-        lambda table, tokens: lookup(table, tokens, jnp.bfloat16, place).sum().astype(jnp.float32)
-    )
-    compiled = jax.jit(grad).lower(table, tokens).compile()
-    assert compiled.memory_analysis().generated_code_size_in_bytes < 4e6
+
+    @jax.value_and_grad
+    def found(table, tokens):
+        return lookup(table, tokens, jnp.bfloat16, place).astype(jnp.float32).sum()
+
+    compiled = jax.jit(found).lower(table, tokens).compile()
+    assert compiled.memory_analysis().generated_code_size_in_bytes < 5e6
 
 
 def test_sums_travel_in_the_dtype_that_was_asked_for():
