@@ -8,8 +8,8 @@ The model of arXiv:2503.19786 (14T tokens; its batch is not published): 1M token
 The sources are those of `pretrain_size`, placeholders to point elsewhere.
 
 Hardware: TPU v5p-128: 64 chips of 95 GB, 4 x 4 x 4, fsdp 64.
-Predicted: 9.23 s a step in the compiler's cycles, MFU 64%, 77.4 of 95.7 GiB
-(jax 0.11.1, libtpu 0.0.46.3, 2026-11-27).
+Predicted: 9.25 s a step in the compiler's cycles, MFU 64%, 77.9 of 95.7 GiB
+(jax 0.11.1, libtpu 0.0.46.3, 2026-11-28).
 Result: not run yet.
 """
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxlm.tiles import crosses_tiles
+
 Groups = tuple[tuple[int, ...], ...]
 """Positions along a mesh axis that talk to each other."""
 
@@ -170,16 +172,6 @@ def pieces(x_RC: jax.Array, num: int) -> jax.Array:
     if not crosses_tiles(rows, C):
         return x_RC.reshape(num, rows, C)
     return jnp.stack([x_RC[i * rows : (i + 1) * rows] for i in range(num)])
-
-
-def crosses_tiles(rows: int, columns: int) -> bool:
-    """Whether pieces of a table begin inside of tiles of a TPU's memory, which have eight rows.
-
-    For a reshape from or to such pieces XLA:TPU writes out what it does to every tile of a row. Of Gemma 3 27B's table
-    (262,208 ids; of 5,376 channels each of 64 chips has 84, each of 256 has 21) one such reshape was 30 s of compiling
-    for 64 v5p, and over 100 s for 256 v6e (libtpu 0.0.46). Of 32,000 columns it makes no difference.
-    """
-    return rows % 8 != 0 and columns >= 2**15
 
 
 def scatter_length(x: jax.Array, axis: str) -> jax.Array:

@@ -57,6 +57,7 @@ LAYERS = (
         "processes",
         "redact",
         "source_hash",
+        "tiles",
         "types",
         "__init__",
     },

@@ -20,6 +20,7 @@ from jaxlm.plan.flops import Weight, weights
 from jaxlm.plan.memory import BYTES_QUANTIZED, PARAM_AXES, shard_size
 from jaxlm.plan.step_products import device_tokens, share_trained
 from jaxlm.plan.tuning import trained_weights
+from jaxlm.tiles import crosses_tiles
 
 RING = {"v5e": 16, "v6e": 16}
 """Chips along a dimension of a slice whose ends are joined; of slices made of cubes, every multiple of `CUBE`."""
@@ -81,13 +82,18 @@ def wire(run: Any, mesh: dict[str, int], *, torus: bool, num_slices: int = 1) ->
     def elements(listed: Sequence[Weight], in_blocks: bool) -> float:
         return sum(shard_size(w, whole) for w in listed if split(w) and (w.axes[0] == "layers") == in_blocks)
 
+    # XLA finds that a tied table is collected twice, and does it once; not where it comes some rows at a time.
+    ends = elements(table, False)
+    if model.tie_embeddings and crosses_tiles(model.embed_dim // fsdp, model.vocab_size or 0):
+        ends *= 2
+
     share = (fsdp - 1) / fsdp
     trained = trained_weights(table, run.tune)
     backward = share_trained(run)
     microbatches = run.train.num_microbatches
     frozen_item = item if run.tune.quantize is None else min(item, BYTES_QUANTIZED[run.tune.quantize])
     gathers = share * microbatches * (
-        frozen_item * (1 + backward) * elements(table, True) + item * elements(table, False)
+        frozen_item * (1 + backward) * elements(table, True) + item * ends
     )  # fmt: skip
     scatters = share * microbatches * reduce_item * (elements(trained, True) + elements(trained, False))
     scatters *= 1.0 if torus else 2.0
