@@ -30,6 +30,8 @@ class Split(NamedTuple):
     decides the largest pieces. Empty: in one phase, among all."""
     sum_dtype: str = "float32"
     """Of gradients on their way."""
+    by_rows: bool = False
+    """A table [V, D], of which every device has a part of all rows: it may come some rows at a time."""
 
 
 class Cut(NamedTuple):
@@ -127,12 +129,13 @@ def gather(w: jax.Array, dtype: jnp.dtype, split: Split | None) -> jax.Array:
     w = w.astype(dtype)
     if split is None:
         return w
-    if w.ndim == 2 and split.dim == 1 and crosses_tiles(w.shape[1], w.shape[0]):
+    if split.by_rows and crosses_tiles(w.shape[1], w.shape[0]):
         return gather_by_rows(w, split.axis)
     return lax.all_gather(w, split.axis, axis=split.dim, tiled=True)
 
 
 ROWS_AT_A_TIME = 8192
+"""Of Gemma 3's table 88 MB: enough for a network's full speed, and little to write out what is done to its tiles."""
 
 
 def gather_by_rows(w_VR: jax.Array, axis: str) -> jax.Array:

@@ -67,10 +67,18 @@ def test_sums_travel_in_the_dtype_that_was_asked_for():
 def test_a_gathered_weight_is_whole(dim, num_columns):
     w = np.random.default_rng(0).normal(size=(16, num_columns)).astype(np.float32)
     w = w if dim == 0 else w.T
-    split = Split("fsdp", dim)
+    split = Split("fsdp", dim, by_rows=dim == 1)
     spec = P(*(None,) * dim, "fsdp")
     whole = fsdp8(lambda w: gather(w, jnp.dtype("bfloat16"), split), spec, P())(w)
     np.testing.assert_array_equal(whole, w.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(("sizes", "by_rows"), [({"fsdp": 8}, True), ({"fsdp": 4, "tensor": 2}, False)])
+def test_a_table_comes_by_rows_where_every_device_has_a_part_of_all_of_them(sizes, by_rows):
+    mesh = make_mesh({"data": 1, "fsdp": 1, "expert": 1, "tensor": 1} | sizes)
+    split = make_spread(mesh).ends().split
+    assert split is not None
+    assert split.by_rows == by_rows
 
 
 MESHES = [

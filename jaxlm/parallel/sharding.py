@@ -158,7 +158,10 @@ class Spread(NamedTuple):
 
     def ends(self) -> Place:
         """Where tokens are looked up and predicted: the tables are [V, embed]."""
-        return Place(self.mesh, self.batch, self.split(1), length=self.length)
+        split = self.split(1)
+        if split is not None and self.mesh.shape[str(PARAMS["vocab"])] == 1:
+            split = split._replace(by_rows=True)
+        return Place(self.mesh, self.batch, split, length=self.length)
 
 
 def make_spread(mesh: Mesh, sum_dtype: str = "float32", sequence_attention: str = "gather") -> Spread | None:

@@ -84,7 +84,8 @@ def wire(run: Any, mesh: dict[str, int], *, torus: bool, num_slices: int = 1) ->
 
     # XLA finds that a tied table is collected twice, and does it once; not where it comes some rows at a time.
     ends = elements(table, False)
-    if model.tie_embeddings and crosses_tiles(model.embed_dim // fsdp, model.vocab_size or 0):
+    by_rows = mesh.get("tensor", 1) == 1 and crosses_tiles(model.embed_dim // fsdp, model.vocab_size or 0)
+    if model.tie_embeddings and by_rows:
         ends *= 2
 
     share = (fsdp - 1) / fsdp
