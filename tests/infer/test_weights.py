@@ -15,7 +15,7 @@ from jaxlm.models.build import build
 from jaxlm.models.config import ModelConfig
 
 SHAPE = dict(
-    vocab_size=64, embed_dim=32, num_layers=2, num_heads=4, mlp_dim=64, layer_pattern="l", sliding_window=3
+    vocab_size=64, embed_dim=32, num_layers=4, num_heads=4, mlp_dim=64, layer_pattern="gl", sliding_window=3
 )
 
 LEARNED = {"positions": "learned", "bias": "all", "norm": "layernorm", "qk_norm": True}
