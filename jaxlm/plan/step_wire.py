@@ -82,11 +82,11 @@ def wire(run: Any, mesh: dict[str, int], *, torus: bool, num_slices: int = 1) ->
     def elements(listed: Sequence[Weight], in_blocks: bool) -> float:
         return sum(shard_size(w, whole) for w in listed if split(w) and (w.axes[0] == "layers") == in_blocks)
 
-    # XLA finds that a tied table is collected twice, and does it once; not where it comes some rows at a time.
     ends = elements(table, False)
     by_rows = mesh.get("tensor", 1) == 1 and crosses_tiles(model.embed_dim // fsdp, model.vocab_size or 0)
-    if model.tie_embeddings and by_rows:
-        ends *= 2
+    if by_rows and model.tie_embeddings and model.num_classes is None:
+        # XLA finds that a tied table is collected twice, and does it once; not where it comes some rows at a time.
+        ends += elements([w for w in table if w.axes[0] == "vocab"], False)
 
     share = (fsdp - 1) / fsdp
     trained = trained_weights(table, run.tune)

@@ -101,6 +101,23 @@ def test_weights_are_gathered_twice_and_gradients_scattered_once(llama):
     assert (sent.sums, sent.activations, sent.across_slices) == (0, 0, 0)
 
 
+def test_a_tied_table_is_gathered_twice_where_it_comes_by_rows(llama):
+    """As one that is not tied: embedding and head."""
+
+    def tables(vocab_size, **model):
+        few, many = (
+            step_wire.wire(with_model(llama, embed_dim=5120, vocab_size=V, **model), FSDP, torus=True).gathers
+            for V in (256, vocab_size)
+        )
+        return (many - few) / (255 / 256 * 2 * 5120)
+
+    tied = {"tie_embeddings": True}
+    assert tables(2**15, tie_embeddings=False) == pytest.approx(2 * (2**15 - 256))
+    assert tables(2**15, **tied) == pytest.approx(2 * 2**15 - 256)  # of 20 channels on each device
+    assert tables(2**15, **tied, num_classes=3) == pytest.approx(2**15 - 256)  # looked up only
+    assert tables(2**15 - 256, **tied) == pytest.approx(2**15 - 2 * 256)
+
+
 def test_without_rings_gradients_are_summed_everywhere(llama):
     ring, line = (step_wire.wire(llama, FSDP, torus=torus).scatters for torus in (True, False))
     assert line == 2 * ring
