@@ -30,11 +30,16 @@ class Product(NamedTuple):
 
     flops: float
     """Of one device and step."""
+    padded_flops: float
+    """With dims filled up to whole lanes: what its time follows."""
     hbm_bytes: float
     """Operands and results, each once."""
 
     def plus(self, other: Product) -> Product:
-        return Product(self.flops + other.flops, self.hbm_bytes + other.hbm_bytes)
+        return Product(*map(sum, zip(self, other, strict=True)))
+
+
+NOTHING = Product(0.0, 0.0, 0.0)
 
 
 class Products(NamedTuple):
@@ -84,11 +89,11 @@ def product(tokens: float, inputs: float, outputs: float, item: int = 2) -> Prod
     """(tokens x inputs) . (inputs x outputs)."""
     padded = [max(dim, LANES) for dim in (inputs, outputs)]
     num_bytes = item * (tokens * inputs + tokens * outputs + inputs * outputs)
-    return Product(2.0 * tokens * math.prod(padded), num_bytes)
+    return Product(2.0 * tokens * inputs * outputs, 2.0 * tokens * math.prod(padded), num_bytes)
 
 
 def times(one: Product, num: float) -> Product:
-    return Product(num * one.flops, num * one.hbm_bytes)
+    return Product(*(num * part for part in one))
 
 
 def products(run: Any, mesh: dict[str, int]) -> Products:
@@ -99,7 +104,7 @@ def products(run: Any, mesh: dict[str, int]) -> Products:
     table = weights(model, run.data.seq_len)
     blocks = [w for w in table if w.axes[0] == "layers" and w.is_matrix]
     own_gradient = run.tune.train != "lora"
-    dense, experts = Product(0.0, 0.0), Product(0.0, 0.0)
+    dense = experts = NOTHING
     for w in blocks:
         again = is_computed_again(model, w.name)
         num = model.num_layers * (1 + backward * (1 + own_gradient + again))
@@ -120,7 +125,7 @@ def head(run: Any, mesh: dict[str, int], tokens: float, item: int) -> Product:
     """The language head, chunk by chunk, with its gradients at once; logits in float32."""
     model, tensor = run.model, mesh.get("tensor", 1)
     if model.num_classes is not None:
-        return Product(0.0, 0.0)
+        return NOTHING
     D, V = model.embed_dim, (model.vocab_size or 0) / tensor
     rows = tokens / run.data.seq_len / run.train.num_microbatches
     num_chunks, _ = logit_chunks(max(round(rows), 1), run.data.seq_len, run.train.loss_chunk_tokens)
@@ -129,7 +134,8 @@ def head(run: Any, mesh: dict[str, int], tokens: float, item: int) -> Product:
     num = 2 + trains if run.tune.train != "head" else 1
     streams = tokens * (D * item + V * (2 * 4 + item) / 3)
     table = num_chunks * D * V * (item if num < 3 else (2 * item + 2 * 4) / 3)
-    return Product(2.0 * num * tokens * D * V, num * (streams + table))
+    flops = 2.0 * num * tokens * D * V
+    return Product(flops, flops, num * (streams + table))
 
 
 def attention(run: Any, mesh: dict[str, int], tokens: float) -> Product:
@@ -144,8 +150,10 @@ def attention(run: Any, mesh: dict[str, int], tokens: float) -> Product:
     backward = share_trained(run)
     num_products = FORWARD_PRODUCTS * (1 + backward * again) + backward * BACKWARD_PRODUCTS
     num_passes = (1 + backward * again) + 3 * backward
+    flops = 2.0 * num_products * tokens * N * H * keys / tensor
     return Product(
-        2.0 * num_products * tokens * N * H * keys / tensor,
+        flops,
+        flops,
         num_passes * model.num_layers * tokens * (2 * N + 2 * K) * H / tensor * item,
     )
 

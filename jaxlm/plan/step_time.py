@@ -156,10 +156,10 @@ def predict_step(
         + (1 - reached.hidden_activations) * sent.activations
     )
     return StepEstimate(
-        products_s=found.weights.flops / (peak * reached.products)
+        products_s=found.weights.padded_flops / (peak * reached.products)
         + reached.operands * found.weights.hbm_bytes / device.hbm_bytes_per_s,
-        attention_s=found.attention.flops / (peak * KERNEL_EFFICIENCY),
-        experts_s=found.experts.flops / (peak * KERNEL_EFFICIENCY),
+        attention_s=found.attention.padded_flops / (peak * KERNEL_EFFICIENCY),
+        experts_s=found.experts.padded_flops / (peak * KERNEL_EFFICIENCY),
         passes_s=moved_bytes(run, mesh, num_dims=num_dims) / (reached.hbm * device.hbm_bytes_per_s),
         exposed_s=exposed / device.link_bytes_per_s,
         wire_s=sent.in_slice / device.link_bytes_per_s,

@@ -52,9 +52,9 @@ def test_the_range_that_is_printed_holds_all_of_them():
         assert 1 + low <= planned(name)[1].step_s / COMPILED[name]["cycles_s"] <= 1 + high, name
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", COMPILED)
 def test_flops_with_what_is_computed_again_are_those_that_the_program_executes(name):
-    assert planned(name)[2] == pytest.approx(COMPILED[name]["flops"], rel=0.01)
+    assert planned(name)[2] == pytest.approx(COMPILED[name]["flops"], rel=0.002)
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if COMPILED[name]["mesh"]["tensor"] == 1])

@@ -166,8 +166,13 @@ def test_more_that_is_kept_moves_more_bytes_and_computes_less(llama):
 
 
 def test_dims_narrower_than_the_lanes_take_as_long_as_those():
-    assert step_products.product(10, 4096, 16).flops == step_products.product(10, 4096, 128).flops
-    assert step_products.product(10, 4096, 256).flops == 2 * 10 * 4096 * 256
+    narrow, wide = (step_products.product(10, 4096, outputs) for outputs in (16, 256))
+    assert narrow.padded_flops == 2 * 10 * 4096 * 128
+    assert wide.padded_flops == wide.flops == 2 * 10 * 4096 * 256
+
+
+def test_flops_are_counted_without_what_fills_lanes():
+    assert step_products.product(10, 4096, 16).flops == 2 * 10 * 4096 * 16
 
 
 def test_chips_that_were_not_compared_say_whose_efficiency_they_take():
