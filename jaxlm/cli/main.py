@@ -63,20 +63,22 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}. See `{self.prog} --help`.")
 
 
-def commands() -> dict[str, str]:
-    """Command -> one line of help, alphabetical. Reads the modules without importing them."""
+def commands() -> list[str]:
+    """All of them, alphabetical."""
     modules = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    return {path.stem.replace("_", "-"): _first_line(path) for path in modules if path.stem != "main"}
+    return [path.stem.replace("_", "-") for path in modules if path.stem != "main"]
 
 
-def _first_line(path: Path) -> str:
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+def _first_line(name: str) -> str:
+    """Of the help of a command; reads its module without importing it."""
+    source = Path(__file__).with_name(f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def _help() -> str:
-    lines = commands()
-    width = max(map(len, lines))
-    return _HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in lines.items()))
+    names = commands()
+    width = max(map(len, names))
+    return _HELP.format(commands="\n".join(f"  {name:<{width}}  {_first_line(name)}" for name in names))
 
 
 def _versions() -> str:
@@ -145,10 +147,10 @@ def _run(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(_versions())
         return 0
-    name, lines = argv[0], commands()
-    if name not in lines:
-        match = nearest(name, lines)
-        hint = f"did you mean {match}?" if match else f"there are {', '.join(lines)}."
+    name, known = argv[0], commands()
+    if name not in known:
+        match = nearest(name, known)
+        hint = f"did you mean {match}?" if match else f"there are {', '.join(known)}."
         raise UserError(f"{name!r} is not a command of jaxlm; {hint}")
     return _module(name).main(*parse(name, argv[1:]))
 

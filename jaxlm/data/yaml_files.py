@@ -28,9 +28,11 @@ def read_yaml(path: epath.PathLike, what: str) -> Any:
 
     content = read_file(path, what, max_bytes=MAX_YAML_BYTES)
     try:
-        node = yaml.compose(content.decode(), Loader=yaml.SafeLoader)
+        # In steps, and with no other loader: libyaml's recurses in C, which deep brackets would crash.
+        loader = yaml.SafeLoader(content.decode())
+        node = loader.get_single_node()
         check_node(node)
-        return yaml.safe_load(content.decode())
+        return None if node is None else loader.construct_document(node)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start})."

@@ -1,6 +1,5 @@
 """The `jaxlm` command itself: finding commands, splitting flags, exit codes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -177,7 +176,8 @@ def test_commands_are_found_without_importing_them(tmp_path, monkeypatch):
     for name, text in {"next_token": '"""Look.\n\nMore."""\n1 / 0', "_shared": "", "main": ""}.items():
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "main.py"))
-    assert json.dumps(cli.commands()) == '{"next-token": "Look."}'
+    assert cli.commands() == ["next-token"]
+    assert "commands:\n  next-token  Look.\n\n" in cli._help()
 
 
 AT = {
