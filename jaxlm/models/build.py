@@ -144,7 +144,7 @@ def build(
         init,
         hidden,
         head,
-        logical_axes(init_boxed),
+        logical_axes(config, num_positions),
         (head_key,),
         make_cache,
         extend,
@@ -183,8 +183,10 @@ def make_init(modules: Modules) -> Callable[[jax.Array], PyTree]:
     return init
 
 
-def logical_axes(init_boxed: Callable[[jax.Array], PyTree]) -> PyTree:
-    """What the boxes say; the stack of layers gets its leading axis."""
+@functools.lru_cache(maxsize=64)
+def logical_axes(config: ModelConfig, num_positions: int) -> PyTree:
+    """What the boxes say; the stack of layers gets its leading axis. Not to be changed: models of one config share it."""
+    init_boxed = make_init(make_modules(config, num_positions, "dense", no_constraint))
 
     def unbox(path, box) -> tuple[str, ...]:
         return (("layers",) if path[0].key == "layers" else ()) + tuple(box.names)
