@@ -70,7 +70,9 @@ def commands() -> str:
     """Every command with its flags, as `--help` says them."""
     lines = [COMMANDS, "| command | |", "|---|---|"]
     known = cli.commands()
-    lines += [f"| [{code(f'jaxlm {name}')}](#jaxlm-{name}) | {prose(line)} |" for name, line in known.items()]
+    lines += [
+        f"| [{code(f'jaxlm {name}')}](#jaxlm-{name}) | {prose(cli.first_line(name))} |" for name in known
+    ]
     for name in known:
         lines += ["", *_command(cli.parser_of(name), f"jaxlm {name}", 2)]
     return "\n".join(lines) + "\n"
