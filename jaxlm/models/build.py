@@ -185,7 +185,7 @@ def make_init(modules: Modules) -> Callable[[jax.Array], PyTree]:
 
 @functools.lru_cache(maxsize=64)
 def logical_axes(config: ModelConfig, num_positions: int) -> PyTree:
-    """What the boxes say; the stack of layers gets its leading axis. Not to be changed: models of one config share it."""
+    """What the boxes say, with an axis for the stack of layers. Not to be changed: models of one config share it."""
     init_boxed = make_init(make_modules(config, num_positions, "dense", no_constraint))
 
     def unbox(path, box) -> tuple[str, ...]:
