@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from checkpoint_states import KEEP_ALL, abstract, assert_same_bits, data_file, flip, make_state, save_steps
+from slow import slow
 
 from jaxlm import checkpoint_integrity as integrity
 from jaxlm.checkpoint import Checkpoints
@@ -171,7 +172,7 @@ def run_python(code, **kwargs):
     [
         ("seal", ["1", "2.orbax-checkpoint-tmp"], True),
         ("reasons_kept", ["1", "2"], False),
-        ("rmtree", ["1.deleting", "2"], False),
+        slow("rmtree", ["1.deleting", "2"], False),
     ],
 )
 def test_killed_during_a_save_leaves_only_good_steps(tmp_path, moment, left, warned, warnings):

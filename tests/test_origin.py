@@ -154,7 +154,7 @@ def test_what_is_no_source_is_refused(source, message, tmp_path, hugging_face, i
 # Training.
 
 
-@pytest.mark.parametrize("kind", ["hugging_face", slow("imported"), "run"])
+@pytest.mark.parametrize("kind", ["hugging_face", slow("imported"), slow("run")])
 def test_a_run_starts_from_the_weights_goes_on_without_their_source_and_is_exported(
     kind, hugging_face, imported, tmp_path, capfd
 ):

@@ -130,7 +130,7 @@ if ARE_LATE:
 """
 
 
-@pytest.mark.parametrize(("stopped", "are_late"), [(0, False), slow(0, True), (1, False), slow(2, False)])
+@pytest.mark.parametrize(("stopped", "are_late"), [slow(0, False), slow(0, True), (1, False), slow(2, False)])
 def test_a_process_that_is_stopped_is_named_by_those_that_wait(
     config, tmp_path, stopped, are_late
 ):  # pain 17

@@ -15,6 +15,7 @@ from hostile import VALUES, child, damaged_bytes, damaged_files_crash_nothing, d
 from hypothesis import given
 from hypothesis import strategies as st
 from native import parquet
+from slow import slow
 
 from jaxlm.corpus import readers
 from jaxlm.corpus.columns import Dropped, dialogue, labelled, open_columns, text_of
@@ -105,7 +106,7 @@ def test_documents_of_a_damaged_file_are_read_or_refused(suffix, document, tmp_p
     check()
 
 
-@pytest.mark.parametrize(("kind", "count"), [("parquet", 1000), ("arrayrecord", 200)])
+@pytest.mark.parametrize(("kind", "count"), [("parquet", 300), slow("parquet", 1000), ("arrayrecord", 200)])
 def test_damaged_files_of_libraries_in_cplusplus_are_read_or_refused(kind, count, tmp_path):
     damaged_files_crash_nothing(kind, count, tmp_path, memory_mb=6000)
 

@@ -22,6 +22,10 @@ GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 VARIED = [name for name in NAMES if name not in ("gemma", "llama", "qwen2", "qwen3")]
 """Left out are those that have nothing which none of these has."""
+CACHED = [
+    name for name in VARIED if name not in ("llama-bias", "llama-linear", "llama-yarn", "mistral", "mixtral")
+]
+"""Left out are those that differ from one of these in angles or products alone, which a padded batch shows too."""
 WITH_GRADIENTS = ("gemma2", "llama", "mixtral")
 
 
@@ -57,7 +61,7 @@ def test_logits_of_a_padded_batch_are_those_of_transformers(name, attention):
     np.testing.assert_allclose(logits_BTV[real_BT], expected["logits"][real_BT], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", all_but(VARIED, NAMES))
+@pytest.mark.parametrize("name", all_but(CACHED, NAMES))
 def test_logits_through_the_kv_cache_are_those_of_transformers(name):
     _, lm, params, expected = load(name)
     tokens_1T, num_prefill = jnp.asarray(expected["tokens"][:1]), 9

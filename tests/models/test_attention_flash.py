@@ -70,7 +70,7 @@ def dense_turned(q, k, v, *, rotation, **how):
         (1000, 2, 1, 128, None, None, True, True, UNEVEN),  # multi-query, padded
         # Two heads a block of lanes; a window below a block.
         slow(256, 4, 4, 64, 50, None, False, False, SMALL),
-        (256, 4, 2, 64, None, 3.0, True, True, SMALL),  # whose keys are in other lanes than their queries
+        slow(256, 4, 2, 64, None, 3.0, True, True, SMALL),  # whose keys are in other lanes than their queries
         (512, 2, 1, 128, 200, 2.0, True, True, SMALL),  # all at once, a window above a block
         (
             256,
@@ -145,7 +145,7 @@ def test_documents_may_begin_anywhere(begins, window):
 
 @pytest.mark.parametrize(
     ("window", "blocks"),
-    [(None, SMALL._replace(q=128)), (129, SMALL._replace(q=128)), (None, ONE_BLOCK_OF_KEYS)],
+    [slow(None, SMALL._replace(q=128)), (129, SMALL._replace(q=128)), (None, ONE_BLOCK_OF_KEYS)],
 )
 def test_keys_of_other_documents_and_before_the_window_are_not_touched(window, blocks):
     """Not even multiplied by 0: NaN there would show."""

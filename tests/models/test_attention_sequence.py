@@ -70,7 +70,7 @@ def cut(kernel, spread, T, segments_BT, **how):
 @pytest.mark.parametrize(
     ("kernel", "num", "T", "N", "K", "H", "window", "softcap", "packed", "blocks"),
     [
-        ("dense", 8, 48, 2, 1, 8, None, None, True, None),
+        slow("dense", 8, 48, 2, 1, 8, None, None, True, None),
         ("chunked", 4, 64, 4, 2, 8, 20, 2.0, True, None),
         slow("flash", 2, 512, 1, 1, 128, None, None, False, SMALL),
         ("flash", 4, 1024, 2, 1, 128, 300, 2.0, True, SMALL),

@@ -72,7 +72,10 @@ BLOCKS = {
 @pytest.mark.parametrize(
     ("blocks", "sizes_E"),
     [
-        (blocks, sizes_E) if blocks == "narrow-2-parts" or sizes_E == GROUPS[0] else slow(blocks, sizes_E)
+        (blocks, sizes_E)
+        if (blocks == "narrow-2-parts" and sizes_E != [512])
+        or (blocks in ("roomy-16-parts", "narrow-whole") and sizes_E == GROUPS[0])
+        else slow(blocks, sizes_E)
         for sizes_E in GROUPS
         for blocks in BLOCKS
     ],

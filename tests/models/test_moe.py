@@ -269,7 +269,7 @@ def batch_of(config):
     )
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("scan_layers", [True, slow(False)])
 def test_every_layer_reports_once(scan_layers):
     config, lm, params = tiny(scan_layers=scan_layers, remat="full")
     _, router = jax.jit(lm.hidden_with_router)(params, batch_of(config))

@@ -51,7 +51,7 @@ def expected():
         slow(tiny.ONE, 4),
         slow({"expert": 8}, 2),
         slow({"expert": 4, "tensor": 2}, 4),
-        ({"data": 2, "fsdp": 2, "expert": 2}, 1),
+        slow({"data": 2, "fsdp": 2, "expert": 2}, 1),
         ({"fsdp": 2, "expert": 2, "tensor": 2}, 4),
     ],
 )

@@ -60,7 +60,7 @@ def expected(name: str) -> np.ndarray:
         slow("gemma", "gather", {"fsdp": 2, "sequence": 2, "tensor": 2}, 1),
         slow("gemma", "ring", {"data": 2, "sequence": 2}, 1),
         ("learned", "ring", {"fsdp": 2, "sequence": 4}, 2),
-        ("learned", "gather", {"fsdp": 2, "sequence": 2, "tensor": 2}, 1),
+        slow("learned", "gather", {"fsdp": 2, "sequence": 2, "tensor": 2}, 1),
         slow("experts", "gather", {"expert": 2, "sequence": 4}, 1),
         slow("experts", "ring", {"fsdp": 2, "expert": 2, "sequence": 2}, 2),
         slow("lora", "ring", {"fsdp": 4, "sequence": 2}, 1),
