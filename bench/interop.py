@@ -34,7 +34,6 @@ def peak_rss_bytes() -> int:
 
 def random_checkpoint(folder: Path) -> Path:
     """SmolLM2-135M with random weights, as a checkpoint of Hugging Face."""
-    import jax
     import numpy as np
 
     from jaxlm.checkpoint import named_arrays
@@ -46,7 +45,7 @@ def random_checkpoint(folder: Path) -> Path:
     folder.mkdir()
     model = size("smollm2-135m")
     family, lm = family_for(model), build(model, 2048)
-    shapes, rng = jax.eval_shape(lm.init, jax.random.key(0)), np.random.default_rng(0)
+    shapes, rng = lm.shapes, np.random.default_rng(0)
     arrays = {name: rng.standard_normal(s.shape, np.float32) for name, s in named_arrays(shapes).items()}
     export_weights(folder, family, arrays)
     (folder / "config.json").write_text(json.dumps({**family.write(model), "max_position_embeddings": 8192}))
@@ -64,7 +63,7 @@ def compare(folder: Path, rounds: int = 3) -> None:
     files = sorted(folder.glob("*.safetensors"))
     source = open_source(folder)
     lm = build(source.model, source.model.max_seq_len or 2048)
-    shapes = jax.eval_shape(lm.init, jax.random.key(0))
+    shapes = lm.shapes
     num_bytes = sum(path.stat().st_size for path in files)
 
     def read_alone() -> list:

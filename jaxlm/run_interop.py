@@ -116,8 +116,7 @@ def _read_sharded(source: Source, cfg: RunConfig, mesh_config: MeshConfig | None
     cfg = dataclasses.replace(cfg, mesh=mesh_config or cfg.mesh, data=batch)
     mesh = make_mesh(resolve_mesh(cfg, count))
     lm = build(cfg.model, cfg.data.seq_len)
-    shapes = jax.eval_shape(lm.init, jax.random.key(0))
-    named = named_arrays(shapes)
+    named = named_arrays(lm.shapes)
     rows = used_rows(source.family, {path: tuple(leaf.shape) for path, leaf in named.items()})
     dtypes = [stored_dtype(source, rows[path], leaf.shape) for path, leaf in named.items()]
     leaves = [
@@ -126,7 +125,7 @@ def _read_sharded(source: Source, cfg: RunConfig, mesh_config: MeshConfig | None
             named.values(), dtypes, jax.tree.leaves(param_shardings(lm.axes, mesh)), strict=True
         )
     ]
-    return read_params(source, jax.tree.unflatten(jax.tree.structure(shapes), leaves))
+    return read_params(source, jax.tree.unflatten(jax.tree.structure(lm.shapes), leaves))
 
 
 def _save_run(

@@ -54,10 +54,10 @@ def abstract_params(lm: LM, tuning: Tuning, mesh: Mesh | None = None) -> tuple[P
 
     from jaxlm.parallel.sharding import param_shardings
 
-    def both(key):
-        return tuning.split(tuning.init(key, lm.init(key)))
+    def both(params):
+        return tuning.split(tuning.init(jax.random.key(0), params))
 
-    shapes = jax.eval_shape(both, jax.random.key(0))
+    shapes = jax.eval_shape(both, lm.shapes)
     if mesh is None:
         return shapes
     shardings = tuple(param_shardings(axes, mesh) for axes in tuning.axes(lm.axes))

@@ -31,6 +31,8 @@ class LM(NamedTuple):
     """head(params, x_...D) -> logits_...V (of a classifier, ...C) in float32; params may be just `head_keys`."""
     axes: PyTree
     """Shaped like params; a leaf is a tuple of logical axes, such as ("layers", "embed", "mlp")."""
+    shapes: PyTree
+    """Shaped like params; a leaf is a ShapeDtypeStruct. What `eval_shape` of `init` says, without tracing it again."""
     head_keys: tuple[str, ...]
     """Top-level groups of params that `head` reads."""
     init_cache: Callable[[int, int], Cache]
@@ -144,7 +146,7 @@ def build(
         init,
         hidden,
         head,
-        logical_axes(config, num_positions),
+        *axes_and_shapes(config, num_positions),
         (head_key,),
         make_cache,
         extend,
@@ -184,19 +186,18 @@ def make_init(modules: Modules) -> Callable[[jax.Array], PyTree]:
 
 
 @functools.lru_cache(maxsize=64)
-def logical_axes(config: ModelConfig, num_positions: int) -> PyTree:
-    """What the boxes say, with an axis for the stack of layers. Not to be changed: models of one config share it."""
+def axes_and_shapes(config: ModelConfig, num_positions: int) -> tuple[PyTree, PyTree]:
+    """`LM.axes` and `LM.shapes`. Not to be changed: models of one config share them."""
     init_boxed = make_init(make_modules(config, num_positions, "dense", no_constraint))
 
-    def unbox(path, box) -> tuple[str, ...]:
+    def axes_of(path, box) -> tuple[str, ...]:  # the stack of layers gets its leading axis
         return (("layers",) if path[0].key == "layers" else ()) + tuple(box.names)
 
-    return jax.tree_util.tree_map_with_path(
-        unbox,
-        # Made inside, the key opens no device: a config can be looked at before processes are connected.
-        jax.eval_shape(lambda: init_boxed(jax.random.key(0))),
-        is_leaf=lambda x: isinstance(x, nn.Partitioned),
-    )
+    # Made inside, the key opens no device: a config can be looked at before processes are connected.
+    boxed = jax.eval_shape(lambda: init_boxed(jax.random.key(0)))
+    is_box = nn.meta.is_axis_metadata
+    axes = jax.tree_util.tree_map_with_path(axes_of, boxed, is_leaf=is_box)
+    return axes, jax.tree.map(lambda box: box.value, boxed, is_leaf=is_box)
 
 
 def embed(modules: Modules, params, tokens_BT, positions_BT, dropout_key) -> jax.Array:

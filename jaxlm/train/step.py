@@ -52,7 +52,14 @@ def init_state(
     lm: LM, tx: optax.GradientTransformation, key: jax.Array, tuning: Tuning = EVERYTHING
 ) -> TrainState:
     """Fresh weights and optimizer state at step 0."""
-    params = tuning.split(tuning.init(jax.random.fold_in(key, 1), lm.init(key)))[0]
+    return first_state(lm.init(key), tx, key, tuning)
+
+
+def first_state(
+    params: Params, tx: optax.GradientTransformation, key: jax.Array, tuning: Tuning
+) -> TrainState:
+    """The state at step 0 of a model with these weights; the key is for adapters."""
+    params = tuning.split(tuning.init(jax.random.fold_in(key, 1), params))[0]
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, tx.init(params), zero, zero, jnp.zeros((), jnp.float32))
 
@@ -61,7 +68,7 @@ def state_shardings(
     lm: LM, tx: optax.GradientTransformation, mesh: Mesh, tuning: Tuning = EVERYTHING
 ) -> TrainState:
     """NamedShardings shaped like the TrainState: the optimizer's moments live where their weights live."""
-    shapes = jax.eval_shape(lambda key: init_state(lm, tx, key, tuning), jax.random.key(0))
+    shapes = jax.eval_shape(lambda params: first_state(params, tx, jax.random.key(0), tuning), lm.shapes)
     params = param_shardings(tuning.axes(lm.axes)[0], mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     counters = jax.tree.map(lambda _: replicated, shapes._replace(params=None, opt_state=None))

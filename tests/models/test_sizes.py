@@ -19,12 +19,18 @@ PUBLISHED = [name for name in sizes.SIZES if name not in sizes.TINY_SIZES]
 def test_model_has_the_weights_the_planner_lists(name):
     config = sizes.size(name)
     lm = build(config, seq_len=32)
-    shapes = jax.tree.leaves(jax.eval_shape(lm.init, jax.random.key(0)))
+    shapes = jax.tree.leaves(lm.shapes)
     axes = jax.tree.leaves(lm.axes, is_leaf=is_axes)
     built = collections.Counter((leaf.shape, names) for leaf, names in zip(shapes, axes, strict=True))
     planned = collections.Counter((w.shape, w.axes) for w in weights(config, seq_len=32))
     assert built == planned
     assert sum(math.prod(leaf.shape) for leaf in shapes) == count_params(config, seq_len=32).total
+
+
+@pytest.mark.parametrize("name", sizes.TINY_SIZES)
+def test_weights_have_the_shapes_and_dtypes_that_are_said(name):
+    lm = build(sizes.size(name), seq_len=32)
+    assert jax.eval_shape(lm.init, jax.random.key(0)) == lm.shapes
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
