@@ -11,7 +11,7 @@ from jaxlm.limits import MALFORMED, MAX_DEPTH, TooLarge
 from jaxlm.types import UserError
 
 MAX_YAML_BYTES = 256 << 10
-"""As many take two seconds to read; the longest file of the package has 19 kB."""
+"""As many take a second to read; the longest file of the package has 19 kB."""
 MAX_YAML_VALUES = 100_000
 """After its aliases are written out: nine lines of them can stand for a billion values."""
 
