@@ -71,7 +71,7 @@ def commands() -> str:
     lines = [COMMANDS, "| command | |", "|---|---|"]
     known = cli.commands()
     lines += [
-        f"| [{code(f'jaxlm {name}')}](#jaxlm-{name}) | {prose(cli.first_line(name))} |" for name in known
+        f"| [{code(f'jaxlm {name}')}](#jaxlm-{name}) | {prose(cli.help_line(name))} |" for name in known
     ]
     for name in known:
         lines += ["", *_command(cli.parser_of(name), f"jaxlm {name}", 2)]

@@ -19,7 +19,7 @@ from jaxlm.models.build import build
 
 @functools.cache
 def _shapes(model):
-    return jax.eval_shape(build(model, model.max_seq_len or 64).init, jax.random.key(0))
+    return build(model, model.max_seq_len or 64).shapes
 
 
 def abstract_params(model, dtype=None):

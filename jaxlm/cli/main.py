@@ -69,7 +69,7 @@ def commands() -> list[str]:
     return [path.stem.replace("_", "-") for path in modules if path.stem != "main"]
 
 
-def first_line(name: str) -> str:
+def help_line(name: str) -> str:
     """Of the help of a command; reads its module without importing it."""
     source = Path(__file__).with_name(f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
@@ -78,7 +78,7 @@ def first_line(name: str) -> str:
 def _help() -> str:
     names = commands()
     width = max(map(len, names))
-    return _HELP.format(commands="\n".join(f"  {name:<{width}}  {first_line(name)}" for name in names))
+    return _HELP.format(commands="\n".join(f"  {name:<{width}}  {help_line(name)}" for name in names))
 
 
 def _versions() -> str:

@@ -16,11 +16,12 @@ MAX_YAML_VALUES = 100_000
 """After its aliases are written out: nine lines of them can stand for a billion values."""
 
 
-def read_yaml(path: epath.PathLike, what: str) -> Any:
+def read_yaml(path: epath.PathLike, what: str, loader_class: Any = None) -> Any:
     """The value of a YAML file, of plain types only.
 
     Args:
       what: it should be, for the error: "a YAML file of rules".
+      loader_class: a SafeLoader that knows what to make of more tags.
 
     Errors: UserError that names file, line and limit.
     """
@@ -29,7 +30,7 @@ def read_yaml(path: epath.PathLike, what: str) -> Any:
     content = read_file(path, what, max_bytes=MAX_YAML_BYTES)
     try:
         # In steps, and with no other loader: libyaml's recurses in C, which deep brackets would crash.
-        loader = yaml.SafeLoader(content.decode())
+        loader = (loader_class or yaml.SafeLoader)(content.decode())
         node = loader.get_single_node()
         check_node(node)
         return None if node is None else loader.construct_document(node)

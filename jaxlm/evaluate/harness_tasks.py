@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm.config import nearest
-from jaxlm.data.files import read_file
-from jaxlm.data.yaml_files import MAX_YAML_BYTES, check_node
-from jaxlm.limits import MALFORMED
+from jaxlm.data.yaml_files import read_yaml
 from jaxlm.types import UserError
 
 MAX_FILES = 20_000
@@ -156,15 +154,7 @@ def _plain(path: Path) -> dict[str, Any]:
         return Code(f"{node.tag} {value} (line {node.start_mark.line + 1})")
 
     Loader.add_multi_constructor("", unknown)
-    content = read_file(path, "a YAML file of a task", max_bytes=MAX_YAML_BYTES)
-    try:
-        check_node(yaml.compose(content.decode(), Loader=yaml.SafeLoader))
-        value = yaml.load(content.decode(), Loader=Loader)  # a SafeLoader, whose other tags are inert
-    except (yaml.YAMLError, *MALFORMED) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1:,}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
-        raise UserError(f"{path}{where} is not YAML: {' '.join(str(reason).split())}.") from None
+    value = read_yaml(path, "a YAML file of a task", Loader)  # other tags are inert
     if not isinstance(value, dict):
         raise UserError(f"{path} is no task: its YAML is not a mapping such as `task: my_task`.")
     return value
