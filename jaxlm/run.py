@@ -128,7 +128,7 @@ def build_pieces(
         make_eval_step(loss, tuning),
         mesh,
         tuning=tuning,
-        compiler_options=options_for(mesh.devices.flat[0].device_kind),
+        compiler_options=options_for(mesh.devices.flat[0].device_kind, cfg.model.dtype),
     )
     return Pieces(lm, loss, steps, mesh, sizes, tuning)
 

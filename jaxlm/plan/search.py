@@ -193,7 +193,7 @@ def digest(trial: Trial, on: Topology, versions: dict[str, str]) -> str:
         "config": dataclasses.asdict(trial.run),
         "topology": [on.slice_name, on.num_slices],
         "versions": {**versions, "jaxlm": jaxlm.__version__},
-        "options": {kind: options_for(kind) for kind in kinds},
+        "options": {kind: options_for(kind, trial.run.model.dtype) for kind in kinds},
         "environment": {name: os.environ.get(name, "") for name in ENVIRONMENT},
     }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:24]

@@ -185,7 +185,7 @@ def test_the_key_of_a_result_is_all_that_decides_it(monkeypatch):
         search.digest(first, V5E8, VERSIONS | {"libtpu": "3"}),
         search.digest(first._replace(run=config(optimizer__name="lion")), V5E8, VERSIONS),
     }
-    monkeypatch.setattr(search, "options_for", lambda kind: {"xla_tpu_scoped_vmem_limit_kib": 1})
+    monkeypatch.setattr(search, "options_for", lambda kind, dtype: {"xla_tpu_scoped_vmem_limit_kib": 1})
     others.add(search.digest(first, V5E8, VERSIONS))
     monkeypatch.undo()
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_enable_latency_hiding_scheduler=false")
