@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,6 +135,8 @@ def test_any_number_of_labels():
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=20))
 @settings(max_examples=40)
 def test_numbers_against_scipy(pairs):
+    import scipy.stats  # takes two seconds, which every worker would spend
+
     predicted, true = (np.array([float(pair[i]) for pair in pairs]) for i in (0, 1))
     scores = c.regression_scores(predicted[:, None], true[:, None])
     assert scores["mse"] == pytest.approx(np.mean((predicted - true) ** 2))

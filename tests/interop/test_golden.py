@@ -22,10 +22,8 @@ GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 VARIED = [name for name in NAMES if name not in ("gemma", "llama", "qwen2", "qwen3")]
 """Left out are those that have nothing which none of these has."""
-CACHED = [
-    name for name in VARIED if name not in ("llama-bias", "llama-linear", "llama-yarn", "mistral", "mixtral")
-]
-"""Left out are those that differ from one of these in angles or products alone, which a padded batch shows too."""
+CACHED = ("gemma3_text", "gpt2", "llama3")
+"""Local and global layers, learned positions, scaled angles. What else the others have, a padded batch shows too."""
 WITH_GRADIENTS = ("gemma2", "llama", "mixtral")
 
 

@@ -26,7 +26,7 @@ def on_one_device(tuning):
 
 @pytest.mark.parametrize(
     ("tuning", "sizes", "num_microbatches"),
-    [slow(LORA, MESHES[0], 1), slow(LORA, MESHES[1], 1), (LAST, MESHES[1], 1), slow(LAST, tiny.ONE, 2),
+    [slow(LORA, MESHES[0], 1), slow(LORA, MESHES[1], 1), slow(LAST, MESHES[1], 1), slow(LAST, tiny.ONE, 2),
      (INT8, MESHES[1], 2), slow(NF4, MESHES[0], 1)],
 )  # fmt: skip
 def test_mesh_and_accumulation_do_not_change_training(tuning, sizes, num_microbatches):

@@ -76,7 +76,7 @@ def assert_close(actual, expected, rtol):
     )
 
 
-@pytest.mark.parametrize("train", ["all", "last_blocks", "lora"])
+@pytest.mark.parametrize("train", [slow("all"), "last_blocks", "lora"])
 @pytest.mark.parametrize("name", all_but(("tiny-gemma3",), FAMILIES))
 def test_the_parts_are_the_model(train, name):
     lm, params, _ = make(name)
@@ -137,7 +137,8 @@ def test_adapters_begin_as_those_of_peft():
 @pytest.mark.parametrize(
     ("name", "remat", "scan"),
     [slow("tiny-llama", "none", True), ("tiny-llama", "full", False), slow("tiny-gemma3", "none", False),
-     slow("tiny-gemma3", "save_dots", True), ("tiny-mixtral", "none", True), slow("tiny-mixtral", "save_dots", False)],
+     slow("tiny-gemma3", "save_dots", True), slow("tiny-mixtral", "none", True),
+     slow("tiny-mixtral", "save_dots", False)],
 )  # fmt: skip
 def test_gradients_of_the_last_blocks_are_those_of_the_whole_model(name, remat, scan):
     lm, params, loss = make(name, remat=remat, scan_layers=scan)
