@@ -1,5 +1,6 @@
 """jaxlm/config_flags.py: --config=FILE and --config.key=value."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -36,13 +37,19 @@ def refused(*argv):
     return str(caught.value)
 
 
+@functools.cache
+def small():
+    """key -> value, of the config without a flag."""
+    return flatten(parse([SMALL]))
+
+
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
 def test_every_key_can_be_set_by_a_flag(key):
     name = key.name.replace("<name>", "topics")
     text, value = VALUES[key.spec.type]
     if value == key.default:
         text, value = "false", False
-    before = flatten(parse([SMALL]))
+    before = small()
     for argv in ([f"--config.{name}={text}"], [f"--config.{name}", text]):
         after = flatten(parse([SMALL, *argv]))
         assert after[name] == value
