@@ -1,7 +1,8 @@
 """XLA_FLAGS of tests: programs that run once or twice are compiled fast, not to be fast. Imports no JAX."""
 
 import os
-from importlib.metadata import version
+
+from jaxlm.parallel.xla_options import jaxlib_version
 
 
 def xla_flags(num_devices: int) -> str:
@@ -17,7 +18,7 @@ def xla_flags(num_devices: int) -> str:
         "--xla_backend_optimization_level=0",
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
-    if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    if jaxlib_version() < (0, 11):
         # XLA's newer way to compile fusions takes half of the time that is left. Later versions have no other, and end
         # a process that asks for it.
         flags.append("--xla_cpu_use_fusion_emitters=false")

@@ -7,7 +7,7 @@ can compile for several chips, and so that `jaxlm compile` and a run on the chip
 from __future__ import annotations
 
 import functools
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +61,20 @@ Without AVX-512 its float32 products are the slower ones, those of attention by 
 
 def options_for(device_kind: str, dtype: str) -> dict[str, Any]:
     """The options of a chip, for a model that computes in dtype."""
-    if device_kind == "cpu":
-        return dict(EIGEN_PRODUCTS) if dtype == "float32" and prefers_eigen(cpu_features(), jaxlib()) else {}
+    if device_kind == "cpu" and dtype == "float32" and prefers_eigen(cpu_features(), jaxlib_version()):
+        return dict(EIGEN_PRODUCTS)
     return dict(OPTIONS.get(device_kind, {}))
 
 
-def jaxlib() -> tuple[int, int]:
+def jaxlib_version() -> tuple[int, int]:
     """Major and minor version."""
-    major, minor = map(int, version("jaxlib").split(".")[:2])
+    major, minor = map(int, metadata.version("jaxlib").split(".")[:2])
     return major, minor
 
 
-def prefers_eigen(features: frozenset[str], jaxlib: tuple[int, int]) -> bool:
+def prefers_eigen(features: frozenset[str], version: tuple[int, int]) -> bool:
     """Whether EIGEN_PRODUCTS is faster; only where it was measured: XLA refuses an option that it does not know."""
-    return "avx2" in features and "avx512f" not in features and (0, 10) <= jaxlib < (0, 12)
+    return "avx2" in features and "avx512f" not in features and version < (0, 12)
 
 
 @functools.cache

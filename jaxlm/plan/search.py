@@ -188,7 +188,7 @@ def repeated_flops(run: Any, tokens: float) -> float:
 
 def digest(trial: Trial, on: Topology, versions: dict[str, str]) -> str:
     """Of all that decides what a compiler makes of a trial: 24 hexadecimal digits."""
-    kinds = () if on.chip is None else on.chip.device_kinds
+    kinds = (on.platform,) if on.chip is None else on.chip.device_kinds
     everything = {
         "config": dataclasses.asdict(trial.run),
         "topology": [on.slice_name, on.num_slices],

@@ -80,14 +80,7 @@ def assert_close(actual, expected, rtol):
 # Who sees whom.
 
 
-@pytest.mark.parametrize(
-    ("name", "kernel"),
-    [
-        (name, kernel) if kernel == "dense" or name in ("tiny-llama", "tiny-gemma3") else slow(name, kernel)
-        for name in TINY
-        for kernel in KERNELS
-    ],
-)
+@pytest.mark.parametrize(("name", "kernel"), VARIED_KERNELS)
 def test_the_future_does_not_change_past_logits(name, kernel):
     logits, params = compiled(name, attention=kernel)
     batch = packed_batch()

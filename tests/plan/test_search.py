@@ -193,6 +193,19 @@ def test_the_key_of_a_result_is_all_that_decides_it(monkeypatch):
     assert len(others | {key}) == 8
 
 
+def test_the_options_of_a_cpu_are_part_of_the_key(monkeypatch):
+    """They depend on the processor, which another machine that reads the result may not have."""
+    first, cpu, keys = (
+        grid(config(), Axes([1], ["full"], [FSDP], [None])).trials[0],
+        topology.parse("cpu:8"),
+        set(),
+    )
+    for options in ({}, {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}):
+        monkeypatch.setattr(search, "options_for", lambda kind, dtype, options=options: options)
+        keys.add(search.digest(first, cpu, VERSIONS))
+    assert len(keys) == 2
+
+
 def test_the_flags_of_a_trial_are_its_config():
     trial = grid(config(), Axes([3], ["q,attention"], [FSDP], ["512,256,128"])).trials[0]
     assert trial.flags == [
