@@ -22,8 +22,8 @@ GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 VARIED = [name for name in NAMES if name not in ("gemma", "llama", "qwen2", "qwen3")]
 """Left out are those that have nothing which none of these has."""
-CACHED = ("gemma3_text", "gpt2", "llama3")
-"""Local and global layers, learned positions, scaled angles. What else the others have, a padded batch shows too."""
+CACHED = ("gemma2", "gemma3_text", "gpt2", "llama3")
+"""Caps, local and global layers, learned positions, scaled angles. A padded batch shows what else the others have."""
 WITH_GRADIENTS = ("gemma2", "llama", "mixtral")
 
 

@@ -12,7 +12,12 @@ from jaxlm.models.attention_splash import attend_splash
 
 @pytest.mark.parametrize(
     ("T", "K", "window", "softcap", "packed"),
-    [slow(128, 2, None, None, False), slow(200, 1, None, 2.0, True), (256, 2, 40, None, True)],
+    [
+        slow(128, 2, None, None, False),
+        slow(200, 1, None, 2.0, True),
+        slow(256, 2, 40, None, True),
+        (200, 1, 40, 2.0, True),  # all at once
+    ],
 )
 def test_splash_and_its_gradients_are_those_of_dense_attention(T, K, window, softcap, packed):
     rng = np.random.default_rng(0)

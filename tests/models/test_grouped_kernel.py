@@ -74,7 +74,7 @@ BLOCKS = {
     [
         (blocks, sizes_E)
         if (blocks == "narrow-2-parts" and sizes_E in (GROUPS[0], [1, 510, 1], [77, 0, 30], [0, 0]))
-        or (blocks == "roomy-16-parts" and sizes_E == GROUPS[0])
+        or (blocks in ("roomy-16-parts", "narrow-whole") and sizes_E == GROUPS[0])
         else slow(blocks, sizes_E)
         for sizes_E in GROUPS
         for blocks in BLOCKS

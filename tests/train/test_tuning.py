@@ -137,7 +137,7 @@ def test_adapters_begin_as_those_of_peft():
 @pytest.mark.parametrize(
     ("name", "remat", "scan"),
     [slow("tiny-llama", "none", True), ("tiny-llama", "full", False), slow("tiny-gemma3", "none", False),
-     slow("tiny-gemma3", "save_dots", True), slow("tiny-mixtral", "none", True),
+     slow("tiny-gemma3", "save_dots", True), ("tiny-mixtral", "none", True),
      slow("tiny-mixtral", "save_dots", False)],
 )  # fmt: skip
 def test_gradients_of_the_last_blocks_are_those_of_the_whole_model(name, remat, scan):
