@@ -2,8 +2,11 @@
 
 The fastest formulation found for XLA:CPU (`make bench` measures it), and the one with the least memory: the [T, T]
 table is never whole, its upper half is never computed, and the backward pass needs none of it: it makes its own from
-the logsumexp of each row, as in Dao et al. 2022, FlashAttention, arXiv:2205.14135, section 3.1 and appendix B.
+the logsumexp of each query, as in Dao et al. 2022, FlashAttention, arXiv:2205.14135, section 3.1 and appendix B.
 (Where blocks are unrolled XLA:CPU sees that both passes begin with the same products, and keeps them.)
+
+Tables are [keys, queries], the other way round than usual: of the six products of both passes, four then have both
+operands in the order in which a CPU multiplies, instead of two.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.models.config import ATTENTION_CHUNK
+from jaxlm.models.config import attention_chunk
 from jaxlm.models.layers import softcap
 from jaxlm.models.masks import NEG_INF, causal_mask
 
@@ -36,19 +39,16 @@ def attend_chunked(
     window: int | None,
     softcap: float | None,
     scale: float,
-    chunk: int = ATTENTION_CHUNK,
+    chunk: int | None = None,
 ) -> jax.Array:
     """The same function as `attend_dense`; see there for the arguments. chunk: queries at a time.
 
     All in float32, whatever the inputs: XLA:CPU has no batched products in bfloat16, it would only round in between.
     """
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
-    q_BKGTH = (q_BTNH.astype(dtype) * scale).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = k_BSKH.astype(dtype).transpose(0, 2, 1, 3), v_BSKH.astype(dtype).transpose(0, 2, 1, 3)
-    o_BKGTH = _attend(q_BKGTH, k_BKSH, v_BKSH, segments_BT, _Rule(window, softcap, chunk))
-    return o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
+    q, k, v = (x.astype(dtype) for x in (q_BTNH, k_BSKH, v_BSKH))
+    rule = _Rule(window, softcap, chunk or attention_chunk(q.shape[1]))
+    return _attend(q * scale, k, v, segments_BT, rule).astype(q_BTNH.dtype)
 
 
 def _chunks(T: int, rule: _Rule) -> Iterator[tuple[slice, slice]]:
@@ -59,75 +59,102 @@ def _chunks(T: int, rule: _Rule) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(first, stop)
 
 
-def _rows(x_BKGTH: jax.Array, queries: slice) -> jax.Array:
-    """The queries' rows of all heads that share a KV head, as one dim: [B, K, X = G * C, H]."""
-    B, K, _, _, H = x_BKGTH.shape
-    return x_BKGTH[:, :, :, queries].reshape(B, K, -1, H)
+def _by_kv_head(x_BTNH: jax.Array, K: int) -> jax.Array:
+    """-> x_BKGTH: heads in groups that share a KV head."""
+    B, T, N, H = x_BTNH.shape
+    return x_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+
+
+def _rows(x_BCNH: jax.Array, K: int) -> jax.Array:
+    """Some queries of all heads that share a KV head, as one dim: x_BKXH, X = G * C."""
+    B, _, _, H = x_BCNH.shape
+    return _by_kv_head(x_BCNH, K).reshape(B, K, -1, H)
+
+
+def _columns(x_BCNH: jax.Array, K: int) -> jax.Array:
+    """The same, x_BKHX."""
+    return _rows(x_BCNH, K).swapaxes(2, 3)
+
+
+def _from_columns(x_BKHX: jax.Array, num_queries: int) -> jax.Array:
+    """-> x_BCNH."""
+    B, K, H, _ = x_BKHX.shape
+    return x_BKHX.reshape(B, K, H, -1, num_queries).transpose(0, 4, 1, 3, 2).reshape(B, num_queries, -1, H)
 
 
 def _logits(
-    q_BKXH, k_BKSH, segments_BT, queries: slice, keys: slice, rule: _Rule
+    q_BCNH, k_BKSH, segments_BT, queries: slice, keys: slice, rule: _Rule
 ) -> tuple[jax.Array, jax.Array]:
-    """-> logits_BKGCS, soft-capped, and mask_BCS."""
-    B, K, _, _ = q_BKXH.shape
-    C, S = queries.stop - queries.start, keys.stop - keys.start
-    logits_BKXS = jnp.einsum("BKXH,BKSH->BKXS", q_BKXH, k_BKSH[:, :, keys])
-    logits_BKGCS = logits_BKXS.reshape(B, K, -1, C, S)
-    return softcap(logits_BKGCS, rule.softcap), causal_mask(segments_BT, rule.window, queries, keys)
+    """-> logits_BKSGC, soft-capped, and mask_B1S1C."""
+    B, K, S, _ = k_BKSH.shape
+    logits_BKSX = jnp.einsum("BKSH,BKHX->BKSX", k_BKSH, _columns(q_BCNH, K))
+    mask_BCS = causal_mask(segments_BT, rule.window, queries, keys)
+    logits_BKSGC = logits_BKSX.reshape(B, K, S, -1, mask_BCS.shape[1])
+    return softcap(logits_BKSGC, rule.softcap), mask_BCS.swapaxes(1, 2)[:, None, :, None]
 
 
-def _forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: _Rule) -> tuple[jax.Array, jax.Array]:
-    """-> o_BKGTH and lse_BKGT1, the logsumexp of each query's logits."""
-    B, K, G, T, H = q_BKGTH.shape
+def _forward(q_BTNH, k_BSKH, v_BSKH, segments_BT, rule: _Rule) -> tuple[jax.Array, list[jax.Array]]:
+    """-> o_BTNH and lse_BK1GC, the logsumexp of each query's logits, of each chunk."""
+    B, T, _, _ = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
     outputs, lses = [], []
     for queries, keys in _chunks(T, rule):
-        logits_BKGCS, mask_BCS = _logits(_rows(q_BKGTH, queries), k_BKSH, segments_BT, queries, keys, rule)
-        logits_BKGCS = jnp.where(mask_BCS[:, None, None], logits_BKGCS, NEG_INF)
-        highest_BKGC1 = jnp.max(logits_BKGCS, axis=-1, keepdims=True)
-        exp_BKGCS = jnp.exp(logits_BKGCS - highest_BKGC1)
-        total_BKGC1 = jnp.sum(exp_BKGCS, axis=-1, keepdims=True)
-        exp_BKXS = exp_BKGCS.reshape(B, K, -1, exp_BKGCS.shape[-1])
-        o_BKXH = jnp.einsum("BKXS,BKSH->BKXH", exp_BKXS, v_BKSH[:, :, keys])
-        outputs.append(o_BKXH.reshape(B, K, G, -1, H) / total_BKGC1)
-        lses.append(highest_BKGC1 + jnp.log(total_BKGC1))
-    return jnp.concatenate(outputs, axis=3), jnp.concatenate(lses, axis=3)
+        logits_BKSGC, mask = _logits(q_BTNH[:, queries], k_BKSH[:, :, keys], segments_BT, queries, keys, rule)
+        logits_BKSGC = jnp.where(mask, logits_BKSGC, NEG_INF)
+        highest_BK1GC = jnp.max(logits_BKSGC, axis=2, keepdims=True)
+        exp_BKSGC = jnp.exp(logits_BKSGC - highest_BK1GC)
+        total_BK1GC = jnp.sum(exp_BKSGC, axis=2, keepdims=True)
+        exp_BKSX = exp_BKSGC.reshape(B, K, exp_BKSGC.shape[2], -1)
+        o_BKHX = jnp.einsum("BKSH,BKSX->BKHX", v_BKSH[:, :, keys], exp_BKSX) / total_BK1GC.reshape(
+            B, K, 1, -1
+        )
+        outputs.append(_from_columns(o_BKHX, queries.stop - queries.start))
+        lses.append(highest_BK1GC + jnp.log(total_BK1GC))
+    return jnp.concatenate(outputs, axis=1), lses
 
 
-def _result(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: _Rule) -> jax.Array:
-    return _forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule)[0]
+def _result(q_BTNH, k_BSKH, v_BSKH, segments_BT, rule: _Rule) -> jax.Array:
+    return _forward(q_BTNH, k_BSKH, v_BSKH, segments_BT, rule)[0]
 
 
 _attend = jax.custom_vjp(_result, nondiff_argnums=(4,))
 
 
-def _attend_fwd(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: _Rule):
-    o_BKGTH, lse_BKGT1 = _forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule)
-    return o_BKGTH, (q_BKGTH, k_BKSH, v_BKSH, segments_BT, o_BKGTH, lse_BKGT1)
+def _attend_fwd(q_BTNH, k_BSKH, v_BSKH, segments_BT, rule: _Rule):
+    o_BTNH, lses = _forward(q_BTNH, k_BSKH, v_BSKH, segments_BT, rule)
+    return o_BTNH, (q_BTNH, k_BSKH, v_BSKH, segments_BT, o_BTNH, lses)
 
 
-def _attend_bwd(rule: _Rule, saved, do_BKGTH):
-    q_BKGTH, k_BKSH, v_BKSH, segments_BT, o_BKGTH, lse_BKGT1 = saved
-    B, K, G, T, H = q_BKGTH.shape
-    # The sum of p * dp over a row's keys is that of o * do over its channels: H of them instead of S.
+def _attend_bwd(rule: _Rule, saved, do_BTNH):
+    q_BTNH, k_BSKH, v_BSKH, segments_BT, o_BTNH, lses = saved
+    B, T, _, _ = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+    # The sum of p * dp over a query's keys is that of o * do over its channels: H of them instead of S.
     # As a product of vectors: XLA:CPU's reduction of 64 channels takes 40 times as long (jax 0.10.2).
-    delta_BKGT1 = jnp.einsum("BKGTH,BKGTH->BKGT", o_BKGTH, do_BKGTH)[..., None]
+    delta_BTN1 = jnp.einsum("BTNH,BTNH->BTN", o_BTNH, do_BTNH)[..., None]
+    delta_BK1GT = _by_kv_head(delta_BTN1, K)[:, :, None, ..., 0]
     dqs, dk_BKSH, dv_BKSH = [], jnp.zeros_like(k_BKSH), jnp.zeros_like(v_BKSH)
-    for queries, keys in _chunks(T, rule):
-        q_BKXH, do_BKXH = _rows(q_BKGTH, queries), _rows(do_BKGTH, queries)
-        logits_BKGCS, mask_BCS = _logits(q_BKXH, k_BKSH, segments_BT, queries, keys, rule)
-        exponent_BKGCS = jnp.where(
-            mask_BCS[:, None, None], logits_BKGCS - lse_BKGT1[:, :, :, queries], NEG_INF
+    for (queries, keys), lse_BK1GC in zip(_chunks(T, rule), lses, strict=True):
+        q_BCNH, do_BCNH, k, v = (
+            q_BTNH[:, queries],
+            do_BTNH[:, queries],
+            k_BKSH[:, :, keys],
+            v_BKSH[:, :, keys],
         )
-        p_BKGCS = jnp.exp(exponent_BKGCS)
-        dp_BKXS = jnp.einsum("BKXH,BKSH->BKXS", do_BKXH, v_BKSH[:, :, keys])
-        ds_BKGCS = p_BKGCS * (dp_BKXS.reshape(p_BKGCS.shape) - delta_BKGT1[:, :, :, queries])
+        logits_BKSGC, mask = _logits(q_BCNH, k, segments_BT, queries, keys, rule)
+        p_BKSGC = jnp.exp(jnp.where(mask, logits_BKSGC - lse_BK1GC, NEG_INF))
+        dp_BKSX = jnp.einsum("BKSH,BKHX->BKSX", v, _columns(do_BCNH, K))
+        ds_BKSGC = p_BKSGC * (dp_BKSX.reshape(p_BKSGC.shape) - delta_BK1GT[..., queries])
         if rule.softcap is not None:
-            ds_BKGCS *= 1 - (logits_BKGCS / rule.softcap) ** 2
-        p_BKXS, ds_BKXS = p_BKGCS.reshape(dp_BKXS.shape), ds_BKGCS.reshape(dp_BKXS.shape)
-        dqs.append(jnp.einsum("BKXS,BKSH->BKXH", ds_BKXS, k_BKSH[:, :, keys]).reshape(B, K, G, -1, H))
-        dk_BKSH = dk_BKSH.at[:, :, keys].add(jnp.einsum("BKXS,BKXH->BKSH", ds_BKXS, q_BKXH))
-        dv_BKSH = dv_BKSH.at[:, :, keys].add(jnp.einsum("BKXS,BKXH->BKSH", p_BKXS, do_BKXH))
-    return jnp.concatenate(dqs, axis=3), dk_BKSH, dv_BKSH, None
+            ds_BKSGC *= 1 - (logits_BKSGC / rule.softcap) ** 2
+        p_BKSX, ds_BKSX = p_BKSGC.reshape(dp_BKSX.shape), ds_BKSGC.reshape(dp_BKSX.shape)
+        dq_BKHX = jnp.einsum("BKSH,BKSX->BKHX", k, ds_BKSX)
+        dqs.append(_from_columns(dq_BKHX, queries.stop - queries.start))
+        dk_BKSH = dk_BKSH.at[:, :, keys].add(jnp.einsum("BKSX,BKXH->BKSH", ds_BKSX, _rows(q_BCNH, K)))
+        dv_BKSH = dv_BKSH.at[:, :, keys].add(jnp.einsum("BKSX,BKXH->BKSH", p_BKSX, _rows(do_BCNH, K)))
+    return jnp.concatenate(dqs, axis=1), dk_BKSH.swapaxes(1, 2), dv_BKSH.swapaxes(1, 2), None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

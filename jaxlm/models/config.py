@@ -32,12 +32,15 @@ HOST_MEMORY = "pinned_host"
 ATTENTIONS = ("auto", "dense", "chunked", "splash", "flash", "cudnn")
 BLOCK_UNIT = 128
 """Positions: blocks of attention are multiples of the lanes of a TPU."""
-ATTENTION_CHUNK = 64
-"""Queries at a time of `chunked`."""
 DTYPES = ("float32", "bfloat16")
 MAX_LAYERS = 10_000
 MAX_DIM = 2**31 - 1
 """Of a dim: XLA counts in 32 bits where it can."""
+
+
+def attention_chunk(seq_len: int) -> int:
+    """Queries at a time of `chunked`: an eighth of all, which computes little for nothing; 64 to 256, in steps of 64."""
+    return max(64, min(256, seq_len // 512 * 64))
 
 
 def check_blocks(key: str, text: str) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxlm.models.config import ATTENTION_CHUNK, ModelConfig
+from jaxlm.models.config import ModelConfig, attention_chunk
 
 STREAMS = 7
 """Tensors as wide as the residual stream, queries, keys and values among them, that a TPU's block at work holds."""
@@ -77,7 +77,7 @@ def widths(model: ModelConfig, seq_len: int, mesh: dict[str, int], *, dense: boo
         num_up=2 if model.gated else 1,
         norms=2.0 * D * (4 if model.post_norm else 2) + (2 * q + kv if model.qk_norm else 0),
         table=model.num_heads / tensor * keys,
-        prefixes=1.0 if dense else keys / min(ATTENTION_CHUNK, seq_len),
+        prefixes=1.0 if dense else keys / min(attention_chunk(seq_len), seq_len),
     )
 
 
@@ -171,9 +171,6 @@ def mean_table_keys(model: ModelConfig, kind: str, seq_len: int, dense: bool) ->
     """Keys of a query in a block's table: all with dense attention, else those that any query of its chunk sees."""
     if dense:
         return seq_len
-    seen = (
-        (seq_len + ATTENTION_CHUNK) / 2
-        if kind == "g"
-        else (model.sliding_window or seq_len) + ATTENTION_CHUNK
-    )
+    chunk = attention_chunk(seq_len)
+    seen = (seq_len + chunk) / 2 if kind == "g" else (model.sliding_window or seq_len) + chunk
     return min(seq_len, seen)

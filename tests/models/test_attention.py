@@ -12,7 +12,7 @@ import pytest
 from jaxlm.models import sizes
 from jaxlm.models.attention import attend_dense, pick_attention, rope, rope_frequencies, rotation
 from jaxlm.models.attention_chunked import attend_chunked
-from jaxlm.models.config import ModelConfig
+from jaxlm.models.config import ModelConfig, attention_chunk
 from jaxlm.types import UserError
 
 KERNELS = {"dense": attend_dense, "chunked": attend_chunked}
@@ -48,6 +48,7 @@ def reference_attention(q, k, v, *, segments, window, softcap, scale):
         (300, 2, 1, 64, None, True),  # window as long as a chunk
         (300, 2, 2, 200, 2.0, True),  # window longer than a chunk
         (140, 2, 1, 1000, None, False),  # window longer than the row
+        (1100, 2, 1, 300, None, True),  # chunks of 128
     ],
 )
 def test_kernels_compute_textbook_attention(kernel, T, N, K, window, softcap, packed):
@@ -71,6 +72,7 @@ def test_kernels_compute_textbook_attention(kernel, T, N, K, window, softcap, pa
         (200, 2, 2, 100, None, False),  # keys of a chunk begin in the middle of another
         (200, 3, 1, 1, None, True),
         (64, 2, 1, None, 2.0, False),  # exactly one chunk
+        (1100, 2, 1, None, None, True),  # chunks of 128
         (1, 2, 2, None, None, False),
     ],
 )
@@ -88,6 +90,11 @@ def test_kernels_have_the_same_gradients(T, N, K, window, softcap, packed):
 
     for dense, chunked in zip(grads("dense"), grads("chunked"), strict=True):
         np.testing.assert_allclose(chunked, dense, atol=2e-5)
+
+
+def test_long_rows_go_in_long_chunks():
+    chunks = [attention_chunk(seq_len) for seq_len in (1, 64, 256, 512, 1023, 1024, 1100, 2048, 4096, 32768)]
+    assert chunks == [64, 64, 64, 64, 64, 128, 128, 256, 256, 256]
 
 
 def test_attention_in_chunks_rounds_bfloat16_only_at_its_ends():
