@@ -39,7 +39,7 @@ MAX_DIM = 2**31 - 1
 
 
 def attention_chunk(seq_len: int) -> int:
-    """Queries at a time of `chunked`: an eighth of all, which computes little for nothing; 64 to 256, in steps of 64."""
+    """Queries at a time of `chunked`: an eighth of all, so that little is computed for nothing; 64, 128, 192 or 256."""
     return max(64, min(256, seq_len // 512 * 64))
 
 

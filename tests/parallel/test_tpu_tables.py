@@ -1,6 +1,7 @@
 """What is decided for chips without one: options of the compiler, and meshes that split a dimension of the network."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,35 +17,48 @@ def test_options_are_those_of_chips_that_there_are():
     assert options_for("NVIDIA H100 80GB HBM3", "bfloat16") == {}
 
 
-@pytest.mark.parametrize(
-    ("features", "jaxlib", "expected"),
-    [
-        ({"avx2"}, (0, 10), True),
-        ({"avx2"}, (0, 11), True),
-        ({"avx2", "avx512f"}, (0, 10), False),
-        (set(), (0, 10), False),  # an ARM, or not Linux
-        ({"avx2"}, (0, 12), False),  # may not know the option
-    ],
-)
-def test_products_are_eigens_where_that_is_faster(monkeypatch, features, jaxlib, expected):
-    monkeypatch.setattr(xla_options, "cpu_features", lambda: frozenset(features))
-    monkeypatch.setattr(xla_options, "jaxlib_version", lambda: jaxlib)
-    assert options_for("cpu", "float32") == (xla_options.EIGEN_PRODUCTS if expected else {})
-    assert options_for("cpu", "bfloat16") == {}
+AVX2, AVX512 = frozenset({"avx2"}), frozenset({"avx2", "avx512f"})
+
+
+def test_products_are_eigens_where_that_is_faster(monkeypatch):
+    memory, eigen = xla_options.ORDER_FOR_MEMORY, xla_options.EIGEN_PRODUCTS
+    assert xla_options.cpu_options("float32", AVX2, (0, 10)) == memory | eigen
+    assert xla_options.cpu_options("float32", AVX2, (0, 11)) == memory | eigen
+    assert xla_options.cpu_options("float32", AVX512, (0, 10)) == memory
+    assert xla_options.cpu_options("float32", frozenset(), (0, 10)) == memory  # an ARM, or not Linux
+    assert xla_options.cpu_options("bfloat16", AVX2, (0, 10)) == memory
+    assert xla_options.cpu_options("float32", AVX2, (0, 12)) == {}  # may not know them
+    monkeypatch.setattr(xla_options, "cpu_features", lambda: AVX2)
+    monkeypatch.setattr(xla_options, "jaxlib_version", lambda: (0, 10))
+    assert options_for("cpu", "float32") == memory | eigen
+
+
+def compiled_for_cpu(function, *shapes, donate=()):
+    """With the options of float32 on a processor without AVX-512: XLA knows them all, or no model would train there."""
+    options = xla_options.cpu_options("float32", AVX2, xla_options.jaxlib_version())
+    if not options:
+        pytest.skip("this jaxlib is offered none")
+    shaped = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+    return jax.jit(function, compiler_options=options, donate_argnums=donate).lower(*shaped).compile()
 
 
 def test_the_option_leaves_sums_to_the_other_library():
-    """And XLA knows it: else no model would train on such a processor."""
-    if not xla_options.prefers_eigen(frozenset({"avx2"}), xla_options.jaxlib_version()):
-        pytest.skip("not offered to this version")
-    compiled = (
-        jax.jit(lambda a, b: (a @ b, a.sum(-1)), compiler_options=xla_options.EIGEN_PRODUCTS)
-        .lower(*[jax.ShapeDtypeStruct((512, 512), "float32")] * 2)
-        .compile()
-    )
+    compiled = compiled_for_cpu(lambda a, b: (a @ b, a.sum(-1)), (512, 512), (512, 512))
     lines = [line for line in compiled.as_text().splitlines() if "ynn_fusion(" in line or " dot(" in line]
     assert any(" dot(" in line and "[512,512]" in line for line in lines)
     assert all("[512]{0}" in line for line in lines if "ynn_fusion(" in line)
+
+
+def test_moments_are_changed_where_they_lie():
+    def step(params, mean, square, grads):
+        good = jnp.isfinite(grads).all()
+        new_mean, new_square = 0.9 * mean + 0.1 * grads, 0.99 * square + 0.01 * grads**2
+        new_params = params - new_mean / (jnp.sqrt(new_square) + 1e-8)
+        old, new = (params, mean, square), (new_params, new_mean, new_square)
+        return jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
+
+    compiled = compiled_for_cpu(step, *[(512, 512)] * 4, donate=(0, 1, 2))
+    assert compiled.memory_analysis().temp_size_in_bytes < 512 * 512 * 4
 
 
 def test_sparse_cores_run_the_collectives_of_chips_that_have_them():
