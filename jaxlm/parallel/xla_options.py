@@ -58,9 +58,9 @@ ORDER_FOR_MEMORY: dict[str, Any] = {
 """On CPUs: operations in the order that needs least memory, and no copies of the optimizer's moments.
 
 By default XLA orders them so that many could run at once, in which two cores gain nothing. Shapes S, L and M of
-`make bench` take 17 % less temporary memory, which the system hands out anew in each step, and as long or a few per cent
-less time (two cores of Zen 3, jax 0.10.2). Nor can collectives of several devices on few cores wait for each other for
-ever, as those that do not depend on each other do when they begin in any order.
+`make bench` take 17 % less temporary memory, which the system hands out anew in each step, and as long or a few per
+cent less time (two cores of Zen 3, jax 0.10.2). Nor can collectives of several devices on few cores wait for each other
+for ever, as those that do not depend on each other do when they begin in any order.
 """
 
 EIGEN_PRODUCTS: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
