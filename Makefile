@@ -41,7 +41,9 @@ quickstart: $(VENV)/run.stamp  ## make the environment, train a small model, sam
 	$(BIN)/jaxlm next-token --run=$(WORKDIR) --prompt="The function returns a" \
 		--candidates=list,string,new --top=10
 
-test: lint pytest  ## make the environment, check style, types and spelling, run the tests
+# Types on the side: pyright takes 45 s of one core.
+test: format-check ruff spelling files  ## make the environment, check style, types and spelling, run the tests
+	@$(MAKE) --no-print-directory --jobs=2 types pytest
 
 pytest: $(VENV)/dev.stamp
 	$(BIN)/python $(PYTEST) -m 'not slow'

@@ -109,6 +109,7 @@ def test_experts_in_several_processes_train_as_in_one(config, tmp_path):
     assert_same_run(tmp_path / "four", tmp_path / "one")
 
 
+@pytest.mark.slow  # four continue what two began in `make test`
 def test_one_process_continues_what_four_saved(config, alone, four, tmp_path):
     resumed(config, tmp_path / "run", four[0], 4, 1)
     assert_same_run(tmp_path / "run", alone)

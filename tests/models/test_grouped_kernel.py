@@ -73,7 +73,7 @@ BLOCKS = {
     ("blocks", "sizes_E"),
     [
         (blocks, sizes_E)
-        if (blocks == "narrow-2-parts" and sizes_E in (GROUPS[0], [1, 510, 1], [77, 0, 30], [0, 0]))
+        if (blocks == "narrow-2-parts" and sizes_E in (GROUPS[0], [77, 0, 30], [0, 0]))
         or (blocks in ("roomy-16-parts", "narrow-whole") and sizes_E == GROUPS[0])
         else slow(blocks, sizes_E)
         for sizes_E in GROUPS
