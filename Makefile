@@ -29,7 +29,7 @@ FUZZ ?= 20
 CHECKED := .ci docs jaxlm tests configs parity $(wildcard bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format format-check ruff types spelling files pytest test-slow test-lowest parity \
+.PHONY: help quickstart test lint quick-lint format format-check ruff types spelling files pytest test-slow test-lowest parity \
 	golden chaos bench pods audit fuzz docs docs-serve tutorials screenshots release-check clean
 
 help:  ## this list
@@ -41,8 +41,8 @@ quickstart: $(VENV)/run.stamp  ## make the environment, train a small model, sam
 	$(BIN)/jaxlm next-token --run=$(WORKDIR) --prompt="The function returns a" \
 		--candidates=list,string,new --top=10
 
-# Types on the side: pyright takes 45 s of one core.
-test: format-check ruff spelling files  ## make the environment, check style, types and spelling, run the tests
+# Types beside pytest: pyright takes 45 s of one core.
+test: quick-lint  ## make the environment, check style, types and spelling, run the tests
 	@$(MAKE) --no-print-directory --jobs=2 types pytest
 
 pytest: $(VENV)/dev.stamp
@@ -54,7 +54,9 @@ test-slow: $(VENV)/dev.stamp  ## the longest tests, which `make test` leaves out
 test-lowest: $(LOWEST)/stamp  ## all tests, the longest too, with the oldest versions that pyproject.toml allows
 	JAXLM_LOWEST=1 $(LOWEST)/bin/python $(PYTEST)
 
-lint: format-check ruff types spelling files  ## everything `make test` checks before pytest
+lint: quick-lint types  ## everything `make test` checks besides pytest
+
+quick-lint: format-check ruff spelling files
 
 format: $(VENV)/dev.stamp  ## lay out the code and mend what ruff can mend
 	$(BIN)/ruff format $(CHECKED)

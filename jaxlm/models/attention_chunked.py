@@ -106,9 +106,8 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, segments_BT, rule: _Rule) -> tuple[jax.Arra
         exp_BKSGC = jnp.exp(logits_BKSGC - highest_BK1GC)
         total_BK1GC = jnp.sum(exp_BKSGC, axis=2, keepdims=True)
         exp_BKSX = exp_BKSGC.reshape(B, K, exp_BKSGC.shape[2], -1)
-        o_BKHX = jnp.einsum("BKSH,BKSX->BKHX", v_BKSH[:, :, keys], exp_BKSX) / total_BK1GC.reshape(
-            B, K, 1, -1
-        )
+        o_BKHX = jnp.einsum("BKSH,BKSX->BKHX", v_BKSH[:, :, keys], exp_BKSX)
+        o_BKHX = o_BKHX / total_BK1GC.reshape(B, K, 1, -1)
         outputs.append(_from_columns(o_BKHX, queries.stop - queries.start))
         lses.append(highest_BK1GC + jnp.log(total_BK1GC))
     return jnp.concatenate(outputs, axis=1), lses
@@ -128,8 +127,7 @@ def _attend_fwd(q_BTNH, k_BSKH, v_BSKH, segments_BT, rule: _Rule):
 
 def _attend_bwd(rule: _Rule, saved, do_BTNH):
     q_BTNH, k_BSKH, v_BSKH, segments_BT, o_BTNH, lses = saved
-    B, T, _, _ = q_BTNH.shape
-    K = k_BSKH.shape[2]
+    T, K = q_BTNH.shape[1], k_BSKH.shape[2]
     k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
     # The sum of p * dp over a query's keys is that of o * do over its channels: H of them instead of S.
     # As a product of vectors: XLA:CPU's reduction of 64 channels takes 40 times as long (jax 0.10.2).
@@ -137,12 +135,8 @@ def _attend_bwd(rule: _Rule, saved, do_BTNH):
     delta_BK1GT = _by_kv_head(delta_BTN1, K)[:, :, None, ..., 0]
     dqs, dk_BKSH, dv_BKSH = [], jnp.zeros_like(k_BKSH), jnp.zeros_like(v_BKSH)
     for (queries, keys), lse_BK1GC in zip(_chunks(T, rule), lses, strict=True):
-        q_BCNH, do_BCNH, k, v = (
-            q_BTNH[:, queries],
-            do_BTNH[:, queries],
-            k_BKSH[:, :, keys],
-            v_BKSH[:, :, keys],
-        )
+        q_BCNH, do_BCNH = q_BTNH[:, queries], do_BTNH[:, queries]
+        k, v = k_BKSH[:, :, keys], v_BKSH[:, :, keys]
         logits_BKSGC, mask = _logits(q_BCNH, k, segments_BT, queries, keys, rule)
         p_BKSGC = jnp.exp(jnp.where(mask, logits_BKSGC - lse_BK1GC, NEG_INF))
         dp_BKSX = jnp.einsum("BKSH,BKHX->BKSX", v, _columns(do_BCNH, K))
