@@ -1,5 +1,6 @@
 """Bad steps are explained, can be repeated, and can be left behind; a preempted evaluation is made up for."""
 
+import functools
 import json
 import os
 import re
@@ -18,9 +19,9 @@ from jaxlm.train.hooks import Evaluate, Stopped
 from jaxlm.types import UserError
 
 
-@pytest.fixture
-def text(tmp_path):
-    return write_squares(tmp_path / "squares.txt")
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_squares(tmp_path_factory.mktemp("text") / "squares.txt")
 
 
 def spoil(monkeypatch, *steps):
@@ -145,34 +146,45 @@ BACK = dict(
 )
 
 
+@pytest.fixture(scope="module")
+def rolled_back(text, tmp_path_factory):
+    """log_every -> the workdir of a run whose steps 6 and 7 were bad."""
+
+    @functools.cache
+    def make(log_every):
+        workdir = tmp_path_factory.mktemp("rolled_back") / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            spoil(patch, 6, 7)
+            run.train(small(text, **BACK, train__log_every_steps=log_every), workdir)
+        return workdir
+
+    return make
+
+
 @pytest.mark.parametrize("log_every", [slow(1), 4])
-def test_rolls_back_behind_bad_steps_with_the_weights_from_before(text, tmp_path, monkeypatch, log_every):
+def test_rolls_back_behind_bad_steps_with_the_weights_from_before(text, tmp_path, rolled_back, log_every):
     """However late they are noticed, the run goes on after the last of them, and reads what it would have read."""
-    spoil(monkeypatch, 6, 7)
-    config = small(text, **BACK, train__log_every_steps=log_every)
-    run.train(config, tmp_path / "run")
-    (back,) = events(tmp_path / "run", "rollback")
+    workdir = rolled_back(log_every)
+    (back,) = events(workdir, "rollback")
     assert (back["step"], back["to"], back["count"]) == (7, 4, 1)
-    found = losses(tmp_path / "run")
+    found = losses(workdir)
     assert sorted(found) == list(range(1, 11))
-    monkeypatch.undo()
     # The same weights, made to go on after step 7 by hand: those of step 4, with that step.
     run.train(small(text, train__num_steps=10, checkpoint__every_steps=2), tmp_path / "good")
     good = last_of_each_step(read_events(tmp_path / "good" / "events.jsonl"))
-    hashes = last_of_each_step(read_events(tmp_path / "run" / "events.jsonl"))
+    hashes = last_of_each_step(read_events(workdir / "events.jsonl"))
     assert [hashes[s]["batch_hash"] for s in (8, 9, 10)] == [good[s]["batch_hash"] for s in (8, 9, 10)]
     assert found[8] != good[8]["train/loss"]
-    meta = run.load_run(tmp_path / "run").meta
+    meta = run.load_run(workdir).meta
     assert meta.extra["rolled_back"] == {"at": 7, "to": 4, "count": 1}
 
 
-def test_a_run_killed_after_a_rollback_goes_on_as_if_not(text, tmp_path, monkeypatch):
+def test_a_run_killed_after_a_rollback_goes_on_as_if_not(text, tmp_path, rolled_back, monkeypatch):
     spoil(monkeypatch, 6, 7)
-    run.train(small(text, **BACK), tmp_path / "whole")
     config = small(text, **(BACK | dict(train__num_steps=8)))
     run.train(config, tmp_path / "cut")
     run.train(small(text, **BACK), tmp_path / "cut")
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(rolled_back(4))
 
 
 def test_rolling_back_in_vain_ends(text, tmp_path, monkeypatch):

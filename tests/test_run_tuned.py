@@ -59,6 +59,14 @@ def tuned(tune, tmp_path_factory):
     return make
 
 
+@pytest.fixture(scope="module")
+def others(tune, tmp_path_factory):
+    """The frozen folder of another run, of the same base and so the same shapes."""
+    workdir = tmp_path_factory.mktemp("other") / "run"
+    run.train(tune("lora", seed=1, train__num_steps=1), workdir)
+    return workdir / "frozen"
+
+
 def params_of(workdir):
     return run.load_run(workdir).params
 
@@ -120,11 +128,10 @@ def test_frozen_weights_that_are_gone_or_damaged_are_named(tuned, tune, tmp_path
             use()
 
 
-def test_weights_that_another_run_has_frozen_are_refused(tuned, tune, tmp_path):
+def test_weights_that_another_run_has_frozen_are_refused(tuned, tune, others, tmp_path):
     workdir = shutil.copytree(tuned("lora"), tmp_path / "run")
-    run.train(tune("lora", seed=1), tmp_path / "other")  # the same base, and so the same shapes
     shutil.rmtree(workdir / "frozen")
-    shutil.copytree(tmp_path / "other/frozen", workdir / "frozen")
+    shutil.copytree(others, workdir / "frozen")
     for use in (lambda: run.load_run(workdir), lambda: run.train(tune("lora", train__num_steps=3), workdir)):
         with pytest.raises(
             UserError, match=r"frozen holds the weights that another run has frozen \(id \w+, the"
@@ -132,8 +139,8 @@ def test_weights_that_another_run_has_frozen_are_refused(tuned, tune, tmp_path):
             use()
 
 
-def test_what_an_earlier_start_left_frozen_is_written_anew(tuned, tune, base, tmp_path):
-    shutil.copytree(tuned("last_blocks") / "frozen", tmp_path / "run/frozen")
+def test_what_an_earlier_start_left_frozen_is_written_anew(tuned, tune, others, tmp_path):
+    shutil.copytree(others, tmp_path / "run/frozen")
     shutil.copy(tuned("lora") / "config.json", tmp_path / "run")
     run.train(tune("lora"), tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / "run"), params_of(tuned("lora")))

@@ -48,10 +48,8 @@ def expected(name):
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
-        # Data, fsdp and tensor: all at once in test_step.py, and in test_step_moe.py.
-        (name, sizes)
-        if sizes == {"sequence": 2} or (name, sizes) == ("experts", {"expert": 2})
-        else slow(name, sizes)
+        # Data, fsdp and tensor: all at once in test_step.py, with experts in test_step_moe.py.
+        (name, sizes) if sizes == {"sequence": 2} else slow(name, sizes)
         for name in MODELS
         for sizes in (*ALONE, *PAIRS)
     ],
