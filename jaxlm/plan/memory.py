@@ -26,9 +26,9 @@ is alive, and `predict` returns the largest one:
 The rest was read off what the compilers allot, and differs: `cpu_moments` for XLA:CPU, `tpu_moments` for XLA:TPU,
 which also stands in for GPUs, unchecked.
 
-XLA:CPU (jax 0.10.2), within 12 % in tests/plan/test_memory_compiled.py (bfloat16 with remat: at most 20 % above). Not
-counted: a second copy of the optimizer's moments (0 to 9 % of the total; they are overwritten in place only with
-`xla_cpu_copy_insertion_use_region_analysis`), and what an optimizer's update needs beside the gradients.
+XLA:CPU (jax 0.10.2, with the options of parallel/xla_options.py), within 12 % in tests/plan/test_memory_compiled.py
+(bfloat16 with remat: at most 20 % above). Not counted: what an optimizer's update needs beside the gradients; and of
+later versions, which get no such options, a second copy of the optimizer's moments.
 
 XLA:TPU with attention's kernels: within 7 % on 17 configs of pods (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27), within
 10 % as tests/plan/test_pods_compiled.py holds it to. Compiled is what has to fit: arguments and the one block of
@@ -291,12 +291,14 @@ def cpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     hidden = 2 * model.embed_dim * FLOAT32  # after the last block, and its gradient
     shared = parts.shared._replace(activations=round(tokens * (parts.num_kept * block.kept + hidden)))
     at_blocks, at_loss = cpu_whole_weights(parts)
+    at_head = parts.table if parts.trains_head else 0
     return {
         "blocks": shared._replace(
             workspace=round(tokens * block.at_work) + num_copies * copy + FLOAT32 * at_blocks
         ),
         "loss": shared._replace(
-            gradients=shared.gradients // 2 if parts.is_first_of_several else shared.gradients,
+            # No block's yet, but the head's; of several parts also the sum of those before.
+            gradients=(shared.gradients // 2 if parts.is_first_of_several else 0) + FLOAT32 * at_head,
             workspace=copy + FLOAT32 * at_loss,
             logits=2 * FLOAT32 * parts.logits,
         ),
@@ -307,14 +309,13 @@ def cpu_whole_weights(parts: Parts) -> tuple[int, int]:
     """Elements of whole weights and of their gradients, beside those in `shared`: (at `blocks`, at `loss`).
 
     Where weights are split: this block's, the next one's and a table; at the loss the head, the gradient that one chunk
-    adds, and that to which it is added. Else a tied table is there once more, of a head of its own both gradients.
+    adds, and that to which it is added. Else a tied table is there once more at the blocks, and at the loss what one
+    chunk adds.
     """
     if parts.is_gathered:
         return 2 * parts.whole_block + parts.whole_table, parts.whole_table * (3 if parts.trains_head else 1)
-    if parts.num_tables == 1:
-        held = parts.table if parts.trains_tables else 0
-        return held, held
-    return 0, 2 * parts.table if parts.trains_head else 0
+    is_held = parts.num_tables == 1 and parts.trains_tables
+    return parts.table if is_held else 0, parts.table if parts.trains_head else 0
 
 
 def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:

@@ -1,7 +1,8 @@
-"""What a compiler allots for a run's train step, asked in a process with XLA's own order of operations.
+"""What a compiler allots for a run's train step, asked in a process with the order of operations that users get.
 
-conftest.py has operations run in one order, so that collectives of fake devices cannot wait for each other. Memory is
-that of a user's run, whose order is XLA's; and it is a flag that is read once in a process.
+That is of jaxlib before 0.12 what parallel/xla_options.py asks for, and later XLA's own. conftest.py has operations
+run in one order, so that collectives of fake devices cannot wait for each other; it is a flag that is read once in a
+process.
 """
 
 from __future__ import annotations
