@@ -146,10 +146,11 @@ def compare(shape: str, dtype: str, args: argparse.Namespace, peak: float) -> No
                 kept = best.setdefault(name, one)
                 kept["tokens_per_s"] = max(kept["tokens_per_s"], one["tokens_per_s"])
                 kept["start_s"] = min(kept["start_s"], one["start_s"])
-    ours = max((one["tokens_per_s"] for name, one in best.items() if name.startswith("jaxlm")), default=0)
+    ours = [one["tokens_per_s"] for name, one in best.items() if name.startswith("jaxlm")]
     for name, one in best.items():
         flops_per_s = one["tokens_per_s"] * SHAPES[shape].flops_per_token
-        times = "" if name.startswith("jaxlm") else f"; jaxlm is {ours / one['tokens_per_s']:.2f} x as fast"
+        is_peer = ours and not name.startswith("jaxlm")
+        times = f"; jaxlm is {max(ours) / one['tokens_per_s']:.2f} x as fast" if is_peer else ""
         print(
             f"{shape:>2} {dtype:<8} {name:<15} {one['tokens_per_s']:9,.0f} tokens/s {flops_per_s / 1e9:5.0f} GFLOP/s "
             f"{flops_per_s / peak:4.0%} of peak; first step after {one['start_s']:4.1f} s, "

@@ -223,6 +223,11 @@ class Parts(NamedTuple):
         """Whether weights are split, and used whole."""
         return self.mesh.get("fsdp", 1) > 1
 
+    @property
+    def head_gradient(self) -> int:
+        """Elements of it."""
+        return self.table if self.trains_head else 0
+
 
 def parts_of(run: Run, mesh: dict[str, int], vocab_size: int | None) -> Parts:
     """Counts what does not depend on the compiler."""
@@ -291,14 +296,14 @@ def cpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
     hidden = 2 * model.embed_dim * FLOAT32  # after the last block, and its gradient
     shared = parts.shared._replace(activations=round(tokens * (parts.num_kept * block.kept + hidden)))
     at_blocks, at_loss = cpu_whole_weights(parts)
-    at_head = parts.table if parts.trains_head else 0
     return {
         "blocks": shared._replace(
             workspace=round(tokens * block.at_work) + num_copies * copy + FLOAT32 * at_blocks
         ),
         "loss": shared._replace(
             # No block's yet, but the head's; of several parts also the sum of those before.
-            gradients=(shared.gradients // 2 if parts.is_first_of_several else 0) + FLOAT32 * at_head,
+            gradients=(shared.gradients // 2 if parts.is_first_of_several else 0)
+            + FLOAT32 * parts.head_gradient,
             workspace=copy + FLOAT32 * at_loss,
             logits=2 * FLOAT32 * parts.logits,
         ),
@@ -315,7 +320,7 @@ def cpu_whole_weights(parts: Parts) -> tuple[int, int]:
     if parts.is_gathered:
         return 2 * parts.whole_block + parts.whole_table, parts.whole_table * (3 if parts.trains_head else 1)
     is_held = parts.num_tables == 1 and parts.trains_tables
-    return parts.table if is_held else 0, parts.table if parts.trains_head else 0
+    return parts.table if is_held else 0, parts.head_gradient
 
 
 def tpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:

@@ -132,7 +132,7 @@ def compiled(kernel, window):
     return run
 
 
-@hypothesis.settings(max_examples=6)
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(st.sets(st.integers(1, 383), max_size=8), st.sampled_from([None, 129]))
 @hypothesis.example(set(range(100, 140)), None)
 @hypothesis.example({128, 256}, 129)

@@ -303,9 +303,8 @@ def gradient(**fields):
     return jax.jit(jax.grad(lambda p: loss(p, batch_of(config))[0]))(params)
 
 
-@pytest.mark.slow  # what is kept is in test_remat.py; gradients of a dense model with it in test_decoder.py
 @pytest.mark.parametrize(
-    ("remat", "scan_layers"), [("save_dots", True), ("save_attention", False), ("full", True)]
+    ("remat", "scan_layers"), [slow("save_dots", True), slow("save_attention", False), ("full", True)]
 )
 def test_remat_changes_no_gradient(remat, scan_layers):
     pairs = zip(

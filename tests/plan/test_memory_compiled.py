@@ -39,6 +39,12 @@ WITHIN_A_TENTH = (
 )  # fmt: skip
 """Configs that are nearer than the 12 % of all: replicated and split, three optimizers, four kinds of remat."""
 
+LESS_IN_LATER_JAX = (
+    "llama-full-unrolled-fsdp8", "gemma-full-fsdp4-tensor2", "moe-full-fsdp4-expert2",
+)  # fmt: skip
+"""XLA:CPU of jax 0.10 recomputes all unrolled layers, and all of a period, at once; that of 0.12 one after the other,
+as it should, and experts in less: 233 MB where 1,270 are planned, which holds for the oldest one that is supported."""
+
 WIDE = dict(embed_dim=512, num_layers=6, num_heads=8, vocab_size=8192)
 SLIM = dict(embed_dim=256, num_layers=8, num_heads=4, vocab_size=8192)
 LARGE_VOCABULARY = dict(vocab_size=65536)
@@ -71,7 +77,7 @@ def compiled_bytes():
         yield lambda cfg: process.submit(compiled_memory.compiled_bytes, cfg).result()
 
 
-# Not slow are two models, on two meshes; and what decides: blocks, or the vocabulary.
+# Not slow are three models, on three meshes; and what decides: blocks, or the vocabulary.
 @pytest.mark.parametrize(
     ("model", "mesh", "rows", "seq_len", "optimizer", "train"),
     [
@@ -91,8 +97,8 @@ def compiled_bytes():
              id="gpt-full-4-parts-fsdp8"),
         slow(GEMMA | WIDE | {"remat": "full"}, {"fsdp": 4, "tensor": 2}, 8, 512, "adamw", {},
              id="gemma-full-fsdp4-tensor2"),
-        slow(QWEN | SLIM, {"data": 2, "fsdp": 2, "tensor": 2}, 8, 512, "adamw", {},
-             id="qwen-none-data2-fsdp2-tensor2"),
+        pytest.param(QWEN | SLIM, {"data": 2, "fsdp": 2, "tensor": 2}, 8, 512, "adamw", {},
+                     id="qwen-none-data2-fsdp2-tensor2"),
         slow(LLAMA | SLIM | {"remat": "full", "scan_layers": False}, {}, 8, 512, "adamw", {},
              id="llama-full-unrolled-fsdp8"),
         slow(LLAMA | WIDE | {"remat": "save_dots"}, {"data": 8, "fsdp": 1}, 8, 512, "adamw", {},
@@ -118,15 +124,13 @@ def test_the_estimate_is_what_the_compiler_allots(
     cfg = make_config(model, mesh, rows, seq_len, optimizer, train)
     estimate = memory.predict(cfg, run.resolve_mesh(cfg, 8), 8, platform="cpu")
     compiled = compiled_bytes(cfg)
-    if cfg.model.remat == "full" and estimate.total > 1.12 * compiled:
-        # XLA:CPU of jax 0.10 recomputes all unrolled layers, and all layers of a period, at once; that of 0.12 one
-        # after the other, and experts in less, as it should: 241 MB where 1,247 are planned, which is what holds for
-        # the oldest one that is supported.
+    case = request.node.callspec.id
+    if case in LESS_IN_LATER_JAX and estimate.total > 1.12 * compiled:
         assert jax.__version_info__ >= (0, 11)
         return
-    rel = 0.10 if request.node.callspec.id in WITHIN_A_TENTH else 0.12
-    if jaxlib_version() >= (0, 12):
-        rel = 0.15  # it copies the optimizer's moments
+    rel = 0.10 if case in WITHIN_A_TENTH else 0.12
+    if case == "llama-full-large-vocabulary-replicated" and jaxlib_version() >= (0, 12):
+        rel = 0.15  # it copies the optimizer's moments: 1,384 MB where 1,198 are planned
     assert estimate.total == pytest.approx(compiled, rel=rel)
 
 

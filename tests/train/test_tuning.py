@@ -229,10 +229,9 @@ def test_a_quantised_base_is_near_the_weights_in_less_memory(kind, bound):
     assert num_bytes < {"int8": 0.27, "nf4": 0.15}[kind] * before
 
 
-@pytest.mark.slow  # on a mesh a quantised base is in test_step_tuned.py
 @pytest.mark.parametrize(
     ("name", "kind", "scan"),
-    [("tiny-gemma3", "int8", True), ("tiny-gemma3", "nf4", False), ("tiny-llama", "nf4", True)],
+    [slow("tiny-gemma3", "int8", True), slow("tiny-gemma3", "nf4", False), ("tiny-llama", "nf4", True)],
 )
 def test_adapters_on_a_quantised_base_learn_what_they_would_on_its_values(name, kind, scan):
     lm, params, loss = make(name, scan_layers=scan)
