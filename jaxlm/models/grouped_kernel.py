@@ -230,12 +230,17 @@ def _multiply_kernel(
     size = b.r if by_rows else b.c
     piece = _piece(size, r if by_rows else 1)
 
+    def rows_of(shape):
+        return row + lax.broadcasted_iota(jnp.int32, shape, 0)
+
     def one(i):
         at = (slice(None), _at(i, piece))
 
         def write(total):
             if onto_ref is not None:
-                total += onto_ref[at].astype(jnp.float32)
+                onto = onto_ref[at].astype(jnp.float32)
+                # Rows of later groups keep what their own visit adds to: the two may be one memory.
+                total = onto + jnp.where(rows_of(total.shape) < stop[v], total, 0.0)
 
             @pl.when(is_first)
             def _():
@@ -243,7 +248,7 @@ def _multiply_kernel(
 
             @pl.when(~is_first)
             def _():
-                own = row + lax.broadcasted_iota(jnp.int32, total.shape, 0) >= start[v]
+                own = rows_of(total.shape) >= start[v]
                 y_ref[at] = jnp.where(own, total, y_ref[at].astype(jnp.float32)).astype(y_ref.dtype)
 
         if by_rows:

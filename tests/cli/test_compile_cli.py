@@ -23,6 +23,7 @@ SMALL = (
 def shown(out):
     """Lines without what differs from run to run and from one version to the next."""
     out = re.sub(r"import [\d.]+ s, lower [\d.]+ s, compile [\d.]+ s", "import, lower, compile", out)
+    out = re.sub(r"(all-reduce +once +)[56] ", r"\g<1>N ", out)  # jax 0.12 makes two of one
     return [re.sub(r"jax \d[\d.]*", "jax", line).rstrip() for line in out.splitlines()]
 
 
@@ -123,7 +124,7 @@ def test_a_regression_has_one_output():
 
 
 def test_the_environment_is_set_for_this_process_alone(monkeypatch):
-    monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
     for name in ("JAX_PLATFORMS", "XLA_FLAGS"):
         monkeypatch.setenv(name, "was")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "0")
