@@ -12,6 +12,10 @@ STREAMS = 7
 TENSOR_STREAMS = 3
 """Where `tensor` cuts the stream, also: collected before a product, its gradient likewise, and the pieces of a sum."""
 
+FURTHER_LAYER = 0.6
+"""Of what one layer computes again on a CPU, the share that each further layer of a period adds: most of it is there
+before the first is used. (In jax 0.12 nothing: one layer comes after the other.)"""
+
 FLOAT32 = 4
 
 LANES = 128
@@ -107,31 +111,32 @@ def cpu_block(model: ModelConfig, w: Widths, *, dense: bool) -> Block:
     Without a scan remat saves nothing: the barriers that hold the recomputation back are gone before scheduling. A
     turn of the scan computes all layers of `model.layer_pattern` again before it uses the first. Attention in chunks
     keeps no table in a scan, but its own layout of queries and results; at work, half a table and a slice of the
-    keys and values before each chunk. Without a scan, what its backward pass would compute again is kept after all.
-    Products of experts copy what they take, to which they append a block of rows, and what they give, of which they cut
-    it off: without a scan the copies are kept, and in one they are there while what was not kept is computed again.
+    keys and values before each chunk. Without a scan, what its backward pass would compute again is kept after all:
+    one table. Products of experts copy what they take, to which they append a block of rows, and what they give, of
+    which they cut it off: without a scan one copy is kept, and in one most are there while what was not kept is
+    computed again.
     """
     scanned = is_scanned(model)
     copies = (w.num_up + 3) * w.mlp + w.sent
     compute = 2 * w.stream + 2 * w.q + w.kv + (w.num_up + 1) * w.mlp + w.norms
     if w.sent:
-        compute += w.sent + 2 * w.router + (0.0 if scanned else copies)
+        compute += w.sent + 2 * w.router + (0.0 if scanned else w.mlp)
     chunks = (w.prefixes - 1) * w.kv + w.table / 2
     if dense:
-        compute += w.table * (2 + (model.attention_softcap is not None) + (not scanned))
+        compute += w.table * (2 * (1 + (model.attention_softcap is not None)) if scanned else 1)
     elif scanned:
         compute += 2 * w.q if model.remat == "none" else 0.0
     else:
-        compute += (w.prefixes - 1) * w.kv + 2 * w.table
+        compute += (w.prefixes - 1) * w.kv + w.table
     everything = FLOAT32 * compute
     kept = kept_of_a_block(model, w, FLOAT32, everything) if scanned else everything
-    at_work = FLOAT32 * (max(w.mlp + 3 * w.sent, w.table if dense else 0.0) + 2 * w.stream)  # gradients
+    at_work = FLOAT32 * (w.mlp + 3 * w.sent + 2 * w.stream)  # gradients
     if scanned:
         # Else once, beside the stack that it is copied to.
-        again = len(model.layer_pattern) if kept < everything else 1
+        again = 1 + FURTHER_LAYER * (len(model.layer_pattern) - 1) if kept < everything else 1
         at_work += again * (everything + (0.0 if dense else FLOAT32 * chunks))
         if w.sent and kept < everything:
-            at_work += FLOAT32 * (copies - w.mlp)
+            at_work += FLOAT32 * (copies - 3 * w.mlp)
     return Block(kept, at_work)
 
 

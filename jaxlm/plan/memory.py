@@ -26,9 +26,9 @@ is alive, and `predict` returns the largest one:
 The rest was read off what the compilers allot, and differs: `cpu_moments` for XLA:CPU, `tpu_moments` for XLA:TPU,
 which also stands in for GPUs, unchecked.
 
-XLA:CPU (jax 0.10.2, with the options of parallel/xla_options.py), within 12 % in tests/plan/test_memory_compiled.py
-(bfloat16 with remat: at most 20 % above). Not counted: what an optimizer's update needs beside the gradients; and of
-later versions, which get no such options, a second copy of the optimizer's moments (jax 0.12.0: up to 14 % of all).
+XLA:CPU (jax 0.10.2 and 0.12.0, with the options of parallel/xla_options.py), within 12 % in
+tests/plan/test_memory_compiled.py (bfloat16 with remat: at most 20 % above; a pattern of layers with remat: in jax 0.12
+half of it is enough). Not counted: what an optimizer's update needs beside the gradients.
 
 XLA:TPU with attention's kernels: within 7 % on 17 configs of pods (jax 0.11.1, libtpu 0.0.46.3, 2026-11-27), within
 10 % as tests/plan/test_pods_compiled.py holds it to. Compiled is what has to fit: arguments and the one block of
@@ -301,9 +301,8 @@ def cpu_moments(parts: Parts) -> dict[str, MemoryEstimate]:
             workspace=round(tokens * block.at_work) + num_copies * copy + FLOAT32 * at_blocks
         ),
         "loss": shared._replace(
-            # No block's yet, but the head's; of several parts also the sum of those before.
-            gradients=(shared.gradients // 2 if parts.is_first_of_several else 0)
-            + FLOAT32 * parts.head_gradient,
+            # No block's yet, but the head's; of several parts also the sum of those before, and room for this one's.
+            gradients=(shared.gradients if parts.is_first_of_several else 0) + FLOAT32 * parts.head_gradient,
             workspace=copy + FLOAT32 * at_loss,
             logits=2 * FLOAT32 * parts.logits,
         ),
@@ -318,7 +317,8 @@ def cpu_whole_weights(parts: Parts) -> tuple[int, int]:
     chunk adds.
     """
     if parts.is_gathered:
-        return 2 * parts.whole_block + parts.whole_table, parts.whole_table * (3 if parts.trains_head else 1)
+        at_loss = (4 if parts.is_first_of_several else 3) if parts.trains_head else 1
+        return 2 * parts.whole_block + parts.whole_table, parts.whole_table * at_loss
     is_held = parts.num_tables == 1 and parts.trains_tables
     return parts.table if is_held else 0, parts.head_gradient
 

@@ -27,7 +27,8 @@ def test_products_are_eigens_where_that_is_faster(monkeypatch):
     assert xla_options.cpu_options("float32", AVX512, (0, 10)) == memory
     assert xla_options.cpu_options("float32", frozenset(), (0, 10)) == memory  # an ARM, or not Linux
     assert xla_options.cpu_options("bfloat16", AVX2, (0, 10)) == memory
-    assert xla_options.cpu_options("float32", AVX2, (0, 12)) == {}  # may not know them
+    assert xla_options.cpu_options("float32", AVX2, (0, 12)) == memory | eigen
+    assert xla_options.cpu_options("float32", AVX2, (0, 13)) == {}  # may not know them
     monkeypatch.setattr(xla_options, "cpu_features", lambda: AVX2)
     monkeypatch.setattr(xla_options, "jaxlib_version", lambda: (0, 10))
     assert options_for("cpu", "float32") == memory | eigen

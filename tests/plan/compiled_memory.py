@@ -1,15 +1,16 @@
 """What a compiler allots for a run's train step, asked in a process with the order of operations that users get.
 
-That is of jaxlib before 0.12 what parallel/xla_options.py asks for, and later XLA's own. conftest.py has operations
-run in one order, so that collectives of fake devices cannot wait for each other; it is a flag that is read once in a
-process.
+That is what parallel/xla_options.py asks for with each step. conftest.py has operations run in one order, so that
+collectives of fake devices cannot wait for each other, by a flag that is read once in a process: hence another one.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,13 @@ from jaxlm.runconfig import RunConfig
 
 def _use_own_order() -> None:
     os.environ["XLA_FLAGS"] += " --xla_cpu_enable_concurrency_optimized_scheduler=true"
+
+
+def temporary_bytes(function: Callable, options: dict[str, Any], *shapes: tuple[int, ...]) -> int:
+    """Of a function of float32 arrays."""
+    shaped = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    compiled = jax.jit(function, compiler_options=options).lower(*shaped).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 def process() -> ProcessPoolExecutor:
