@@ -48,8 +48,8 @@ test: quick-lint  ## make the environment, check style, types and spelling, run 
 pytest: $(VENV)/dev.stamp
 	$(BIN)/python $(PYTEST) -m 'not slow'
 
-test-slow: $(VENV)/dev.stamp  ## the longest tests, which `make test` leaves out
-	$(BIN)/python $(PYTEST) -m slow
+test-slow: $(VENV)/dev.stamp  ## the longest tests, which `make test` leaves out; SHARE=2/3 for the second third of them
+	$(BIN)/python $(PYTEST) -m slow $(if $(SHARE),--share=$(SHARE))
 
 test-lowest: $(LOWEST)/stamp  ## all tests, the longest too, with the oldest versions that pyproject.toml allows
 	JAXLM_LOWEST=1 $(LOWEST)/bin/python $(PYTEST)

@@ -13,6 +13,7 @@ import socket  # noqa: E402
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+import slow  # noqa: E402
 
 # A busy machine is slow, not wrong; and a failure should print the line that repeats it.
 hypothesis.settings.register_profile("jaxlm", deadline=None, print_blob=True)
@@ -20,6 +21,17 @@ hypothesis.settings.load_profile("jaxlm")
 
 # Tracing makes many objects that stay: with Python's own limits a tenth of the time of tests was looking through them.
 gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--share", metavar="K/N", help="run the K-th (from 1) of N shares of the tests")
+
+
+def pytest_collection_modifyitems(config, items):
+    if share := config.getoption("--share"):
+        inside = slow.in_share(share)
+        config.hook.pytest_deselected(items=[item for item in items if not inside(item.nodeid)])
+        items[:] = [item for item in items if inside(item.nodeid)]
 
 
 @pytest.fixture(scope="session", autouse=True)

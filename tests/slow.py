@@ -1,6 +1,8 @@
 """Cases that `make test-slow` runs, where quicker ones of the same test stay in `make test`."""
 
-from collections.abc import Iterable
+import re
+import zlib
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -15,3 +17,12 @@ def all_but(quick: Iterable, values: Iterable) -> list:
     quick, values = tuple(quick), tuple(values)
     assert set(quick) < set(values), f"{quick} should be some of {values}"
     return [value if value in quick else slow(value) for value in values]
+
+
+def in_share(share: str) -> Callable[[str], bool]:
+    """`2/3` -> whether a test of this name is in the second of three shares, which are about as large."""
+    match = re.fullmatch("([0-9]+)/([0-9]+)", share)
+    k, n = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= k <= n:
+        raise pytest.UsageError(f"--share={share} should be K/N, with K from 1 to N, as in --share=2/3")
+    return lambda name: zlib.crc32(name.encode()) % n == k - 1
