@@ -43,7 +43,7 @@ def attend_chunked(
 ) -> jax.Array:
     """The same function as `attend_dense`; see there for the arguments. chunk: queries at a time.
 
-    All in float32, whatever the inputs: XLA:CPU has no batched products in bfloat16, it would only round in between.
+    All in float32, whatever the inputs: most batched products in bfloat16 XLA:CPU converts, and only rounds in between.
     """
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     q, k, v = (x.astype(dtype) for x in (q_BTNH, k_BSKH, v_BSKH))
