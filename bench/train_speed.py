@@ -55,12 +55,14 @@ def measure_jaxlm(shape: Shape, dtype: str, scan_layers: bool, seconds: float) -
     import jax
     import numpy as np
 
-    from jaxlm import compile_cache, run
+    from jaxlm import compile_cache, run, step_memory
     from jaxlm.parallel.sharding import place_batch
 
     compile_cache.use_default()
+    step_memory.one_step_at_a_time()
     cfg = config_of(shape, dtype, scan_layers)
     pieces = run.build_pieces(cfg)
+    step_memory.keep()
     state, rng = pieces.steps.init(jax.random.key(0)), np.random.default_rng(0)
     B, T = shape.batch_size, shape.seq_len
     fixed = {
@@ -171,9 +173,10 @@ def main() -> None:
     parser.add_argument("--measure", nargs=3, metavar=("LAYERS", "SHAPE", "DTYPE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        from jaxlm import huge_pages
+        from jaxlm import step_memory
 
-        huge_pages.restart(sys.orig_argv)  # as `jaxlm train` does
+        step_memory.choose_kept(os.environ)  # as `jaxlm train` does
+        step_memory.restart_in_huge_pages(sys.orig_argv)
         layers, shape, dtype = args.measure
         hand_over(measure_jaxlm(SHAPES[shape], dtype, SCAN_LAYERS[layers], args.seconds))
         return

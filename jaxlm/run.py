@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epath
 
-from jaxlm import compile_cache, processes
+from jaxlm import compile_cache, processes, step_memory
 from jaxlm.config import flatten
 from jaxlm.models.config import HOST_MEMORY
 from jaxlm.run_data import (
@@ -328,6 +328,7 @@ def train(cfg: RunConfig, workdir: str | os.PathLike, cluster: Cluster | None = 
 
     check_start(cfg)
     started = time.perf_counter()
+    step_memory.one_step_at_a_time()
     joined = distributed.connect(cluster or distributed.Cluster())
     check_same_code()
     folder = epath.Path(workdir)
@@ -352,6 +353,8 @@ def _train(
 
     compiled = compile_seconds()
     run = prepare(cfg, folder)
+    if run.pieces.mesh.devices.flat[0].platform == "cpu":
+        step_memory.keep()
     from jaxlm.checkpoint import Checkpoints
     from jaxlm.report.run_report import RunReport
     from jaxlm.run_hooks import fit_until_done_or_stopped, is_finished, log_peak_memory, plan_numbers

@@ -22,7 +22,7 @@ from types import ModuleType, TracebackType
 from typing import NoReturn
 
 import jaxlm
-from jaxlm import huge_pages
+from jaxlm import step_memory
 from jaxlm.config import nearest
 from jaxlm.config_flags import split_config_flags
 from jaxlm.redact import printable, redact
@@ -188,8 +188,9 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 
 
 def start() -> int:
-    """`main` as a process of its own, with memory in huge pages for the command that needs much of it."""
+    """`main` as a process of its own, which has its memory as training steps want it."""
     sys.excepthook = _print_traceback
     if sys.argv[1:2] == ["train"]:
-        huge_pages.restart(sys.orig_argv)
+        step_memory.choose_kept(os.environ)
+        step_memory.restart_in_huge_pages(sys.orig_argv)
     return main()
