@@ -59,7 +59,7 @@ def measure_jaxlm(shape: Shape, dtype: str, scan_layers: bool, seconds: float) -
     from jaxlm.parallel.sharding import place_batch
 
     compile_cache.use_default()
-    step_memory.one_step_at_a_time()
+    step_memory.before_devices()
     cfg = config_of(shape, dtype, scan_layers)
     pieces = run.build_pieces(cfg)
     step_memory.keep()

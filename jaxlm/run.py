@@ -328,7 +328,7 @@ def train(cfg: RunConfig, workdir: str | os.PathLike, cluster: Cluster | None = 
 
     check_start(cfg)
     started = time.perf_counter()
-    step_memory.one_step_at_a_time()
+    step_memory.before_devices()
     joined = distributed.connect(cluster or distributed.Cluster())
     check_same_code()
     folder = epath.Path(workdir)

@@ -4,7 +4,7 @@ XLA:CPU asks for a step's temporary memory anew in each step and gives it back, 
 while the cores wait: of a model with 4.6 GB of it (shape L of `make bench`) that is a sixth of the time. So
 
 - memory that is freed stays with the process (`keep`), and the next step finds it;
-- the next step begins when the last one has freed its own (`one_step_at_a_time`), or there would be two of them;
+- the next step begins when the last one has freed its own (`before_devices`), or there would be two of them;
 - what is taken is taken in pages of 2 MiB instead of 4 KiB (`restart_in_huge_pages`), where the kernel grants them on
   request only. The C library reads that wish at the start of a process and not later: so the process is replaced by one
   that has it.
@@ -15,6 +15,7 @@ The first two are for a process that does nothing else: `jaxlm train` asks for t
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -30,8 +31,8 @@ _MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 # Of malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 KEEP = {M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0, M_ARENA_MAX: 1}
-"""Nothing is given back to the system; nothing is mapped apart, since that would be; and new threads share one heap, so
-that what one frees is there for the others."""
+"""Nothing is given back to the system; nothing is mapped apart, since that would be; and new threads share one heap:
+what one frees is there for the others, and heaps of their own hold no block of more than 64 MiB."""
 
 
 def choose_kept(env: MutableMapping[str, str]) -> None:
@@ -39,12 +40,25 @@ def choose_kept(env: MutableMapping[str, str]) -> None:
     env.setdefault(CHOICE, KEPT)
 
 
-def one_step_at_a_time() -> None:
-    """JAX is to return from a step on a CPU when it is done, where memory is kept; before a device is touched."""
-    if os.environ.get(CHOICE) == KEPT:
-        import jax
+def before_devices(libc: Any = None) -> None:
+    """Where memory is to be kept: JAX returns from a step on a CPU when it is done, and its threads share one heap.
 
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    Both must be known before JAX starts those threads. A host of accelerators keeps its many heaps.
+    """
+    if os.environ.get(CHOICE) != KEPT:
+        return
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if not may_have_accelerators(jax.config.jax_platforms):
+        _mallopt({M_ARENA_MAX: 1}, libc)
+
+
+def may_have_accelerators(platforms: str | None) -> bool:
+    """Whether JAX could find other devices than CPUs: by $JAX_PLATFORMS, else by its plugins that are installed."""
+    if platforms:
+        return platforms != "cpu"
+    return any(importlib.util.find_spec(plugin) for plugin in ("libtpu", "jax_plugins"))
 
 
 def keep(libc: Any = None) -> bool:
@@ -53,10 +67,15 @@ def keep(libc: Any = None) -> bool:
     Args:
       libc: has `mallopt`; None: the C library of this process.
     """
-    if os.environ.get(CHOICE) != KEPT or sys.platform != "linux":
+    return os.environ.get(CHOICE) == KEPT and _mallopt(KEEP, libc)
+
+
+def _mallopt(options: Mapping[int, int], libc: Any) -> bool:
+    """Sets options of malloc; whether all of them are set."""
+    if sys.platform != "linux":
         return False
     mallopt = getattr(libc or ctypes.CDLL(None), "mallopt", None)  # musl has none
-    return mallopt is not None and all([mallopt(option, value) for option, value in KEEP.items()])
+    return mallopt is not None and all([mallopt(option, value) for option, value in options.items()])
 
 
 def environment(env: Mapping[str, str], *, mode: str, libc: str) -> dict[str, str] | None:

@@ -121,11 +121,34 @@ def test_memory_is_kept_only_where_that_is_chosen_and_possible(monkeypatch):
     assert not step_memory.keep(libc)
 
 
+def test_threads_share_a_heap_where_there_are_only_cpus(monkeypatch):
+    import importlib.util
+
+    import jax
+
+    changes = []
+    monkeypatch.setattr(type(jax.config), "update", lambda self, *change: changes.append(change))
+    monkeypatch.setattr(sys, "platform", "linux")
+    libc = Libc()
+    monkeypatch.setenv(CHOICE, "release")
+    step_memory.before_devices(libc)
+    assert not libc.told
+    assert not changes
+    monkeypatch.setenv(CHOICE, "keep")  # and $JAX_PLATFORMS is "cpu" in tests
+    step_memory.before_devices(libc)
+    assert libc.told == {-8: 1}
+    assert changes == [("jax_cpu_enable_async_dispatch", False)]
+    assert step_memory.may_have_accelerators("tpu,cpu")
+    for installed in (["libtpu"], ["jax_plugins"], []):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, found=installed: name in found)
+        assert step_memory.may_have_accelerators(None) == bool(installed)
+
+
 STEPS = """
 import json, os, resource
 import jax, jax.numpy as jnp
 from jaxlm import step_memory
-step_memory.one_step_at_a_time()
+step_memory.before_devices()
 x = jnp.ones((8192, 64)).block_until_ready()
 step_memory.keep()
 step_of = jax.jit(lambda x: (x @ x[:2048].T @ x[:2048]).sum())  # a table of 64 MiB: the C library keeps 32 by itself
@@ -173,8 +196,8 @@ def test_a_run_goes_step_by_step_before_it_has_devices_and_keeps_memory_before_i
         return noting
 
     for module, name in (
-        (step_memory, "one_step_at_a_time"), (distributed, "connect"), (step_memory, "keep"), (run, "start_state"),
+        (step_memory, "before_devices"), (distributed, "connect"), (step_memory, "keep"), (run, "start_state"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, noted(name, getattr(module, name)))
     run.train(small(write_squares(tmp_path / "text.txt")), tmp_path / "run")
-    assert order == ["one_step_at_a_time", "connect", "keep", "start_state"]
+    assert order == ["before_devices", "connect", "keep", "start_state"]

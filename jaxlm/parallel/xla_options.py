@@ -58,9 +58,9 @@ ORDER_FOR_MEMORY: dict[str, Any] = {
 """On CPUs: operations in the order that needs least memory, and no copies of the optimizer's moments.
 
 By default XLA orders them so that many could run at once, in which two cores gain nothing. Shapes S, L and M of
-`make bench`, unrolled, take 17 % less temporary memory; S and M took 0.92 of the time while the system handed that out
-anew in each step (two cores of Sapphire Rapids, jax 0.10.2). Nor can collectives of several devices on few cores wait for
-each other for ever, as those that do not depend on each other do when they begin in any order. (The older option of
+`make bench`, unrolled, take 17 % less temporary memory; S and M took 0.92 of the time while the system handed it out
+anew in each step (two cores of Sapphire Rapids, jax 0.10.2). Nor can collectives of several devices on few cores wait
+for each other for ever, as those that do not depend on each other do when they begin in any order. (The older option of
 this purpose, `xla_cpu_enable_concurrency_optimized_scheduler`, is heard in XLA_FLAGS only, not with a program.)
 """
 
