@@ -24,8 +24,8 @@ from typing import Any
 
 TUNABLES = "GLIBC_TUNABLES"
 TUNABLE = "glibc.malloc.hugetlb"
-CHOICE, KEPT = "JAXLM_STEP_MEMORY", "keep"
-"""In the environment. With another value, such as "release", steps are dispatched ahead and give their memory back."""
+CHOICE, KEPT, RELEASED = "JAXLM_STEP_MEMORY", "keep", "release"
+"""In the environment. Without "keep", steps are dispatched ahead and give their memory back."""
 _MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 # Of malloc.h.
@@ -49,7 +49,11 @@ def before_devices(libc: Any = None) -> None:
         return
     import jax
 
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    try:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    except AttributeError:  # a later JAX without that option: it would keep the memory of two steps
+        os.environ[CHOICE] = RELEASED
+        return
     if not may_have_accelerators(jax.config.jax_platforms):
         _mallopt({M_ARENA_MAX: 1}, libc)
 

@@ -144,6 +144,21 @@ def test_threads_share_a_heap_where_there_are_only_cpus(monkeypatch):
         assert step_memory.may_have_accelerators(None) == bool(installed)
 
 
+def test_memory_is_not_kept_where_a_later_jax_has_no_steps_one_at_a_time(monkeypatch):
+    import jax
+
+    def unknown(self, *change):
+        raise AttributeError("Unrecognized config option")
+
+    monkeypatch.setattr(type(jax.config), "update", unknown)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv(CHOICE, "keep")
+    libc = Libc()
+    step_memory.before_devices(libc)
+    assert not step_memory.keep(libc)
+    assert not libc.told
+
+
 STEPS = """
 import json, os, resource
 import jax, jax.numpy as jnp
