@@ -54,7 +54,7 @@ def before_devices(libc: Any = None) -> None:
     except AttributeError:  # a later JAX without that option: it would keep the memory of two steps
         os.environ[CHOICE] = RELEASED
         return
-    if not may_have_accelerators(jax.config.jax_platforms):
+    if not may_have_accelerators(getattr(jax.config, "jax_platforms", None)):
         _mallopt({M_ARENA_MAX: 1}, libc)
 
 
