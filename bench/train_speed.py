@@ -175,8 +175,7 @@ def main() -> None:
     if args.measure:
         from jaxlm import step_memory
 
-        step_memory.choose_kept(os.environ)  # as `jaxlm train` does
-        step_memory.restart_in_huge_pages(sys.orig_argv)
+        step_memory.begin(sys.orig_argv)  # as `jaxlm train` does
         layers, shape, dtype = args.measure
         hand_over(measure_jaxlm(SHAPES[shape], dtype, SCAN_LAYERS[layers], args.seconds))
         return

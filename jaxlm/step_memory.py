@@ -1,7 +1,7 @@
 """The temporary memory of steps on a CPU: the same for every step, in large pages. On Linux with the GNU C library.
 
 XLA:CPU asks for a step's temporary memory anew in each step and gives it back, and the system zeroes every page of it,
-while the cores wait: of a model with 4.6 GB of it (shape L of `make bench`) that is a sixth of the time. So
+while the cores wait: of a model with 4.6 GB of it (shape L of `make bench`) that is a ninth of the time. So
 
 - memory that is freed stays with the process (`keep`), and the next step finds it;
 - the next step begins when the last one has freed its own (`before_devices`), or there would be two of them;
@@ -9,7 +9,8 @@ while the cores wait: of a model with 4.6 GB of it (shape L of `make bench`) tha
   request only. The C library reads that wish at the start of a process and not later: so the process is replaced by one
   that has it.
 
-The first two are for a process that does nothing else: `jaxlm train` asks for them in the environment, as others can.
+The first two are for a process that does nothing else: `jaxlm train` asks for them (`begin`), and others can, in the
+environment.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,26 @@ KEEP = {M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0, M_ARENA_MAX: 1}
 what one frees is there for the others, and heaps of their own hold no block of more than 64 MiB."""
 
 
-def choose_kept(env: MutableMapping[str, str]) -> None:
-    """This process is to keep memory, if the user has not chosen otherwise."""
-    env.setdefault(CHOICE, KEPT)
+def begin(argv: list[str]) -> None:
+    """For a process that trains and does nothing else, before it imports JAX: memory is kept, and in huge pages.
+
+    Args:
+      argv: the command line of this process, which may be started again with it.
+    """
+    os.environ.setdefault(CHOICE, KEPT)  # where the user has chosen, that stays
+    restart_in_huge_pages(argv)
 
 
 def before_devices(libc: Any = None) -> None:
-    """Where memory is to be kept: JAX returns from a step on a CPU when it is done, and its threads share one heap.
+    """Where memory is kept: JAX returns from a step on a CPU when it is done, and its threads share one heap.
 
     Both must be known before JAX starts those threads. A host of accelerators keeps its many heaps.
+
+    Args:
+      libc: has `mallopt`; None: the C library of this process.
     """
-    if os.environ.get(CHOICE) != KEPT:
+    mallopt = _mallopt(libc)
+    if mallopt is None:
         return
     import jax
 
@@ -55,7 +65,7 @@ def before_devices(libc: Any = None) -> None:
         os.environ[CHOICE] = RELEASED
         return
     if not may_have_accelerators(getattr(jax.config, "jax_platforms", None)):
-        _mallopt({M_ARENA_MAX: 1}, libc)
+        mallopt(M_ARENA_MAX, KEEP[M_ARENA_MAX])
 
 
 def may_have_accelerators(platforms: str | None) -> bool:
@@ -71,15 +81,15 @@ def keep(libc: Any = None) -> bool:
     Args:
       libc: has `mallopt`; None: the C library of this process.
     """
-    return os.environ.get(CHOICE) == KEPT and _mallopt(KEEP, libc)
+    mallopt = _mallopt(libc)
+    return mallopt is not None and all([mallopt(option, value) for option, value in KEEP.items()])
 
 
-def _mallopt(options: Mapping[int, int], libc: Any) -> bool:
-    """Sets options of malloc; whether all of them are set."""
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(libc or ctypes.CDLL(None), "mallopt", None)  # musl has none
-    return mallopt is not None and all([mallopt(option, value) for option, value in options.items()])
+def _mallopt(libc: Any) -> Callable[[int, int], int] | None:
+    """What sets an option of malloc; None: memory is not to be kept, or cannot be."""
+    if os.environ.get(CHOICE) != KEPT or sys.platform != "linux":
+        return None
+    return getattr(libc or ctypes.CDLL(None), "mallopt", None)  # musl has none
 
 
 def environment(env: Mapping[str, str], *, mode: str, libc: str) -> dict[str, str] | None:

@@ -191,6 +191,5 @@ def start() -> int:
     """`main` as a process of its own, which has its memory as training steps want it."""
     sys.excepthook = _print_traceback
     if sys.argv[1:2] == ["train"]:
-        step_memory.choose_kept(os.environ)
-        step_memory.restart_in_huge_pages(sys.orig_argv)
+        step_memory.begin(sys.orig_argv)
     return main()

@@ -147,9 +147,8 @@ def test_gradients_of_the_last_blocks_are_those_of_the_whole_model(name, remat, 
     grads = jax.jit(jax.grad(lambda t: loss(which.merge(t, frozen), batch())[0]))(trained)
     expected = which.split(jax.jit(jax.grad(lambda p: loss(p, batch())[0]))(params))[0]
     assert jax.tree.structure(grads) == jax.tree.structure(expected)
-    assert_close(
-        grads, expected, 1e-5
-    )  # as compilers round float32 in another order, one processor more than another
+    # As compilers round float32 in another order, one processor more than another.
+    assert_close(grads, expected, 1e-5)
 
 
 @pytest.mark.parametrize("name", all_but(("tiny-llama",), FAMILIES))
