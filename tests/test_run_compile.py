@@ -100,7 +100,7 @@ def trained_program(cfg, workdir, monkeypatch):
     return seen.value.args[0]
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "instruct", slow("single_label")])
+@pytest.mark.parametrize("kind", ["pretrain", slow("instruct"), slow("single_label")])
 def test_what_is_compiled_ahead_is_the_very_step_that_trains(kind, folder, tmp_path, monkeypatch):
     cfg = config(kind, folder)
     trained = trained_program(cfg, tmp_path / "run", monkeypatch)

@@ -173,7 +173,7 @@ def test_scan_equals_unrolled(name):
         ("tiny-llama", "save_attention", True),
         slow("tiny-llama", "full", True),
         ("tiny-llama", "full", False),
-        ("tiny-gemma3", "full", True),
+        slow("tiny-gemma3", "full", True),
     ],
 )
 def test_remat_changes_neither_values_nor_gradients(name, remat, scan_layers):

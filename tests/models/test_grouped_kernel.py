@@ -73,7 +73,7 @@ BLOCKS = {
     ("blocks", "sizes_E"),
     [
         (blocks, sizes_E)
-        if (blocks == "narrow-2-parts" and sizes_E in (GROUPS[0], [77, 0, 30], [0, 0]))
+        if (blocks == "narrow-2-parts" and sizes_E in (GROUPS[0], [0, 0]))
         or (blocks in ("roomy-16-parts", "narrow-whole") and sizes_E == GROUPS[0])
         else slow(blocks, sizes_E)
         for sizes_E in GROUPS
@@ -213,7 +213,7 @@ def test_parts_of_devices_are_used_as_they_arrive(dim):
             assert_close(found, right, 1e-6)
 
 
-@pytest.mark.parametrize("first", [None, 2])
+@pytest.mark.parametrize("first", [slow(None), 2])
 def test_experts_of_other_devices_leave_no_trace(first):
     """`first`: the device has experts 2 and 3 of 6, and most rows belong to others."""
     config = ModelConfig(

@@ -76,7 +76,7 @@ def assert_close(actual, expected, rtol):
     )
 
 
-@pytest.mark.parametrize("train", [slow("all"), "last_blocks", "lora"])
+@pytest.mark.parametrize("train", [slow("all"), slow("last_blocks"), "lora"])
 @pytest.mark.parametrize("name", all_but(("tiny-gemma3",), FAMILIES))
 def test_the_parts_are_the_model(train, name):
     lm, params, _ = make(name)
