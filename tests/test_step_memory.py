@@ -166,15 +166,14 @@ step_memory.before_devices()
 x = jnp.ones((8192, 8)).block_until_ready()
 step_memory.keep()
 step_of = jax.jit(lambda x: (x @ x[:2048].T @ x[:2048]).sum())  # a table of 64 MiB: the C library keeps 32 by itself
-at_once = []
+at_once, faults = [], []
 for step in range(40):
-    if step == 20:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     out = step_of(x)
     at_once.append(out.is_ready())
     out.block_until_ready()
-faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(json.dumps({"faults_per_step": faults / 20, "at_once": all(at_once)}))
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(json.dumps({"faults": faults[20:], "at_once": all(at_once)}))
 """
 
 
@@ -191,9 +190,12 @@ def test_a_step_takes_no_new_memory_where_it_is_kept_and_does_where_it_is_not():
     kept, released = steps("keep"), steps("release")
     assert kept["at_once"]
     assert not released["at_once"]
-    assert released["faults_per_step"] > 14_000, released  # 64 MiB in pages of 4 KiB
+    table = 14_000  # 64 MiB in pages of 4 KiB: 16,384
+    assert min(released["faults"]) > table, released
     # Now and then something small is put where the table was, and the next one lies elsewhere: jax 0.12.
-    assert kept["faults_per_step"] < 5_000, kept
+    few = [faults for faults in kept["faults"] if faults < table]
+    assert len(few) >= 15, kept
+    assert sum(few) < 1_000, kept
 
 
 def test_a_run_goes_step_by_step_before_it_has_devices_and_keeps_memory_before_it_compiles(
