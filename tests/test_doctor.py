@@ -384,3 +384,16 @@ def test_a_coordinator_that_does_not_answer_is_named_in_bounded_time():
         together.reach(Cluster(f"127.0.0.1:{port}", 2, 1, timeout_s=1.0))
     assert time.monotonic() - begin < 5
     assert together.reach(Cluster(f"127.0.0.1:{port}", 2, 0)) is None
+
+
+@pytest.mark.parametrize("device", ["/dev/accel0", "/dev/vfio/0"])
+def test_a_tpu_that_is_not_used_is_told_unless_cpus_are_meant(device, monkeypatch):
+    only_cpus = machine.Devices("cpu", "cpu", 1, 1, 1)
+    monkeypatch.setattr(
+        "glob.glob", lambda pattern: [device] if pattern.startswith(device.rstrip("0")) else []
+    )
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(Doubt, match=r"seems to have a TPU: pip install 'jaxlm\[tpu\]'"):
+        machine.check_platform(only_cpus)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert machine.check_platform(only_cpus) == only_cpus.words

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from etils import epath
 
 from jaxlm.data.files import disk_error, reachable
 from jaxlm.doctor.check import Doubt, size
+from jaxlm.parallel import distributed
 from jaxlm.paths import is_local
 from jaxlm.plan.memory import predict
 from jaxlm.runconfig import RunConfig, resolve_mesh
@@ -116,7 +116,7 @@ def find_devices() -> Devices:
 
 def check_platform(devices: Devices) -> str:
     """Whether JAX uses the accelerators that the machine has."""
-    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+    chips = distributed.tpu_chips()
     idle = "a TPU" if chips else "a GPU" if os.path.exists("/dev/nvidia0") else None
     if devices.platform == "cpu" and idle and "cpu" not in os.environ.get("JAX_PLATFORMS", ""):
         extra = "tpu" if chips else "cuda"

@@ -118,9 +118,13 @@ def _of_skypilot(cluster: Cluster, environ: Mapping[str, str]) -> Cluster:
     )
 
 
+def tpu_chips() -> list[str]:
+    """The devices by which Linux shows the TPU chips of this machine, whether JAX can use them or not."""
+    return glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+
+
 def _has_tpu() -> bool:
-    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+    return bool(tpu_chips()) and importlib.util.find_spec("libtpu") is not None
 
 
 def connect(cluster: Cluster = Cluster()) -> str:
